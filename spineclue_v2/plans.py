@@ -1,0 +1,260 @@
+"""Plans: every number of every stage, typed and frozen, read from and written to `SpineCLUEPlans.json`.
+
+Each number belongs to one of three groups. `data`: how the preprocessed volumes look. `network`: what the weights were
+made for, crop sizes included. `run`: what may change without invalidating anything. Fingerprints are sha256 over canonical
+JSON of values only (6 significant digits, no reasons): data = H(data), model = H(data, network).
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .storage import read_json, write_json
+
+STAGES = ("localize", "segment", "identify")
+GROUPS = ("data", "network", "run")
+FORMAT = 1
+DEFAULT_PLANS_NAME = "SpineCLUEPlans"
+
+Box = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Model space of a stage: isotropic spacing (mm), orientation, HU limits of the stored int16 volume, CT windows (channels)."""
+
+    spacing_mm: float
+    orientation: str = "LPS"
+    hu_min: int = -1024
+    hu_max: int = 3071
+    windows_hu: tuple[tuple[float, float], ...] = ((-200.0, 400.0), (-100.0, 1300.0))
+
+
+@dataclass(frozen=True)
+class LocalizeNetwork:
+    family: str                       # ultralytics model family, e.g. "yolo11"
+    scale: str                        # n, s, m, l, x
+    slice_size: tuple[int, int]       # (z, in-plane) pixels of a training slice, multiples of 32
+
+
+@dataclass(frozen=True)
+class LocalizeRun:
+    batch_size: int
+    epochs: int
+    iterations_per_epoch: int
+    initial_lr: float
+    weight_decay: float
+    slices_per_plane: int             # k: slices per plane and scan at inference
+    inference_batch: int
+    min_score: float                  # boxes below never reach the clustering
+    nms_iou: float
+    eps_mm: float                     # radius of the position clustering, in scaled millimetres
+    axis_scale: tuple[float, float, float]  # (z, y, x): distances are divided by these before clustering
+    min_samples_share: float          # share of the slices expected to cross a vertebra that must hold a box
+    size_eps: float                   # radius of the size clustering, relative to the median height and width
+    spacing_between_mm: tuple[float, float]  # smallest and largest plausible distance of neighbouring centres
+
+
+@dataclass(frozen=True)
+class SegmentNetwork:
+    architecture: str                 # "ResEnc" or "TransUNet3D"
+    crop_size: Box                    # voxels (z, y, x)
+    features: tuple[int, ...]         # channels per resolution
+    blocks: tuple[int, ...]           # residual blocks per resolution of the encoder
+    heatmap_sigma_mm: float
+
+
+@dataclass(frozen=True)
+class SegmentRun:
+    batch_size: int
+    epochs: int
+    iterations_per_epoch: int
+    initial_lr: float
+    weight_decay: float
+    inference_batch: int
+    centre_jitter_mm: float           # the heat map is made from centres moved by up to this much
+    min_volume_ml: float              # smaller bodies are no vertebra
+    overlap_dice: float               # two located centres whose masks overlap more are the same vertebra
+
+
+@dataclass(frozen=True)
+class IdentifyNetwork:
+    depth: int                        # 18, 34, 50 or 101
+    width: int                        # channels of the first stage
+    stem_stride: int
+    crop_size: Box
+    pool_grid: Box                    # spatial cells kept by the pooling before the head
+    hidden: int
+    projection_dim: int
+    dropout: float
+
+
+@dataclass(frozen=True)
+class IdentifyRun:
+    batch_size: int
+    contrastive_epochs: int
+    classifier_epochs: int
+    iterations_per_epoch: int
+    contrastive_lr: float
+    classifier_lr: float
+    weight_decay: float
+    contrastive_loss: str             # "in" (as printed in the paper) or "out"
+    temperature: float
+    loss_weights: tuple[float, float, float]  # alpha (sequence), beta (level distance), gamma (cross entropy)
+    freeze_backbone: bool
+    mc_samples: int
+    theta: float
+    hops: int
+    neighbours: int                   # including the target
+    decoder_prices: dict[str, float] = field(default_factory=dict)  # empty: the decoder's own defaults
+    witness_weights: dict[str, float] = field(default_factory=dict)  # weight of each witness's log probabilities
+
+
+GROUP_TYPES: dict[str, dict[str, type]] = {
+    "localize": {"data": Data, "network": LocalizeNetwork, "run": LocalizeRun},
+    "segment": {"data": Data, "network": SegmentNetwork, "run": SegmentRun},
+    "identify": {"data": Data, "network": IdentifyNetwork, "run": IdentifyRun},
+}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The three groups of one stage; `reasons` holds {"group.name": {"rule": text, "from": {...}}} for the reader."""
+
+    data: Any
+    network: Any
+    run: Any
+    reasons: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
+
+    @property
+    def data_fingerprint(self) -> str:
+        return _digest({"data": dataclasses.asdict(self.data)})
+
+    @property
+    def model_fingerprint(self) -> str:
+        return _digest({"data": dataclasses.asdict(self.data), "network": dataclasses.asdict(self.network)})
+
+
+@dataclass(frozen=True)
+class Plans:
+    """All stages of one dataset's plan."""
+
+    plans_name: str
+    planner: str
+    dataset_name: str
+    dataset_hash: str
+    budget: dict[str, Any]
+    stages: dict[str, StagePlan]
+
+    def stage(self, name: str) -> StagePlan:
+        if name not in self.stages:
+            raise InputError(f"Plan '{self.plans_name}' has no stage '{name}'; it has {', '.join(self.stages)}.")
+        return self.stages[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: every number as {"value", "rule", "from"} so that it stays readable and editable."""
+        stages: dict[str, Any] = {}
+        for name, stage in self.stages.items():
+            stages[name] = {group: {key: {"value": value} | stage.reasons.get(f"{group}.{key}", {})
+                                    for key, value in dataclasses.asdict(getattr(stage, group)).items()} for group in GROUPS}
+        return {"format": FORMAT, "plans_name": self.plans_name, "planner": self.planner, "dataset_name": self.dataset_name,
+                "dataset_hash": self.dataset_hash, "budget": self.budget, "stages": stages,
+                "fingerprints": {name: {"data": s.data_fingerprint, "model": s.model_fingerprint} for name, s in self.stages.items()}}
+
+    @staticmethod
+    def from_json(content: dict[str, Any], source: str = "plan") -> Plans:
+        """Typed plan from its JSON form. Unknown or missing keys and wrong types are InputErrors that name the place."""
+        if not isinstance(content, dict) or "stages" not in content:
+            raise InputError(f"{source} is no SpineCLUE plan (no 'stages').")
+        if content.get("format", 0) > FORMAT:
+            raise InputError(f"{source} has format {content['format']}; this version reads up to {FORMAT}. Update spineclue_v2.")
+        stages = {}
+        for name, groups in content["stages"].items():
+            if name not in GROUP_TYPES:
+                raise InputError(f"{source}: unknown stage '{name}'{_nearest(name, GROUP_TYPES)}.")
+            reasons: dict[str, dict[str, Any]] = {}
+            parsed = {group: _parse_group(groups, name, group, reasons, source) for group in GROUPS}
+            stages[name] = StagePlan(**parsed, reasons=reasons)
+        return Plans(content.get("plans_name", DEFAULT_PLANS_NAME), content.get("planner", ""), content.get("dataset_name", ""),
+                     content.get("dataset_hash", ""), content.get("budget", {}), stages)
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, self.to_json())
+
+    @staticmethod
+    def load(path: str | Path) -> Plans:
+        path = Path(path)
+        if not path.exists():
+            raise InputError(f"Plan {path} does not exist; run spineclue_plan_and_preprocess -d ID first.")
+        return Plans.from_json(read_json(path, "plan"), str(path))
+
+
+def _parse_group(groups: Any, stage: str, group: str, reasons: dict[str, dict[str, Any]], source: str) -> Any:
+    kind = GROUP_TYPES[stage][group]
+    place = f"{source}: stages.{stage}.{group}"
+    entries = groups.get(group) if isinstance(groups, dict) else None
+    if not isinstance(entries, dict):
+        raise InputError(f"{place} is missing.")
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, entry in entries.items():
+        if key not in hints:
+            raise InputError(f"{place}: unknown key '{key}'{_nearest(key, hints)}.")
+        value = entry["value"] if isinstance(entry, dict) and "value" in entry else entry
+        values[key] = _typed(value, hints[key], f"{place}.{key}")
+        if isinstance(entry, dict) and "value" in entry:
+            reasons[f"{group}.{key}"] = {k: v for k, v in entry.items() if k != "value"}
+    missing = [f.name for f in dataclasses.fields(kind)
+               if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise InputError(f"{place}: missing {', '.join(missing)}; plan again with spineclue_plan_experiment.")
+    return kind(**values)
+
+
+def _typed(value: Any, hint: Any, place: str) -> Any:
+    """`value` as the annotated type; lists become tuples; anything that does not fit is an InputError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    wrong = InputError(f"{place} is {value!r}; expected {getattr(hint, '__name__', None) or hint}.")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise wrong
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_typed(v, arguments[0], place) for v in value)
+        if len(value) != len(arguments):
+            raise wrong
+        return tuple(_typed(v, a, place) for v, a in zip(value, arguments, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {str(k): _typed(v, arguments[1], place) for k, v in value.items()}
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise wrong
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f" (did you mean '{close[0]}'?)" if close else f" (known: {', '.join(known)})"
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return float(f"{float(value):.6g}")
+    if isinstance(value, dict):
+        return {key: _canonical(value[key]) for key in sorted(value)}
+    return [_canonical(v) for v in value]
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(_canonical(content), sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
