@@ -1,0 +1,28 @@
+"""Every test runs offline, on two threads, with its own empty home folder."""
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+# Before anything imports torch or SimpleITK: both read these once, at import.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    os.environ.setdefault(_name, "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+if importlib.util.find_spec("spineclue_v2") is None or importlib.util.find_spec("spineclue_v2.planning") is None:
+    # With a plain wheel the checkout's spineclue_v2/ shadows the installed package and its planning/ is not found.
+    pytest.exit("The tests run on an editable install: pip install -e '.[test]', then python -m pytest -q in the root.", returncode=4)
+
+from spineclue_v2.environment import guard  # noqa: E402
+
+guard()
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point every folder the program writes to by itself into a fresh temporary one."""
+    monkeypatch.setenv("SPINECLUE_HOME", str(tmp_path_factory.mktemp("home")))
+    for variable in ("spineclue_raw", "spineclue_preprocessed", "spineclue_results", "nnUNet_raw"):
+        monkeypatch.delenv(variable, raising=False)
