@@ -1,0 +1,1 @@
+"""Stage 3, identify: witnesses for each vertebra's level, message fusion and the decoder that names the whole spine."""
