@@ -1,0 +1,111 @@
+"""The only place that touches nnunetv2, acvl_utils and batchgenerators: everything is imported when called.
+
+Their signatures move between minor versions; a change upstream is mended here and nowhere else.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+SPLIT_SEED = 12345
+NUM_FOLDS = 5
+
+
+def crossval_splits(identifiers: Sequence[str], num_folds: int = NUM_FOLDS) -> list[dict[str, list[str]]]:
+    """nnU-Net's own folds of sorted `identifiers` (KFold, shuffled with its seed), as plain strings."""
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    splits = generate_crossval_split(sorted(identifiers), seed=SPLIT_SEED, n_splits=num_folds)
+    return [{part: [str(name) for name in split[part]] for part in ("train", "val")} for split in splits]
+
+
+def random_split(identifiers: Sequence[str], fold: int) -> tuple[list[str], list[str]]:
+    """nnU-Net's answer to a fold beyond the split file: a seeded 80:20 split (train, validation) of sorted `identifiers`."""
+    keys = np.sort(list(identifiers))
+    chosen = np.random.RandomState(seed=SPLIT_SEED + fold).choice(len(keys), int(len(keys) * 0.8), replace=False)
+    train = [str(keys[i]) for i in chosen]
+    return train, [str(key) for i, key in enumerate(keys) if i not in set(chosen.tolist())]
+
+
+def blosc2_layout(shape: Sequence[int], patch: Sequence[int], bytes_per_voxel: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(chunks, blocks) of a (z, y, x) array so that reading a `patch` touches few of them."""
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
+
+    size = (1, *(int(n) for n in shape))
+    blocks, chunks = comp_blosc2_params(size, tuple(int(n) for n in patch), bytes_per_pixel=bytes_per_voxel)
+    return tuple(chunks[1:]), tuple(blocks[1:])
+
+
+def crop_and_pad(array: Any, start: Sequence[int], size: Sequence[int], pad_value: float = 0) -> np.ndarray:
+    """Box of `size` from index `start` (negative and beyond allowed) of the last axes of a numpy or blosc2 `array`."""
+    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+
+    box = [[int(a), int(a) + int(n)] for a, n in zip(start, size, strict=True)]
+    shape = array.shape[-len(box):]
+    if any(stop <= 0 or begin >= n for (begin, stop), n in zip(box, shape, strict=True)):
+        # acvl_utils answers zeros here whatever the pad value; air must stay air.
+        return np.full((*array.shape[:-len(box)], *(int(n) for n in size)), pad_value, dtype=array.dtype)
+    return np.asarray(crop_and_pad_nd(array, box, pad_value=pad_value))
+
+
+def verify_dataset_integrity(folder: str | Path, num_processes: int = 2) -> None:
+    """nnU-Net's own check of a raw dataset; its complaint becomes an InputError."""
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity as verify
+
+    try:
+        verify(str(folder), max(1, num_processes))
+    except (AssertionError, RuntimeError, FileNotFoundError, KeyError) as error:
+        raise InputError(f"nnU-Net's integrity check refuses {folder}: {' '.join(str(error).split())[:500]}") from error
+
+
+def segmentation_transforms(crop_size: Sequence[int], heatmap_channel: int) -> Any:
+    """nnU-Net's augmentation for {'image' (C, z, y, x), 'segmentation' (1, z, y, x)} tensors, cut to `crop_size` around the centre.
+
+    Only left-right is mirrored (up-down and front-back would make vertebrae that do not exist). The heat map moves and bends
+    with the image but is kept out of every intensity transform.
+    """
+    from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+    from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+    from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+    from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+    from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+    from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+    from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+    from batchgeneratorsv2.transforms.utils.move_channels import MoveChannelsTransform
+    from batchgeneratorsv2.transforms.utils.random import RandomTransform
+
+    angle = np.pi / 10
+    return ComposeTransforms([
+        MoveChannelsTransform(heatmap_channel, "image", "regression_target"),
+        SpatialTransform(tuple(crop_size), patch_center_dist_from_border=0, random_crop=False, p_rotation=0.5, rotation=(-angle, angle),
+                         p_scaling=0.5, scaling=(0.8, 1.25), p_synchronize_scaling_across_axes=0.8, bg_style_seg_sampling=False,
+                         mode_seg="nearest"),
+        RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.06), p_per_channel=1, synchronize_channels=True), 0.3),
+        RandomTransform(GaussianBlurTransform(blur_sigma=(0.4, 1.0), p_per_channel=1, synchronize_channels=True), 0.15),
+        RandomTransform(MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=True,
+                                                          p_per_channel=1), 0.3),
+        RandomTransform(ContrastTransform(contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=True,
+                                          p_per_channel=1), 0.3),
+        RandomTransform(SimulateLowResolutionTransform(scale=(0.5, 1), synchronize_channels=True, synchronize_axes=False,
+                                                       ignore_axes=(), p_per_channel=1), 0.25),
+        RandomTransform(GammaTransform(gamma=BGContrast((0.7, 1.5)), p_invert_image=0, synchronize_channels=True, p_per_channel=1,
+                                       p_retain_stats=1), 0.3),
+        MirrorTransform(allowed_axes=(2,)),
+        MoveChannelsTransform(0, "regression_target", "image"),
+    ])
+
+
+def dice_and_cross_entropy() -> Any:
+    """nnU-Net's Dice + cross-entropy loss for logits (B, 2, z, y, x) and labels (B, 1, z, y, x)."""
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+    return DC_and_CE_loss({"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, weight_ce=1, weight_dice=1,
+                          dice_class=MemoryEfficientSoftDiceLoss)

@@ -1,0 +1,159 @@
+"""Slices and boxes for the detector, cut straight from preprocessed volumes (no image files).
+
+A slice is (z, in-plane): sagittal slices hold (z, y) at one x, coronal ones (z, x) at one y. Cranial is up: row 0 of a slice
+image is its highest z, as a reader would see it.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from ...dataset import PreprocessedDataset
+from ...preprocessing import windows
+
+PLANES = ("sagittal", "coronal")
+MIN_SHARE_OF_LARGEST = 0.25   # a box is made where the section holds at least this share of the vertebra's largest section
+MIN_BOX_MM = 6.0
+BACKGROUND_SHARE = 0.1        # share of training slices drawn anywhere instead of through a vertebra
+
+
+def take_slice(volume: Any, plane: str, index: int) -> np.ndarray:
+    """Slice (rows, columns) of a (z, y, x) volume, cranial up."""
+    cut = volume[:, :, index] if plane == "sagittal" else volume[:, index, :]
+    return np.asarray(cut)[::-1]
+
+
+def section_areas(labels: np.ndarray, values: list[int], starts: np.ndarray, stops: np.ndarray) -> dict[str, np.ndarray]:
+    """Largest section of each label in pixels per plane: {'sagittal': (n,), 'coronal': (n,)}."""
+    largest = {plane: np.zeros(len(values)) for plane in PLANES}
+    for i, value in enumerate(values):
+        box = tuple(slice(int(a), int(b)) for a, b in zip(starts[i], stops[i], strict=True))
+        mask = labels[box] == value
+        largest["sagittal"][i] = mask.sum((0, 1)).max()
+        largest["coronal"][i] = mask.sum((0, 2)).max()
+    return largest
+
+
+def section_boxes(cut: np.ndarray, largest: dict[int, float], spacing: float) -> np.ndarray:
+    """Boxes (n, 4) x0, y0, x1, y1 in pixels of the label sections of a slice; slivers and the mere edges of a vertebra dropped."""
+    rows = []
+    for value, place in enumerate(ndimage.find_objects(cut.astype(np.int32)), start=1):
+        if place is None or value not in largest:
+            continue
+        area = int((cut[place] == value).sum())
+        height, width = (place[0].stop - place[0].start), (place[1].stop - place[1].start)
+        if area >= MIN_SHARE_OF_LARGEST * largest[value] and min(height, width) * spacing >= MIN_BOX_MM:
+            rows.append((place[1].start, place[0].start, place[1].stop, place[0].stop))
+    return np.array(rows, dtype=np.float32).reshape(-1, 4)
+
+
+@dataclass
+class SliceBatches:
+    """Training batches: random slices of random cases, augmented. Batch i depends on (seed, i) alone."""
+
+    folder: Any
+    cases: list[str]
+    windows_hu: tuple[tuple[float, float], ...]
+    slice_size: tuple[int, int]
+    spacing: float
+    batch_size: int
+    seed: int
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        self._cache: dict[str, tuple[np.ndarray, np.ndarray, dict[str, Any]]] = {}
+
+    def _case(self, case: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        if case not in self._cache:
+            dataset = PreprocessedDataset(self.folder)
+            properties = dataset.properties(case)["vertebrae"]
+            labels = dataset.labels(case)[:]
+            values = [v["label"] for v in properties.values()]
+            starts = np.array([v["start"] for v in properties.values()]).reshape(-1, 3)
+            stops = np.array([v["stop"] for v in properties.values()]).reshape(-1, 3)
+            areas = section_areas(labels, values, starts, stops)
+            if len(self._cache) >= 48:  # a few tens of coarse volumes fit anywhere; thousands do not
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[case] = (dataset.image(case)[:], labels, {"values": values, "starts": starts, "stops": stops, "areas": areas})
+        return self._cache[case]
+
+    def __call__(self, index: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.seed, index])
+        images, owners, boxes = [], [], []
+        # A batch shares few cases so that a volume, once read, is used more than once.
+        chosen = rng.choice(len(self.cases), size=max(1, self.batch_size // 2))
+        for slot in range(self.batch_size):
+            image, found = self._sample(self.cases[chosen[slot % len(chosen)]], rng)
+            images.append(image)
+            boxes.append(found)
+            owners.append(np.full(len(found), slot))
+        return {"image": torch.from_numpy(np.stack(images)), "batch_index": torch.from_numpy(np.concatenate(owners)).long(),
+                "boxes": torch.from_numpy(np.concatenate(boxes)).float()}
+
+    def _sample(self, case: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        image, labels, info = self._case(case)
+        plane = PLANES[int(rng.integers(2))]
+        axis = 2 if plane == "sagittal" else 1
+        if len(info["values"]) and rng.random() > BACKGROUND_SHARE:
+            pick = int(rng.integers(len(info["values"])))
+            index = int(rng.integers(info["starts"][pick][axis], info["stops"][pick][axis]))
+        else:
+            index = int(rng.integers(image.shape[axis]))
+        largest = {v: float(a) for v, a in zip(info["values"], info["areas"][plane], strict=True)}
+        cut = windows(take_slice(image, plane, index), self.windows_hu)
+        found = section_boxes(take_slice(labels, plane, index), largest, self.spacing)
+        if self.augment:
+            return augment_slice(cut, found, self.slice_size, rng, mirror=plane == "coronal")
+        return place_slice(cut, found, self.slice_size, (0.5, 0.5))
+
+
+def place_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], where: tuple[float, float],
+                scale: float = 1.0, flip: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Scale a slice (C, h, w), crop or pad it to `size`, and return it with its boxes as relative (cx, cy, w, h).
+
+    `where` in 0..1 is the place of the crop (or of the slice inside the padding) along rows and columns.
+    """
+    if scale != 1.0:
+        cut = ndimage.zoom(cut, (1, scale, scale), order=1)
+        boxes = boxes * scale
+    if flip:
+        cut = cut[:, :, ::-1]
+        boxes = np.stack([cut.shape[2] - boxes[:, 2], boxes[:, 1], cut.shape[2] - boxes[:, 0], boxes[:, 3]], axis=1)
+    out = np.zeros((cut.shape[0], *size), dtype=np.float32)
+    source, target, shift = [], [], []
+    for length, wanted, share in zip(cut.shape[1:], size, where, strict=True):
+        free = wanted - length
+        begin = int(round(abs(free) * share))
+        copied = min(length, wanted)
+        source.append(slice(0, copied) if free >= 0 else slice(begin, begin + copied))
+        target.append(slice(begin, begin + copied) if free >= 0 else slice(0, copied))
+        shift.append(begin if free >= 0 else -begin)
+    out[:, target[0], target[1]] = cut[:, source[0], source[1]]
+    moved = boxes + np.array([shift[1], shift[0], shift[1], shift[0]], dtype=np.float32)
+    clipped = np.clip(moved, 0, np.array([size[1], size[0], size[1], size[0]], dtype=np.float32))
+    area = np.prod(moved[:, 2:] - moved[:, :2], axis=1)
+    kept = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) >= 0.5 * np.maximum(area, 1e-6)
+    clipped = clipped[kept]
+    centre, extent = (clipped[:, :2] + clipped[:, 2:]) / 2, clipped[:, 2:] - clipped[:, :2]
+    relative = np.concatenate([centre, extent], axis=1) / np.array([size[1], size[0], size[1], size[0]], dtype=np.float32)
+    return out, relative.astype(np.float32)
+
+
+def augment_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rng: np.random.Generator,
+                  mirror: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Random scale, place, left-right mirror (coronal only; never up-down), brightness, contrast, blur and noise."""
+    scale = float(np.exp(rng.uniform(np.log(0.8), np.log(1.25)))) if rng.random() < 0.7 else 1.0
+    cut, boxes = place_slice(cut, boxes, size, (rng.random(), rng.random()), scale, mirror and rng.random() < 0.5)
+    if rng.random() < 0.2:
+        cut = ndimage.gaussian_filter(cut, (0, *(rng.uniform(0.3, 1.2, 2))))
+    if rng.random() < 0.5:
+        cut = cut * rng.uniform(0.8, 1.25) + rng.uniform(-0.08, 0.08)
+    if rng.random() < 0.3:
+        cut = np.clip(cut, 0, 1) ** rng.uniform(0.7, 1.4)
+    if rng.random() < 0.3:
+        cut = cut + rng.normal(0, rng.uniform(0.01, 0.08), cut.shape)
+    return np.clip(cut, 0, 1).astype(np.float32), boxes

@@ -1,0 +1,83 @@
+"""The slice detector: an ultralytics network built from its YAML, its loss and its box decoding. The only file that touches
+ultralytics (AGPL-3.0, see NOTICE); never its trainer, dataset, predictor or downloads.
+"""
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from ...plans import LocalizeNetwork
+
+LOSS_GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+MAX_BOXES = 100
+
+
+def _ultralytics() -> Any:
+    """Import ultralytics with everything off that would install, download or report."""
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("YOLO_VERBOSE", "false")
+    try:
+        from ultralytics.nn.tasks import DetectionModel
+    except ImportError as error:
+        if "libGL" in str(error) or "libgthread" in str(error) or "libglib" in str(error):
+            raise InputError("OpenCV cannot load its system library "
+                             f"({error}); install it, on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0.") from error
+        raise InputError(f"ultralytics cannot be imported ({error}); install it with pip install 'ultralytics>=8.4'.") from error
+    return DetectionModel
+
+
+class SliceDetector(torch.nn.Module):
+    """One-class detector on slices (B, C, H, W) with values 0..1, H and W multiples of 32.
+
+    `forward` returns the network's raw heads, `loss` the training loss, `boxes` decoded boxes per slice.
+    """
+
+    def __init__(self, plan: LocalizeNetwork, channels: int) -> None:
+        super().__init__()
+        self.model = _ultralytics()(f"{plan.family}{plan.scale}.yaml", ch=channels, nc=1, verbose=False)
+        self.model.args = SimpleNamespace(**LOSS_GAINS)
+        self._criterion: Any = None
+
+    def forward(self, slices: torch.Tensor) -> Any:
+        return self.model(slices)
+
+    def loss(self, slices: torch.Tensor, batch_index: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Mean detection loss per slice. `boxes` (M, 4): centre x, centre y, width, height relative to the slice; `batch_index` (M,)."""
+        heads = self.model(slices)
+        if self._criterion is None:
+            self._criterion = self.model.init_criterion()
+        # The assignment needs float32: in half precision close anchors become ties.
+        heads = _float(heads)
+        target = {"batch_idx": batch_index.float(), "cls": torch.zeros(len(boxes), 1, device=boxes.device), "bboxes": boxes.float()}
+        total, _ = self._criterion(heads, target)
+        return total.sum() / len(slices)
+
+    @torch.no_grad()
+    def boxes(self, slices: torch.Tensor, min_score: float, nms_iou: float) -> list[torch.Tensor]:
+        """Per slice a float tensor (N, 5): x0, y0, x1, y1 in pixels and the score, best first."""
+        from ultralytics.utils.nms import non_max_suppression
+
+        heads = self.model(slices)
+        decoded = heads[0] if isinstance(heads, list | tuple) else heads
+        kept = non_max_suppression(decoded.float(), conf_thres=min_score, iou_thres=nms_iou, max_det=MAX_BOXES)
+        return [k[:, :5].cpu() for k in kept]
+
+
+def _float(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {k: _float(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_float(v) for v in value)
+    return value
+
+
+def build_network(network: LocalizeNetwork, channels: int) -> SliceDetector:
+    """The detector of a plan for `channels` CT windows."""
+    return SliceDetector(network, channels)

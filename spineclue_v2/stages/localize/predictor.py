@@ -1,0 +1,87 @@
+"""Inference of stage 1: slices straight from the model-space volume, boxes of all folds pooled, then clustering."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ...plans import StagePlan
+from ...preprocessing import windows
+from ...training.device import autocast
+from ...vertebra import Vertebra
+from ...volume import Volume
+from .clustering import Boxes, cluster_boxes
+from .data import PLANES, take_slice
+from .network import SliceDetector
+
+STRIDE = 32
+TILE_OVERLAP_MM = 64.0  # the tallest vertebra with its processes lies whole in one of two neighbouring tiles
+
+
+def slice_positions(length: int, wanted: int) -> np.ndarray:
+    """Indices of at most `wanted` slices spread evenly over `length`."""
+    count = min(length, wanted)
+    return np.unique(((np.arange(count) + 0.5) * length / count).astype(int))
+
+
+def detect(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device) -> tuple[Boxes, dict[str, float]]:
+    """Boxes of all slices and folds in model-space mm, and the gap between slices per plane (mm).
+
+    `volume`: int16 HU in the stage's model space.
+    """
+    spacing = plan.data.spacing_mm
+    parts: list[Boxes] = []
+    gaps: dict[str, float] = {}
+    for number, plane in enumerate(PLANES):
+        length = volume.array.shape[2 if plane == "sagittal" else 1]
+        positions = slice_positions(length, plan.run.slices_per_plane)
+        gaps[plane] = length * spacing / len(positions)
+        for begin, rows in _tiles(volume.array.shape[0], plan):
+            for chunk in np.array_split(positions, max(1, int(np.ceil(len(positions) / plan.run.inference_batch)))):
+                parts += _detect_chunk(volume, networks, plan, device, number, chunk, begin, rows)
+    return Boxes.concatenate(parts), gaps
+
+
+def locate(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device) -> list[Vertebra]:
+    """Vertebrae of a model-space volume from head to foot with `box_centre`, `extent`, `score`, `support`."""
+    boxes, gaps = detect(volume, networks, plan, device)
+    spacing = plan.data.spacing_mm
+    vertebrae = []
+    for cluster in cluster_boxes(boxes, plan.run, gaps, len(networks)):
+        # Box edges lie on voxel faces, half a voxel before the centre of the first voxel.
+        centre = volume.geometry.index_to_world(cluster.centre / spacing - 0.5)
+        vertebrae.append(Vertebra(tuple(map(float, centre)), tuple(map(float, cluster.extent)), cluster.score, len(cluster.members)))
+    return vertebrae
+
+
+def _tiles(rows: int, plan: StagePlan) -> list[tuple[int, int]]:
+    """(first row, rows) of tiles along the spine in array order (z up); one tile where the scan fits the training slice."""
+    size = plan.network.slice_size[0]
+    if rows <= size:
+        return [(0, rows)]
+    step = max(1, size - int(round(TILE_OVERLAP_MM / plan.data.spacing_mm)))
+    count = int(np.ceil((rows - size) / step)) + 1
+    return [(int(b), size) for b in np.unique(np.linspace(0, rows - size, count).round().astype(int))]
+
+
+def _detect_chunk(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device, plane: int,
+                  positions: np.ndarray, begin: int, rows: int) -> list[Boxes]:
+    spacing, total = plan.data.spacing_mm, volume.array.shape[0]
+    part = volume.array[begin:begin + rows]
+    cuts = np.stack([windows(take_slice(part, PLANES[plane], int(p)), plan.data.windows_hu) for p in positions])
+    height, width = cuts.shape[-2:]
+    padded = torch.zeros(len(cuts), cuts.shape[1], -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE)
+    padded[:, :, :height, :width] = torch.from_numpy(cuts)
+    result = []
+    for network in networks:
+        with torch.inference_mode(), autocast(device):
+            found = network.boxes(padded.to(device), plan.run.min_score, plan.run.nms_iou)
+        for position, boxes in zip(positions, found, strict=True):
+            x0, y0, x1, y1, score = boxes.numpy().astype(float).T if len(boxes) else np.zeros((5, 0))
+            # Rows run downwards from the tile's upper end; z runs upwards.
+            z0, z1 = begin + rows - np.minimum(y1, height), begin + rows - np.maximum(y0, 0)
+            inside = ((z0 > begin + 0.5) | (begin == 0)) & ((z1 < begin + rows - 0.5) | (begin + rows == total)) & (z1 > z0)
+            count = int(inside.sum())
+            result.append(Boxes(np.full(count, plane), np.full(count, (position + 0.5) * spacing), z0[inside] * spacing,
+                                z1[inside] * spacing, np.clip(x0[inside], 0, width) * spacing,
+                                np.clip(x1[inside], 0, width) * spacing, score[inside]))
+    return result

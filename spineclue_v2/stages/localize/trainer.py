@@ -1,0 +1,99 @@
+"""Trainer of the slice detector."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...training.trainer import BaseTrainer
+from .data import SliceBatches
+from .network import SliceDetector, build_network
+
+MATCH_IOU = 0.5
+
+
+class LocalizeTrainer(BaseTrainer):
+    """Ultralytics network and loss in our loop; the epoch figure is the F1 of slice boxes at IoU 0.5."""
+
+    stage = "localize"
+    network: SliceDetector
+
+    def build_network(self) -> SliceDetector:
+        return build_network(self.plan.network, len(self.plan.data.windows_hu))
+
+    def batch_maker(self, training: bool) -> SliceBatches:
+        return SliceBatches(self.dataset.folder, self.train_cases if training else self.val_cases or self.train_cases,
+                            self.plan.data.windows_hu, self.plan.network.slice_size, self.plan.data.spacing_mm,
+                            self.plan.run.batch_size, self.seed + (0 if training else 1), augment=training)
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        loss = self.network.loss(batch["image"], batch["batch_index"], batch["boxes"])
+        return loss, {}
+
+    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        loss = self.network.loss(batch["image"], batch["batch_index"], batch["boxes"])
+        found = self.network.boxes(batch["image"], self.plan.run.min_score, self.plan.run.nms_iou)
+        height, width = batch["image"].shape[-2:]
+        hits = predicted = true = 0
+        for slot, boxes in enumerate(found):
+            wanted = batch["boxes"][batch["batch_index"] == slot].cpu()
+            corners = torch.cat([wanted[:, :2] - wanted[:, 2:] / 2, wanted[:, :2] + wanted[:, 2:] / 2], dim=1)
+            corners = corners * torch.tensor([width, height, width, height])
+            hits += matched_boxes(boxes[:, :4], corners)
+            predicted, true = predicted + len(boxes), true + len(wanted)
+        return {"loss": float(loss), "score": 2 * hits / max(1, predicted + true)}
+
+    def validate_cases(self) -> dict[str, Any]:
+        """Whole validation volumes through slices and clustering: a true vertebra is found when a centre lies within 10 mm."""
+        from ...volume import Geometry, Volume
+        from .predictor import locate
+
+        hits = predicted = true = 0
+        errors: list[float] = []
+        per_case = []
+        for case in self.val_cases or self.train_cases:
+            properties = self.dataset.properties(case)
+            volume = Volume(self.dataset.image(case)[:], Geometry.from_json(properties["geometry"]))
+            found = locate(volume, [self.network], self.plan, self.device)
+            wanted = np.array([(np.array(v["start"]) + np.array(v["stop"]) - 1) / 2 for v in properties["vertebrae"].values()
+                               ]).reshape(-1, 3)
+            centres = np.array([v.box_centre for v in found]).reshape(-1, 3)
+            matched, distances = match_centres(centres, volume.geometry.index_to_world(wanted))
+            errors += distances
+            hits, predicted, true = hits + matched, predicted + len(found), true + len(wanted)
+            per_case.append({"case": case, "hits": matched, "predicted": len(found), "true": len(wanted)})
+        return {"stage": self.stage, "precision": hits / max(1, predicted), "recall": hits / max(1, true),
+                "f1": 2 * hits / max(1, predicted + true), "mean_centre_error_mm": float(np.mean(errors)) if errors else None,
+                "metric_per_case": per_case}
+
+
+def matched_boxes(predicted: torch.Tensor, true: torch.Tensor) -> int:
+    """One-to-one matches at IoU 0.5, best predictions first."""
+    if not len(predicted) or not len(true):
+        return 0
+    low = torch.maximum(predicted[:, None, :2], true[None, :, :2])
+    high = torch.minimum(predicted[:, None, 2:], true[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    areas = (predicted[:, 2:] - predicted[:, :2]).prod(-1)[:, None] + (true[:, 2:] - true[:, :2]).prod(-1)[None]
+    iou = shared / (areas - shared).clamp(min=1e-6)
+    free, hits = torch.ones(len(true), dtype=torch.bool), 0
+    for row in iou:
+        value, column = (row * free).max(0)
+        if value >= MATCH_IOU:
+            free[column] = False
+            hits += 1
+    return hits
+
+
+def match_centres(predicted: np.ndarray, true: np.ndarray, radius_mm: float = 10.0) -> tuple[int, list[float]]:
+    """One-to-one matches of centres (n, 3), (m, 3) within `radius_mm`: their number and distances."""
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
+    if not len(predicted) or not len(true):
+        return 0, []
+    distance = cdist(predicted, true)
+    rows, columns = linear_sum_assignment(np.where(distance <= radius_mm, distance, 1e3))
+    kept = [float(d) for d in distance[rows, columns] if d <= radius_mm]
+    return len(kept), kept

@@ -1,0 +1,89 @@
+"""Crops around vertebrae for stage 2: CT windows, heat map at a jittered centre, mask of the one vertebra."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...adapters import crop_and_pad, segmentation_transforms
+from ...dataset import PreprocessedDataset
+from ...preprocessing import windows
+from .heatmap import heatmap
+
+MARGIN = 1.2  # crops are taken this much larger, so that rotation and scaling bring in real voxels instead of padding
+
+
+def vertebra_table(dataset: PreprocessedDataset, cases: list[str]) -> list[tuple[str, int, np.ndarray]]:
+    """(case, label value, centre of the mask's bounding box (z, y, x) index) of every labelled vertebra."""
+    rows = []
+    for case in cases:
+        for vertebra in dataset.properties(case)["vertebrae"].values():
+            centre = (np.array(vertebra["start"]) + np.array(vertebra["stop"]) - 1) / 2
+            rows.append((case, int(vertebra["label"]), centre))
+    return rows
+
+
+def crop_channels(image: Any, centre: np.ndarray, size: tuple[int, ...], windows_hu: Any, hu_min: int, sigma: float) -> np.ndarray:
+    """Network input (C + 1, z, y, x) of `size` around `centre` (z, y, x index): CT windows 0..1, last channel the heat map."""
+    start = crop_start(centre, size)
+    ct = crop_and_pad(image, start, size, pad_value=hu_min)
+    return np.concatenate([windows(ct, windows_hu), heatmap(tuple(size), centre - start, sigma)[None]])
+
+
+def crop_start(centre: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """First index (z, y, x) of the crop of `size` whose middle lies nearest to `centre`."""
+    return np.round(np.asarray(centre) - (np.asarray(size) - 1) / 2).astype(int)
+
+
+@dataclass
+class CropBatches:
+    """Training batches: random vertebrae (levels equally often), jittered centres, nnU-Net's augmentation."""
+
+    folder: Path
+    cases: list[str]
+    windows_hu: tuple[tuple[float, float], ...]
+    hu_min: int
+    crop_size: tuple[int, int, int]
+    sigma: float               # voxels
+    jitter: float              # voxels
+    batch_size: int
+    seed: int
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        self._table: dict[int, list[tuple[str, int, np.ndarray]]] = {}
+        self._transform: Any = None
+
+    def _prepare(self) -> None:
+        if not self._table:
+            for row in vertebra_table(PreprocessedDataset(self.folder), self.cases):
+                self._table.setdefault(row[1], []).append(row)
+            self._dataset = PreprocessedDataset(self.folder)
+            if self.augment:
+                self._transform = segmentation_transforms(self.crop_size, len(self.windows_hu))
+
+    def __call__(self, index: int) -> dict[str, torch.Tensor]:
+        self._prepare()
+        rng = np.random.default_rng([self.seed, index])
+        # batchgeneratorsv2 draws from the global generators: seeding them makes batch i a function of (seed, i) alone.
+        np.random.seed(int(rng.integers(2 ** 31)))
+        torch.manual_seed(int(rng.integers(2 ** 31)))
+        samples = [self._sample(rng) for _ in range(self.batch_size)]
+        return {"image": torch.stack([s[0] for s in samples]), "target": torch.stack([s[1] for s in samples])}
+
+    def _sample(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        levels = sorted(self._table)
+        rows = self._table[levels[int(rng.integers(len(levels)))]]
+        case, label, centre = rows[int(rng.integers(len(rows)))]
+        direction = rng.normal(size=3)
+        centre = centre + direction / np.linalg.norm(direction) * self.jitter * rng.random() ** (1 / 3)
+        size = tuple(int(round(n * MARGIN)) for n in self.crop_size) if self.augment else self.crop_size
+        image = crop_channels(self._dataset.image(case), centre, size, self.windows_hu, self.hu_min, self.sigma)
+        mask = crop_and_pad(self._dataset.labels(case), crop_start(centre, size), size) == label
+        sample = {"image": torch.from_numpy(image), "segmentation": torch.from_numpy(mask[None].astype(np.int16))}
+        if self.augment:
+            sample = self._transform(**sample)
+        return sample["image"].float().clamp_(0, 1), sample["segmentation"]

@@ -1,0 +1,36 @@
+"""Networks of stage 2: CT windows and a heat map in, background and vertebra logits out."""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ...errors import InputError
+from ...plans import SegmentNetwork
+
+CLASSES = 2
+
+
+def build_network(network: SegmentNetwork, windows: int) -> nn.Module:
+    """The plan's network for `windows` CT channels plus the heat map: (B, windows + 1, z, y, x) -> logits (B, 2, z, y, x)."""
+    if network.architecture == "ResEnc":
+        return residual_encoder_unet(network, windows + 1)
+    raise InputError(f"Segmentation architecture '{network.architecture}' is unknown; known: ResEnc.")
+
+
+def residual_encoder_unet(network: SegmentNetwork, channels: int) -> nn.Module:
+    """nnU-Net's residual-encoder U-Net: resolutions halve between stages, instance norm, leaky ReLU."""
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+    from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+
+    stages = len(network.features)
+    unet = ResidualEncoderUNet(
+        channels, stages, network.features, nn.Conv3d, [3] * stages, [1] + [2] * (stages - 1), network.blocks, CLASSES,
+        [1] * (stages - 1), conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=False)
+    unet.apply(InitWeights_He(1e-2))
+    return unet
+
+
+def foreground_probability(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (B, 2, z, y, x) -> probability of the vertebra (B, z, y, x), float32."""
+    return (logits[:, 1].float() - logits[:, 0].float()).sigmoid()

@@ -1,0 +1,143 @@
+"""Inference of stage 2: crops in batches, ownership of contested voxels settled jointly, one connected body per vertebra."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ...morphology import body_centre, fill_holes, largest_component
+from ...plans import StagePlan
+from ...training.device import autocast
+from ...vertebra import Vertebra
+from ...volume import Volume
+from .data import crop_channels, crop_start
+from .network import foreground_probability
+
+RECENTRE_MM = 6.0  # a mask whose middle lies farther from the crop's middle is segmented again around its own middle
+
+
+def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan,
+            device: torch.device, mirror: bool = False) -> list[Vertebra]:
+    """Vertebrae with mask, centroids, volume and border flag, head to foot as given; those without a plausible mask are dropped.
+
+    `volume`: int16 HU in the stage's model space. Only the crops' probabilities exist, never a full-size map per vertebra.
+    """
+    if not vertebrae:
+        return []
+    size = plan.network.crop_size
+    centres = volume.geometry.world_to_index(np.array([v.box_centre for v in vertebrae]))
+    probabilities = _probabilities(volume, centres, networks, plan, device, mirror)
+    moved = _better_centres(centres, probabilities, size, plan.data.spacing_mm)
+    again = np.flatnonzero(np.abs(moved - centres).max(1) > 0)
+    if len(again):
+        centres = moved
+        for index, crop in zip(again, _probabilities(volume, centres[again], networks, plan, device, mirror), strict=True):
+            probabilities[index] = crop
+    starts = np.array([crop_start(c, size) for c in centres])
+    kept = _without_duplicates(probabilities, starts, [v.score for v in vertebrae], plan.run.overlap_dice)
+    probabilities, starts = [probabilities[i] for i in kept], starts[kept]
+    masks = resolve_ownership(probabilities, starts)
+    return [finished for i, mask, start in zip(kept, masks, starts, strict=True)
+            if (finished := _finish(vertebrae[i], mask, start, volume, plan)) is not None]
+
+
+def _probabilities(volume: Volume, centres: np.ndarray, networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
+                   mirror: bool) -> list[np.ndarray]:
+    """Foreground probability (z, y, x) float16 per crop, averaged over the folds (and left-right mirror images)."""
+    data, sigma = plan.data, plan.network.heatmap_sigma_mm / plan.data.spacing_mm
+    result: list[np.ndarray] = []
+    for first in range(0, len(centres), plan.run.inference_batch):
+        crops = np.stack([crop_channels(volume.array, c, plan.network.crop_size, data.windows_hu, data.hu_min, sigma)
+                          for c in centres[first:first + plan.run.inference_batch]])
+        batch = torch.from_numpy(crops).to(device)
+        total = torch.zeros(())
+        with torch.inference_mode(), autocast(device):
+            for network in networks:
+                total = total + foreground_probability(network(batch)).cpu()
+                if mirror:
+                    total = total + foreground_probability(network(batch.flip(-1))).flip(-1).cpu()
+        result += list((total / (len(networks) * (2 if mirror else 1))).half().numpy())
+    return result
+
+
+def _better_centres(centres: np.ndarray, probabilities: list[np.ndarray], size: tuple[int, ...], spacing: float) -> np.ndarray:
+    """Middle of each mask's bounding box where it lies far from the located centre, else the located centre."""
+    moved = centres.copy()
+    for i, crop in enumerate(probabilities):
+        mask = largest_component(crop > 0.5)
+        if mask.any():
+            inside = np.argwhere(mask)
+            middle = (inside.min(0) + inside.max(0)) / 2 + crop_start(centres[i], size)
+            if np.linalg.norm(middle - centres[i]) * spacing > RECENTRE_MM:
+                moved[i] = middle
+    return moved
+
+
+def _overlap(start_a: np.ndarray, start_b: np.ndarray, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """Slices of the shared box inside crop a and crop b (equal shapes), None when they do not meet."""
+    low = np.maximum(start_a, start_b)
+    high = np.minimum(start_a, start_b) + np.array(shape)
+    if (high <= low).any():
+        return None
+    return (tuple(slice(int(p - s), int(q - s)) for p, q, s in zip(low, high, start_a, strict=True)),
+            tuple(slice(int(p - s), int(q - s)) for p, q, s in zip(low, high, start_b, strict=True)))
+
+
+def _without_duplicates(probabilities: list[np.ndarray], starts: np.ndarray, scores: list[float], limit: float) -> list[int]:
+    """Indices to keep: of two crops whose masks overlap by more than `limit` Dice, the one with the lower score goes."""
+    masks = [p > 0.5 for p in probabilities]
+    sizes = [int(m.sum()) for m in masks]
+    kept: list[int] = []
+    for i in sorted(range(len(masks)), key=lambda k: -scores[k]):
+        for j in kept:
+            boxes = _overlap(starts[i], starts[j], masks[i].shape)
+            if boxes is not None:
+                shared = int((masks[i][boxes[0]] & masks[j][boxes[1]]).sum())
+                if 2 * shared > limit * (sizes[i] + sizes[j]):
+                    break
+        else:
+            kept.append(i)
+    return sorted(kept)
+
+
+def resolve_ownership(probabilities: list[np.ndarray], starts: np.ndarray) -> list[np.ndarray]:
+    """Boolean masks: where two vertebrae claim a voxel, the higher probability has it (ties: the upper one).
+
+    All pairs are compared on the untouched probabilities, so the result does not depend on their order.
+    """
+    masks = [p > 0.5 for p in probabilities]
+    for i in range(len(masks)):
+        for j in range(i + 1, len(masks)):
+            boxes = _overlap(starts[i], starts[j], masks[i].shape)
+            if boxes is None:
+                continue
+            first, second = probabilities[i][boxes[0]], probabilities[j][boxes[1]]
+            masks[i][boxes[0]] &= first >= second
+            masks[j][boxes[1]] &= second > first
+    return masks
+
+
+def _finish(vertebra: Vertebra, mask: np.ndarray, start: np.ndarray, volume: Volume, plan: StagePlan) -> Vertebra | None:
+    """Tight mask with its measures, or None when it is empty or smaller than the plan's smallest vertebra."""
+    shape = np.array(volume.array.shape)
+    low, high = np.maximum(start, 0), np.minimum(start + np.array(mask.shape), shape)
+    if (high <= low).any():
+        return None
+    mask = mask[tuple(slice(int(a - s), int(b - s)) for a, b, s in zip(low, high, start, strict=True))]
+    mask = fill_holes(largest_component(mask))
+    spacing = plan.data.spacing_mm
+    volume_ml = float(mask.sum()) * spacing ** 3 / 1000
+    if volume_ml < plan.run.min_volume_ml:
+        return None
+    inside = np.argwhere(mask)
+    first, last = inside.min(0), inside.max(0)
+    mask = mask[tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))]
+    origin = low + first
+    touches = bool(((origin == 0) | (origin + np.array(mask.shape) == shape)).any())
+    to_world = volume.geometry.index_to_world
+    return replace(vertebra, mask=np.ascontiguousarray(mask), mask_start=tuple(int(o) for o in origin),
+                   mask_centroid=tuple(map(float, to_world(inside.mean(0) + low))),
+                   body_centre=tuple(map(float, to_world(np.asarray(body_centre(mask, spacing)) + origin))),
+                   volume_ml=volume_ml, touches_border=touches,
+                   extent=tuple(float(n * spacing) for n in mask.shape))

@@ -1,0 +1,76 @@
+"""Trainer of the per-vertebra segmentation."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...adapters import dice_and_cross_entropy
+from ...training.trainer import BaseTrainer
+from .data import CropBatches
+from .network import build_network, foreground_probability
+
+
+class SegmentTrainer(BaseTrainer):
+    """The plan's network with Dice + cross entropy; the epoch figure is the mean Dice of single vertebrae."""
+
+    stage = "segment"
+
+    def build_network(self) -> torch.nn.Module:
+        self._criterion = dice_and_cross_entropy()
+        return build_network(self.plan.network, len(self.plan.data.windows_hu))
+
+    def batch_maker(self, training: bool) -> CropBatches:
+        data, network, run = self.plan.data, self.plan.network, self.plan.run
+        return CropBatches(self.dataset.folder, self.train_cases if training else self.val_cases or self.train_cases, data.windows_hu,
+                           data.hu_min, network.crop_size, network.heatmap_sigma_mm / data.spacing_mm,
+                           run.centre_jitter_mm / data.spacing_mm, run.batch_size, self.seed + (0 if training else 1), augment=training)
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        logits = self.network(batch["image"])
+        with torch.autocast(self.device.type, enabled=False):
+            return self._criterion(logits.float(), batch["target"]), {}
+
+    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        logits = self.network(batch["image"]).float()
+        predicted, target = foreground_probability(logits) > 0.5, batch["target"][:, 0] > 0
+        return {"loss": float(self._criterion(logits, batch["target"])), "score": float(dice(predicted, target).mean())}
+
+    def validate_cases(self) -> dict[str, Any]:
+        """Whole validation cases with true centres moved by up to the plan's jitter: Dice per vertebra."""
+        from ...vertebra import Vertebra
+        from ...volume import Geometry, Volume
+        from .data import vertebra_table
+        from .predictor import segment
+
+        rng = np.random.default_rng(self.seed)
+        per_case, values = [], []
+        for case in self.val_cases or self.train_cases:
+            volume = Volume(self.dataset.image(case)[:], Geometry.from_json(self.dataset.properties(case)["geometry"]))
+            labels = self.dataset.labels(case)[:]
+            rows = vertebra_table(self.dataset, [case])
+            shift = rng.uniform(-1, 1, (len(rows), 3)) * self.plan.run.centre_jitter_mm / np.sqrt(3) / self.plan.data.spacing_mm
+            located = [Vertebra(tuple(volume.geometry.index_to_world(row[2] + move)), (0.0, 0.0, 0.0), 1.0, support=number)
+                       for number, (row, move) in enumerate(zip(rows, shift, strict=True))]
+            masks = {v.support: v for v in segment(volume, located, [self.network], self.plan, self.device)}
+            scores = {}
+            for number, (_, label, _) in enumerate(rows):
+                scores[str(label)] = _dice_of(masks.get(number), labels == label)
+            values += list(scores.values())
+            per_case.append({"case": case, "Dice": scores})
+        return {"stage": self.stage, "foreground_mean": {"Dice": float(np.mean(values)) if values else None}, "metric_per_case": per_case}
+
+
+def dice(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Dice (B,) of boolean masks (B, z, y, x); 1 where both are empty."""
+    shared = (predicted & target).flatten(1).sum(1)
+    total = predicted.flatten(1).sum(1) + target.flatten(1).sum(1)
+    return torch.where(total > 0, 2 * shared / total.clamp(min=1), torch.ones_like(shared, dtype=torch.float))
+
+
+def _dice_of(vertebra: Any, target: np.ndarray) -> float:
+    if vertebra is None or vertebra.mask is None:
+        return 0.0
+    box = tuple(slice(a, a + n) for a, n in zip(vertebra.mask_start, vertebra.mask.shape, strict=True))
+    return float(2 * (target[box] & vertebra.mask).sum() / (target.sum() + vertebra.mask.sum()))

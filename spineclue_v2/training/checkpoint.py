@@ -1,0 +1,85 @@
+"""Checkpoints: tensors and plain JSON only, written by rename, loaded with `weights_only=True`."""
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..storage import atomic_path
+
+FORMAT = 1
+HALF_PRECISION_RATIO = 65504.0
+
+
+@dataclass
+class Checkpoint:
+    """What a training run leaves behind. `meta` is plain JSON; `extra` are tensors beside the network (fusion matrices, ...)."""
+
+    network: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
+
+    def save(self, path: Path, half: bool = False) -> None:
+        """Write by rename; `half` stores floating tensors as fp16 and leaves optimiser and scaler out (for sharing)."""
+        def shrink(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            tensors = {k: v.detach().cpu() for k, v in tensors.items()}
+            if half:
+                tensors = {k: v.half() if v.is_floating_point() and v.abs().max() < HALF_PRECISION_RATIO else v
+                           for k, v in tensors.items()}
+            return tensors
+
+        content: dict[str, Any] = {"format": FORMAT, "network_weights": shrink(self.network), "extra": shrink(self.extra),
+                                   "meta": json.dumps(self.meta)}
+        if not half:
+            content |= {"optimizer_state": self.optimizer, "grad_scaler_state": self.scaler}
+        with atomic_path(path) as temporary:
+            try:
+                torch.save(content, temporary)
+            except RuntimeError as error:  # torch reports a full disk as RuntimeError
+                raise InputError(f"Cannot write checkpoint {path} ({str(error).splitlines()[0]}); is the disk full?") from error
+
+    @staticmethod
+    def load(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
+        """Read a checkpoint; InputError when it is missing, broken, of a newer format, or holds anything but tensors and JSON."""
+        if not Path(path).exists():
+            raise InputError(f"Checkpoint {path} does not exist; train this fold first with spineclue_train.")
+        try:
+            content = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises many kinds for broken or foreign files
+            raise InputError(f"Checkpoint {path} is damaged or no checkpoint of ours ({type(error).__name__}); "
+                             "train again or copy it again.") from error
+        if not isinstance(content, dict) or "network_weights" not in content or "meta" not in content:
+            raise InputError(f"Checkpoint {path} is no checkpoint of spineclue_v2.")
+        if content.get("format", 0) > FORMAT:
+            raise InputError(f"Checkpoint {path} has format {content['format']}; this version reads up to {FORMAT}.")
+        return Checkpoint({k: v.float() if v.is_floating_point() else v for k, v in content["network_weights"].items()},
+                          json.loads(content["meta"]),
+                          {k: v.float() if v.is_floating_point() else v for k, v in content.get("extra", {}).items()},
+                          content.get("optimizer_state"), content.get("grad_scaler_state"))
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, first 16 hex digits: how a stage records the weights it was fitted to."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def load_weights(network: torch.nn.Module, checkpoint: Checkpoint, source: Path) -> None:
+    """Put the weights into `network`; a mismatch is an InputError that names the first differing tensor."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.network.items()}
+    if wanted != found:
+        name = next((n for n in sorted(wanted.keys() | found.keys()) if wanted.get(n) != found.get(n)), "")
+        raise InputError(f"Checkpoint {source} does not fit the plan's network ('{name}' is {found.get(name, 'absent')}, "
+                         f"expected {wanted.get(name, 'absent')}); use the plan it was trained with, or train again.")
+    network.load_state_dict(checkpoint.network)

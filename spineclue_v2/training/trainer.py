@@ -1,0 +1,273 @@
+"""One training loop for every stage, in the manner of nnU-Net: poly schedule, mixed precision, moving average of the
+validation figure, best/latest/final checkpoints by rename, resume, a log file and `progress.png`.
+
+A stage overrides a few hooks (network, loss, batches, figure); batches are pure functions of (seed, iteration), so that a
+resumed run sees exactly the data an uninterrupted one would have seen.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .. import __version__
+from ..dataset import PreprocessedDataset
+from ..errors import InputError
+from ..plans import Plans
+from .checkpoint import Checkpoint, load_weights
+from .device import autocast
+from .progress import open_log, plot_progress
+
+logger = logging.getLogger("spineclue_v2.training")
+
+EMA_WEIGHT = 0.9
+GRADIENT_CLIP = 12.0
+VALIDATION_BATCHES = 6
+HISTORY = ("train_loss", "val_loss", "val_score", "ema_score", "learning_rate", "seconds")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (SIGTERM); a checkpoint of the last full epoch is in place."""
+
+
+class BatchSource(Dataset):
+    """Map-style dataset of whole batches: item i is `make(i)`. Module-level so that worker processes can receive it."""
+
+    def __init__(self, make: Any, length: int) -> None:
+        self.make, self.length = make, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.make(index)
+
+
+class BaseTrainer:
+    """Trains one stage on one fold.
+
+    Parameters: `plans`; `fold` number or "all"; `train_cases`/`val_cases` ids; `dataset` preprocessed cases of this stage;
+    `folder` the fold's output folder; `device`; `seed`; `workers` processes that make batches (0: in this process).
+    """
+
+    stage = ""
+
+    def __init__(self, plans: Plans, fold: int | str, dataset: PreprocessedDataset, train_cases: list[str], val_cases: list[str],
+                 folder: Path, device: torch.device, seed: int = 1234, workers: int | None = None) -> None:
+        self.plans, self.plan = plans, plans.stage(self.stage)
+        self.fold, self.dataset, self.folder, self.device, self.seed = fold, dataset, Path(folder), device, seed
+        self.train_cases, self.val_cases = train_cases, val_cases
+        if not train_cases:
+            raise InputError(f"Fold {fold} of {plans.dataset_name} has no training cases.")
+        self.workers = default_workers() if workers is None else workers
+        self.epochs = self.plan.run.epochs if hasattr(self.plan.run, "epochs") else 0
+        self.iterations = self.plan.run.iterations_per_epoch
+        self.history: dict[str, list[float]] = {key: [] for key in HISTORY}
+        self.best = -float("inf")
+        self.epoch = 0
+        self.extra: dict[str, torch.Tensor] = {}
+        self.fitted: dict[str, Any] = {}
+        self._stop = False
+        torch.manual_seed(seed)
+        self.network = self.build_network().to(device)
+        self.optimizer, self.scheduler = self.configure_optimizers()
+        self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda")
+
+    # ---- hooks -----------------------------------------------------------------------------------------------------
+    def build_network(self) -> torch.nn.Module:
+        raise NotImplementedError
+
+    def batch_maker(self, training: bool) -> Any:
+        """A picklable callable: batch index -> dict of tensors."""
+        raise NotImplementedError
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss tensor and named parts for the log; called under autocast."""
+        raise NotImplementedError
+
+    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        """{'loss': .., 'score': ..} of one validation batch; larger score is better. Called without gradients."""
+        raise NotImplementedError
+
+    def validate_cases(self) -> dict[str, Any]:
+        """Figures over whole validation cases, written to validation/summary.json by `perform_validation`."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        run = self.plan.run
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=run.initial_lr, weight_decay=run.weight_decay)
+        return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=max(1, self.epochs * self.iterations), power=0.9)
+
+    def on_epoch_start(self) -> None:
+        """Room for phases (identify changes from contrastive to classifier training)."""
+
+    def on_train_end(self) -> None:
+        """Room for what is fitted after the last epoch (temperature, fusion)."""
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+    def run(self, resume: bool = False) -> None:
+        """Train to the last epoch; with `resume` continue from the newest checkpoint."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._resume()
+        handler = open_log(self.folder)
+        previous = _on_sigterm(self._request_stop)
+        try:
+            logger.info("%s, fold %s: %d training and %d validation cases, %d epochs x %d iterations on %s.", self.stage, self.fold,
+                        len(self.train_cases), len(self.val_cases), self.epochs, self.iterations, self.device)
+            batches = self._batches(training=True, start=self.epoch * self.iterations, stop=self.epochs * self.iterations)
+            while self.epoch < self.epochs:
+                self._run_epoch(batches)
+            self.on_train_end()
+            self.checkpoint().save(self.folder / "checkpoint_final.pth")
+            (self.folder / "checkpoint_latest.pth").unlink(missing_ok=True)
+            logger.info("Training is done: %s.", self.folder / "checkpoint_final.pth")
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
+
+    def _run_epoch(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
+        # Seeding by epoch makes dropout and friends independent of where a run was resumed.
+        torch.manual_seed(self.seed * 100_003 + self.epoch)
+        self.on_epoch_start()
+        started, losses = time.perf_counter(), []
+        self.network.train()
+        for _ in range(self.iterations):
+            if self._stop:
+                raise Interrupted(f"Stopped in epoch {self.epoch}; continue with --c.")
+            losses.append(self.train_step(next(batches)))
+        figures = self._validate()
+        previous = self.history["ema_score"][-1] if self.history["ema_score"] else figures["score"]
+        ema = EMA_WEIGHT * previous + (1 - EMA_WEIGHT) * figures["score"]
+        values = (float(np.mean(losses)), figures["loss"], figures["score"], ema, self.optimizer.param_groups[0]["lr"],
+                  time.perf_counter() - started)
+        for key, value in zip(HISTORY, values, strict=True):
+            self.history[key].append(value)
+        self.epoch += 1
+        logger.info("epoch %d/%d: loss %.4f, validation loss %.4f, figure %.4f (average %.4f), %.1f s",
+                    self.epoch, self.epochs, *values[:4], values[5])
+        if ema > self.best:
+            self.best = ema
+            self.checkpoint().save(self.folder / "checkpoint_best.pth")
+        self.checkpoint(with_optimizer=True).save(self.folder / "checkpoint_latest.pth")
+        plot_progress(self.history, self.folder / "progress.png", f"{self.plans.dataset_name} {self.stage} fold {self.fold}")
+
+    def train_step(self, batch: dict[str, torch.Tensor]) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = to_device(batch, self.device)
+        with autocast(self.device):
+            loss, _ = self.loss(batch)
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"The loss of stage {self.stage} became {loss.item()} in epoch {self.epoch}.")
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        self.network.eval()
+        if not hasattr(self, "_validation_batches"):
+            self._validation_batches = list(self._batches(training=False, start=0, stop=VALIDATION_BATCHES))
+        rows = []
+        for batch in self._validation_batches:
+            with autocast(self.device):
+                rows.append(self.validation_figure(to_device(batch, self.device)))
+        return {key: float(np.nanmean([row[key] for row in rows])) for key in ("loss", "score")}
+
+    def _batches(self, training: bool, start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
+        source = BatchSource(self.batch_maker(training), stop)
+        workers = self.workers if training else 0
+        loader = DataLoader(source, batch_size=None, sampler=range(start, stop), num_workers=workers,
+                            prefetch_factor=4 if workers else None, multiprocessing_context="forkserver" if workers else None)
+        return iter(loader)
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+    def checkpoint(self, with_optimizer: bool = False) -> Checkpoint:
+        meta = {"stage": self.stage, "trainer": type(self).__name__, "fold": self.fold, "epoch": self.epoch, "best_ema": self.best,
+                "history": self.history, "plans": self.plans.to_json(), "data_fingerprint": self.plan.data_fingerprint,
+                "model_fingerprint": self.plan.model_fingerprint, "fitted": self.fitted, "version": __version__,
+                "train_cases": self.train_cases, "val_cases": self.val_cases}
+        optimizer = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()} if with_optimizer else None
+        return Checkpoint(self.network.state_dict(), meta, self.extra, optimizer, self.scaler.state_dict() if with_optimizer else None)
+
+    def _resume(self) -> None:
+        for name in ("checkpoint_final.pth", "checkpoint_latest.pth"):
+            if (self.folder / name).exists():
+                break
+        else:
+            raise InputError(f"--c was given but {self.folder} holds no checkpoint to continue from; start without --c.")
+        saved = self.load(self.folder / name)
+        self.epoch, self.best, self.history = saved.meta["epoch"], saved.meta["best_ema"], saved.meta["history"]
+        if saved.optimizer is not None:
+            self.on_epoch_start()
+            self.optimizer.load_state_dict(saved.optimizer["optimizer"])
+            self.scheduler.load_state_dict(saved.optimizer["scheduler"])
+            self.scaler.load_state_dict(saved.scaler or {})
+        logger.info("Continuing after epoch %d.", self.epoch)
+
+    def load(self, path: Path) -> Checkpoint:
+        """Load weights, fitted values and extra tensors of a checkpoint that fits this plan."""
+        saved = Checkpoint.load(path, self.device)
+        if saved.meta["model_fingerprint"] != self.plan.model_fingerprint:
+            raise InputError(f"Checkpoint {path} was trained with model fingerprint {saved.meta['model_fingerprint']}, the plan has "
+                             f"{self.plan.model_fingerprint}; restore that plan, or train again without --c.")
+        load_weights(self.network, saved, path)
+        self.extra, self.fitted = saved.extra, saved.meta.get("fitted", {})
+        return saved
+
+    def load_pretrained(self, path: Path) -> None:
+        """Start from another model's weights (`-pretrained_weights`); tensors whose shape differs stay as initialised, and are named."""
+        saved = Checkpoint.load(path, self.device)
+        own = self.network.state_dict()
+        fitting = {k: v for k, v in saved.network.items() if k in own and own[k].shape == v.shape}
+        if not fitting:
+            raise InputError(f"No tensor of {path} fits the network of stage {self.stage}; are these weights of another stage?")
+        left_out = sorted(set(own) - set(fitting))
+        if left_out:
+            logger.warning("Pretrained weights: %d tensors fit, %d start fresh (%s, ...).", len(fitting), len(left_out), left_out[0])
+        self.network.load_state_dict(own | fitting)
+
+    def perform_validation(self) -> dict[str, Any]:
+        """Figures over the validation cases with the current weights, written to validation/summary.json."""
+        from ..storage import write_json
+
+        self.network.eval()
+        summary = self.validate_cases()
+        write_json(self.folder / "validation" / "summary.json", summary)
+        return summary
+
+    def _request_stop(self, *_: Any) -> None:
+        self._stop = True
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def default_workers() -> int:
+    """Processes that make batches: `spineclue_n_proc_DA`, else `nnUNet_n_proc_DA`, else one per core beyond the first, at most 12."""
+    for variable in ("spineclue_n_proc_DA", "nnUNet_n_proc_DA"):
+        if os.environ.get(variable):
+            return int(os.environ[variable])
+    return min(12, max(1, (os.cpu_count() or 2) - 1))
+
+
+def _on_sigterm(handler: Any) -> Any:
+    try:
+        return signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread: signals stay with whoever owns it
+        return None
