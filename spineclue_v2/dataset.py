@@ -1,0 +1,341 @@
+"""Datasets on disk: nnU-Net v2's raw format, our preprocessed folders, and cross-validation splits that never part a patient."""
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .anatomy import LABEL_OF_NAME, VERTEBRA_LABELS
+from .errors import InputError
+from .storage import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+_SAMPLE_BYTES = 1 << 16
+_SAMPLES = 16
+
+
+class RawDataset:
+    """A raw dataset in nnU-Net v2's format. Opening it validates dataset.json and that every image has its label.
+
+    `image(case)` and `label(case)` are paths; read them with `volume.read_volume` and `volume.read_labels`.
+    Raises InputError with what is missing, where, and what to do.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.json = _read_dataset_json(self.folder)
+        self.name = self.folder.name
+        self.file_ending: str = self.json["file_ending"]
+        self.labels: dict[str, int] = _label_values(self.json["labels"], self.folder)
+        self.verse_value = verse_values(self.labels, self.folder)
+        self._files = self._referenced_files() if "dataset" in self.json else self._listed_files()
+        self.cases: list[str] = sorted(self._files)
+        self._check_cases()
+        self.patients = self._read_patients()
+        self.test_sets: dict[str, list[str]] = {}
+        if (self.folder / "test_sets.json").is_file():
+            self.test_sets = read_json(self.folder / "test_sets.json", "test sets")
+
+    @property
+    def channel_name(self) -> str:
+        """Name of the first channel, the one that is used ('CT')."""
+        return str(self.json["channel_names"]["0"])
+
+    def image(self, case: str) -> Path:
+        """Path of the scan of `case`."""
+        return self._file(case)[0]
+
+    def label(self, case: str) -> Path:
+        """Path of the label map of `case`."""
+        return self._file(case)[1]
+
+    def case_digest(self, case: str) -> str:
+        """sha256 (16 hex digits) that changes when the case's image or label changes; reads a sample of each file.
+
+        A gzip stream ends with the checksum of its whole content, so the sample covers it; for other formats the time of
+        the last change counts too.
+        """
+        digest = hashlib.sha256()
+        for path in self._file(case):
+            digest.update(_file_digest(path).encode())
+            if path.suffix != ".gz":
+                digest.update(str(path.stat().st_mtime_ns).encode())
+        return digest.hexdigest()[:16]
+
+    def content_hash(self) -> str:
+        """sha256 (16 hex digits) over case names, sampled file content, labels and patients, wherever the folder lies."""
+        content = {"labels": self.labels, "patients": self.patients,
+                   "cases": {case: [_file_digest(path) for path in self._file(case)] for case in self.cases}}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _file(self, case: str) -> tuple[Path, Path]:
+        if case not in self._files:
+            known = ", ".join(self.cases[:3])
+            raise InputError(f"Case '{case}' is not in {self.folder} ({len(self.cases)} cases, e.g. {known}).")
+        return self._files[case]
+
+    def _listed_files(self) -> dict[str, tuple[Path, Path]]:
+        images = self.folder / "imagesTr"
+        if not images.is_dir() or not (self.folder / "labelsTr").is_dir():
+            raise InputError(f"{self.folder} has no imagesTr or labelsTr folder; expected nnU-Net v2's raw format, see "
+                             "spineclue_convert_dataset.")
+        ending = "_0000" + self.file_ending
+        cases = [entry.name[:-len(ending)] for entry in images.iterdir()
+                 if entry.name.endswith(ending) and not entry.name.startswith(".")]
+        return {case: (images / f"{case}{ending}", self.folder / "labelsTr" / f"{case}{self.file_ending}") for case in cases}
+
+    def _referenced_files(self) -> dict[str, tuple[Path, Path]]:
+        def place(text: str) -> Path:
+            path = Path(os.path.expandvars(text))
+            return path if path.is_absolute() else (self.folder / path).resolve()
+        try:
+            return {str(case): (place(entry["images"][0]), place(entry["label"]))
+                    for case, entry in self.json["dataset"].items()}
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise InputError(f"{self.folder / 'dataset.json'}: 'dataset' must be {{case: {{\"images\": [...], \"label\": ...}}}}."
+                             ) from error
+
+    def _check_cases(self) -> None:
+        if not self.cases:
+            raise InputError(f"{self.folder} holds no training case; expected imagesTr/CASE_0000{self.file_ending} with "
+                             f"labelsTr/CASE{self.file_ending}.")
+        for what, which in (("image", 0), ("label map", 1)):
+            missing = [case for case in self.cases if not self._files[case][which].is_file()]
+            if missing:
+                raise InputError(f"{self.folder}: {len(missing)} of {len(self.cases)} cases have no {what}, e.g. "
+                                 f"{self._files[missing[0]][which]}; add it or remove the case.")
+        if self.json["numTraining"] != len(self.cases):
+            raise InputError(f"{self.folder / 'dataset.json'} says numTraining {self.json['numTraining']} but {len(self.cases)} "
+                             "cases are there; correct the number or complete the dataset.")
+        if len(self.json["channel_names"]) > 1:
+            logger.warning("%s has %d channels; only the first (%s) is used.", self.name, len(self.json["channel_names"]),
+                           self.channel_name)
+
+    def _read_patients(self) -> dict[str, str]:
+        """case -> patient of every case; empty when dataset.json names none."""
+        given = self.json.get("patients") or {}
+        unknown = sorted(set(given) - set(self.cases) - set(sum(_test_cases(self.folder), [])))
+        if unknown:
+            raise InputError(f"{self.folder / 'dataset.json'}: 'patients' names {len(unknown)} unknown cases ('{unknown[0]}').")
+        return {case: str(given.get(case, case)) for case in self.cases} if given else {}
+
+
+def verse_values(labels: Mapping[str, int], folder: Path | str = "the dataset") -> dict[int, int]:
+    """Label value -> VerSe value, matched by name ('L1', 'vertebrae_L1', 'S1' for the sacrum); other structures become 0.
+
+    Raises InputError when no name is a vertebra or two names mean the same level.
+    """
+    found: dict[int, int] = {}
+    for name, value in labels.items():
+        found[value] = LABEL_OF_NAME.get(_canonical_name(name), 0)
+    vertebrae = [v for v in found.values() if v in VERTEBRA_LABELS]
+    if not vertebrae:
+        raise InputError(f"{folder}: no label is named after a vertebra (labels: {', '.join(list(labels)[:8])}); name them "
+                         "C1..C7, T1..T12, L1..L5 in dataset.json.")
+    doubled = {v for v in vertebrae if vertebrae.count(v) > 1}
+    if doubled:
+        names = [n for n in labels if LABEL_OF_NAME.get(_canonical_name(n)) in doubled]
+        raise InputError(f"{folder}: the labels {', '.join(names)} mean the same vertebra; keep one name each in dataset.json.")
+    return found
+
+
+def _canonical_name(name: str) -> str:
+    text = re.sub(r"^(vertebrae|vertebra|vert)[_\- ]*", "", name.strip(), flags=re.IGNORECASE)
+    if text.upper() in LABEL_OF_NAME:
+        return text.upper()
+    if text.lower() in ("sacrum", "s1"):
+        return "sacrum"
+    return text.lower()
+
+
+class PreprocessedDataset:
+    """One preprocessed folder, `preprocessed/DATASET/<data fingerprint>`: volumes in model space, read lazily.
+
+    A case is complete exactly when its JSON is there (written last, by rename).
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"Preprocessed folder {self.folder} does not exist; run spineclue_plan_and_preprocess (or "
+                             "spineclue_preprocess) for this plan.")
+        self.cases: list[str] = sorted(entry.stem for entry in self.folder.glob("*.json") if not entry.name.startswith("."))
+        if not self.cases:
+            raise InputError(f"Preprocessed folder {self.folder} holds no complete case; run spineclue_preprocess.")
+
+    def image(self, case: str) -> Any:
+        """blosc2 NDArray int16 (z, y, x), HU, sliced lazily: `image[a:b, c:d, e:f]` decompresses only the chunks it touches."""
+        return _open_blosc2(self.folder / f"{case}.b2nd")
+
+    def labels(self, case: str) -> Any:
+        """blosc2 NDArray uint8 (z, y, x), VerSe label values on the image's grid."""
+        return _open_blosc2(self.folder / f"{case}_seg.b2nd")
+
+    def properties(self, case: str) -> dict[str, Any]:
+        """{"geometry", "source_geometry": Geometry.to_json(), "vertebrae": {name: {"label", "start", "stop", "centroid",
+        "body_centre", "voxels", "touches_border"}}}; positions are model-space indices (z, y, x), present vertebrae only."""
+        if case not in self._properties:
+            self._properties[case] = read_json(self.folder / f"{case}.json", "preprocessed case")
+        return self._properties[case]
+
+    @cached_property
+    def _properties(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+
+def _open_blosc2(path: Path) -> Any:
+    import blosc2
+
+    if not path.is_file():
+        raise InputError(f"{path} is missing although its case was complete; run spineclue_preprocess --clean.")
+    # Loader workers are many; each decompresses with one thread. Memory mapping is not available on Windows.
+    extra = {} if os.name == "nt" else {"mmap_mode": "r"}
+    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **extra)
+
+
+def load_splits(preprocessed_dataset_folder: str | Path, cases: Sequence[str],
+                patients: Mapping[str, str] | None = None) -> list[dict[str, list[str]]]:
+    """Cross-validation folds [{"train": [...], "val": [...]}, ...] from `splits_final.json`, made as nnU-Net does when absent.
+
+    With `patients` (case -> patient) folds are drawn over patients, so that none is in both parts. Fewer than five cases
+    (or patients) give that many folds; a single one serves as both parts. An existing file wins, but cases it lacks are an
+    InputError: nnU-Net would silently never train on them.
+    """
+    path = Path(preprocessed_dataset_folder) / "splits_final.json"
+    cases = sorted(cases)
+    if path.is_file():
+        return _checked_splits(path, cases, patients)
+    if not cases:
+        raise InputError("There is no case to split; run spineclue_plan_and_preprocess first.")
+    splits = make_splits(cases, patients)
+    write_json(path, splits)
+    return splits
+
+
+def make_splits(cases: Sequence[str], patients: Mapping[str, str] | None = None) -> list[dict[str, list[str]]]:
+    """The folds themselves, nothing read or written; equal to nnU-Net's when `patients` is empty and there are five cases."""
+    from .adapters import NUM_FOLDS, crossval_splits
+
+    cases = sorted(cases)
+    groups = _groups(cases, patients)
+    if len(groups) == 1:
+        logger.warning("There is only one %s: it is used for training and validation alike.", "patient" if patients else "case")
+        return [{"train": list(cases), "val": list(cases)}]
+    splits = crossval_splits(list(groups), min(NUM_FOLDS, len(groups)))
+    return [{part: sorted(case for group in split[part] for case in groups[group]) for part in ("train", "val")}
+            for split in splits]
+
+
+def fold_cases(splits: Sequence[Mapping[str, list[str]]], fold: int | str, cases: Sequence[str] = (),
+               patients: Mapping[str, str] | None = None) -> tuple[list[str], list[str]]:
+    """(train, validation) cases of `fold`: 0..n-1, or 'all' (every case in both parts).
+
+    A fold beyond the splits is nnU-Net's seeded 80:20 split of `cases` (default: all cases of the splits), by patient.
+    """
+    from .adapters import random_split
+
+    everything = sorted(cases or {case for split in splits for part in ("train", "val") for case in split[part]})
+    if fold == "all":
+        return everything, everything
+    if not isinstance(fold, int) and not str(fold).isdigit():
+        raise InputError(f"Fold '{fold}' is neither a number nor 'all'.")
+    number = int(fold)
+    if number < 0:
+        raise InputError(f"Fold {number} is negative; expected 0..{len(splits) - 1} or 'all'.")
+    if number < len(splits):
+        return list(splits[number]["train"]), list(splits[number]["val"])
+    groups = _groups(everything, patients)
+    if len(groups) < 2:
+        raise InputError(f"Fold {number} is beyond the {len(splits)} fold(s) and there is only one case to draw from.")
+    logger.warning("Fold %d is beyond the %d folds of splits_final.json; a random 80:20 split is drawn.", number, len(splits))
+    train, val = random_split(list(groups), number)
+    return [case for group in train for case in groups[group]], [case for group in val for case in groups[group]]
+
+
+def _groups(cases: Sequence[str], patients: Mapping[str, str] | None) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for case in cases:
+        groups.setdefault((patients or {}).get(case, case), []).append(case)
+    return {name: groups[name] for name in sorted(groups)}
+
+
+def _checked_splits(path: Path, cases: Sequence[str], patients: Mapping[str, str] | None) -> list[dict[str, list[str]]]:
+    content = read_json(path, "splits")
+    try:
+        splits = [{part: [str(case) for case in split[part]] for part in ("train", "val")} for split in content]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is no split file; expected [{{\"train\": [...], \"val\": [...]}}, ...]; delete it to draw "
+                         "new folds.") from error
+    if not splits:
+        raise InputError(f"{path} holds no fold; delete it to draw new ones.")
+    known = set(cases)
+    for number, split in enumerate(splits):
+        listed = set(split["train"]) | set(split["val"])
+        if known - listed:
+            raise InputError(f"{path}: fold {number} lacks {len(known - listed)} of the {len(known)} cases (e.g. "
+                             f"'{min(known - listed)}') and would never train on them; delete the file to draw new folds, or add "
+                             "the cases to it.")
+        if listed - known:
+            raise InputError(f"{path}: fold {number} names {len(listed - known)} cases that are not preprocessed (e.g. "
+                             f"'{min(listed - known)}'); run spineclue_preprocess, or delete the file to draw new folds.")
+        if patients:
+            shared = {patients.get(c, c) for c in split["train"]} & {patients.get(c, c) for c in split["val"]}
+            if shared and len(_groups(cases, patients)) > 1:
+                logger.warning("%s: fold %d has patient '%s' in both parts.", path, number, min(shared))
+    return splits
+
+
+def _read_dataset_json(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise InputError(f"Dataset folder {folder} does not exist; make it with spineclue_convert_dataset, or set spineclue_raw.")
+    path = folder / "dataset.json"
+    content = read_json(path, "dataset description")
+    missing = [key for key in REQUIRED_KEYS if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}; nnU-Net v2's dataset.json needs {', '.join(REQUIRED_KEYS)}.")
+    if not isinstance(content["channel_names"], dict) or "0" not in content["channel_names"]:
+        raise InputError(f"{path}: channel_names is {content['channel_names']!r}; expected {{\"0\": \"CT\"}}.")
+    if not isinstance(content["file_ending"], str) or not content["file_ending"].startswith("."):
+        raise InputError(f"{path}: file_ending is {content['file_ending']!r}; expected e.g. '.nii.gz'.")
+    return content
+
+
+def _label_values(labels: Any, folder: Path) -> dict[str, int]:
+    path = folder / "dataset.json"
+    if not isinstance(labels, dict):
+        raise InputError(f"{path}: labels is {labels!r}; expected {{\"background\": 0, \"C1\": 1, ...}}.")
+    values: dict[str, int] = {}
+    for name, value in labels.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise InputError(f"{path}: label '{name}' has value {value!r}; expected one whole number per structure (no regions).")
+        values[str(name)] = value
+    if values.get("background") != 0:
+        raise InputError(f"{path}: labels must name \"background\": 0.")
+    if len(set(values.values())) != len(values):
+        raise InputError(f"{path}: two labels share a value; each structure needs its own.")
+    return values
+
+
+def _test_cases(folder: Path) -> list[list[str]]:
+    path = folder / "test_sets.json"
+    return [list(cases) for cases in read_json(path, "test sets").values()] if path.is_file() else []
+
+
+def _file_digest(path: Path) -> str:
+    """sha256 over size, first and last 64 KiB and evenly spaced samples of a file."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    last = max(0, size - _SAMPLE_BYTES)
+    with open(path, "rb") as file:
+        for i in range(_SAMPLES + 1):
+            file.seek(last * i // _SAMPLES)
+            digest.update(file.read(_SAMPLE_BYTES if i in (0, _SAMPLES) else 4096))
+    return digest.hexdigest()

@@ -1,0 +1,350 @@
+"""Raw scan -> model space, by the plans: reorient, resample to isotropic voxels, limit HU. Training and inference share it.
+
+Resampling is separable, so it runs as three products with small banded matrices (one per axis) on slabs of slices: one
+float slab is all that exists beside the int16 input and output, and any kernel costs the same.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import morphology
+from .anatomy import NAME_OF_LABEL, ORDER_INDEX
+from .dataset import RawDataset
+from .errors import InputError
+from .parallel import run_tasks
+from .plans import Data, Plans
+from .storage import atomic_path, read_json, write_json
+from .volume import Geometry, Volume, read_labels, read_volume, resampled_geometry
+
+logger = logging.getLogger(__name__)
+
+_SLAB = 48                # output slices at a time
+_TILE = 64                # output samples of one axis at a time: the band of the matrix, not the matrix
+READ_MM = 96.0            # crop whose reading the stored chunks are sized for (one vertebra with its surroundings)
+
+
+def to_model_space(volume: Volume, data: Data) -> Volume:
+    """`volume` (HU) reoriented, resampled to `data.spacing_mm` (cubic; averaged where coarser), limited, int16 (z, y, x)."""
+    source = oriented_view(volume, data.orientation)
+    geometry = resampled_geometry(source.geometry, (data.spacing_mm,) * 3)
+    array = _resample(source.array, _axis_maps(source.geometry, geometry, _cubic), geometry.shape, data.hu_min, data.hu_max)
+    return Volume(array, geometry)
+
+
+def model_geometry(geometry: Geometry, data: Data) -> Geometry:
+    """Grid that `to_model_space` gives a scan of `geometry`, without touching voxels."""
+    return resampled_geometry(_oriented_geometry(geometry, data.orientation), (data.spacing_mm,) * 3)
+
+
+def labels_to_model_space(volume: Volume, target: Geometry, verse_value: Mapping[int, int] | None = None) -> Volume:
+    """Label map on the grid `target`, uint8 VerSe values; `verse_value` maps stored values (None: they are VerSe's already).
+
+    Each structure is resampled linearly on its own box; a voxel is foreground where all structures together hold half of
+    it, and belongs to the one with the largest share: smooth like one-hot, at the cost of the boxes only.
+    """
+    source = oriented_view(volume, target.orientation)
+    if not np.allclose(source.geometry.direction, target.direction, atol=1e-3):
+        return _labels_by_position(volume, target, verse_value)
+    maps = _axis_maps(source.geometry, target, _linear)
+    result = np.zeros(target.shape, np.uint8)
+    share = np.zeros(target.shape, np.uint8)      # largest share of a structure so far, in 1/200
+    total = np.zeros(target.shape, np.uint8)      # share of all structures
+    for value, box in label_boxes(source.array).items():
+        verse = verse_value.get(value, 0) if verse_value is not None else value
+        if not verse:
+            continue
+        window, local = _target_window(maps, box)
+        if any(s.stop <= s.start for s in window):
+            continue
+        part = np.round(_apply_maps((source.array[box] == value).astype(np.float32), local) * 200).astype(np.uint8)
+        total[window] += np.minimum(part, 200 - total[window])
+        better = part > share[window]
+        result[window][better] = verse
+        share[window][better] = part[better]
+    result[total < 100] = 0
+    return Volume(result, target)
+
+
+def windows(array: np.ndarray, windows_hu: Sequence[tuple[float, float]]) -> np.ndarray:
+    """HU array (...) -> float32 (C, ...): one channel per CT window (low, high), scaled to 0..1 and clipped."""
+    channels = np.empty((len(windows_hu), *array.shape), np.float32)
+    for channel, (low, high) in zip(channels, windows_hu, strict=True):
+        np.subtract(array, low, out=channel, casting="unsafe", dtype=np.float32)
+        channel *= 1.0 / (high - low)
+        np.clip(channel, 0, 1, out=channel)
+    return channels
+
+
+def oriented_view(volume: Volume, orientation: str = "LPS") -> Volume:
+    """`volume.reoriented` without copying: the array is a view with permuted and flipped axes."""
+    if volume.geometry.orientation == orientation:
+        return volume
+    axes, flips = _axes_and_flips(volume.geometry.orientation, orientation)
+    array = volume.array.transpose(axes)[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
+    return Volume(array, _oriented_geometry(volume.geometry, orientation))
+
+
+def label_boxes(array: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
+    """Bounding box (z, y, x) of every value but 0 in a label map, in one pass."""
+    from scipy.ndimage import find_objects
+
+    boxes = find_objects(array if array.flags.c_contiguous else np.ascontiguousarray(array))
+    return {value: box for value, box in enumerate(boxes, start=1) if box is not None}
+
+
+def vertebra_properties(labels: Volume) -> dict[str, dict[str, Any]]:
+    """Per vertebra present in `labels` (VerSe values): box, centroid, body centre (indices z, y, x), voxels, touches_border."""
+    found: dict[str, dict[str, Any]] = {}
+    shape = np.array(labels.array.shape)
+    for value, box in label_boxes(labels.array).items():
+        name = NAME_OF_LABEL.get(value)
+        if name not in ORDER_INDEX:
+            continue
+        mask = labels.array[box] == value
+        start, stop = np.array([s.start for s in box]), np.array([s.stop for s in box])
+        body = morphology.body_centre(mask, labels.spacing)
+        found[name] = {"label": value, "start": start.tolist(), "stop": stop.tolist(),
+                       "centroid": (start + np.mean(np.nonzero(mask), axis=1)).tolist(),
+                       "body_centre": (start + np.asarray(body)).tolist(), "voxels": int(mask.sum()),
+                       "touches_border": bool((start == 0).any() or (stop == shape).any())}
+    return {name: found[name] for name in sorted(found, key=ORDER_INDEX.__getitem__)}
+
+
+def preprocess_case(image: str | Path, label: str | Path, folder: str | Path, case: str, data: Data,
+                    verse_value: Mapping[int, int], source_digest: str = "") -> dict[str, Any]:
+    """Write CASE.b2nd, CASE_seg.b2nd and last CASE.json into `folder`; returns the JSON's content (see PreprocessedDataset)."""
+    folder = Path(folder)
+    _remove_leftovers(folder, case)
+    scan = read_volume(image)
+    source_geometry = scan.geometry
+    scan = to_model_space(scan, data)
+    segmentation = read_labels(label)
+    check_same_grid(source_geometry, segmentation.geometry, case, label)
+    segmentation = labels_to_model_space(segmentation, scan.geometry, verse_value)
+    properties = {"geometry": scan.geometry.to_json(), "source_geometry": source_geometry.to_json(),
+                  "source_digest": source_digest, "vertebrae": vertebra_properties(segmentation)}
+    _write_blosc2(folder / f"{case}.b2nd", scan)
+    _write_blosc2(folder / f"{case}_seg.b2nd", segmentation)
+    write_json(folder / f"{case}.json", properties)
+    return properties
+
+
+def preprocess_dataset(raw: RawDataset, plans: Plans, dataset_folder: str | Path, stages: Sequence[str] | None = None,
+                       executor: Executor | None = None, num_processes: int = 0, clean: bool = False,
+                       progress: bool = True) -> dict[Path, dict[str, str]]:
+    """Preprocess every case for `stages` (default: all of the plan) into `dataset_folder`/<data fingerprint>.
+
+    Stages with equal data fingerprints share one folder. Complete cases whose raw files are unchanged are kept unless
+    `clean`; cases that left the raw dataset are removed. Returns {folder: {case: what went wrong}}; failures stop nothing.
+    """
+    folders: dict[str, Data] = {}
+    for name in stages or plans.stages:
+        folders.setdefault(plans.stage(name).data_fingerprint, plans.stage(name).data)
+    failures: dict[Path, dict[str, str]] = {}
+    digests = {case: raw.case_digest(case) for case in raw.cases}
+    for fingerprint, data in folders.items():
+        folder = Path(dataset_folder) / fingerprint
+        _prepare_folder(folder, raw.cases, digests, clean)
+        tasks = {case: (raw.image(case), raw.label(case), folder, case, data, raw.verse_value, digests[case])
+                 for case in raw.cases if not (folder / f"{case}.json").is_file()}
+        done = len(raw.cases) - len(tasks)
+        if done:
+            logger.info("%s: %d of %d cases are there and unchanged.", folder, done, len(raw.cases))
+        _, failures[folder] = run_tasks(_preprocess_quietly, tasks, executor, num_processes, f"{data.spacing_mm:g} mm", progress)
+    return failures
+
+
+def check_same_grid(image: Geometry, label: Geometry, case: str, path: str | Path) -> None:
+    """InputError unless both grids cover the same voxels (axes may be stored in another order, headers may be rounded)."""
+    label = _oriented_geometry(label, image.orientation)
+    if not image.same_grid(label, tolerance=0.1 * min(image.spacing)):
+        raise InputError(f"Case '{case}': the label map {Path(path).name} lies on another grid than its image (shape "
+                         f"{label.shape} against {image.shape}, spacing {_rounded(label.spacing)} against "
+                         f"{_rounded(image.spacing)}, origin {_rounded(label.origin)} against {_rounded(image.origin)}); resample it onto the image.")
+
+
+def _preprocess_quietly(*arguments: Any) -> None:
+    preprocess_case(*arguments)
+
+
+def _prepare_folder(folder: Path, cases: Sequence[str], digests: Mapping[str, str], clean: bool) -> None:
+    known = set(cases)
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("."):
+            continue
+        case = path.stem
+        if case not in known:
+            logger.info("%s is no longer in the raw dataset; its preprocessed files are removed.", case)
+        elif not clean and read_json(path, "preprocessed case").get("source_digest") == digests[case]:
+            continue
+        # The JSON goes first: without it the rest counts as incomplete.
+        for name in (f"{case}.json", f"{case}.b2nd", f"{case}_seg.b2nd"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, case: str) -> None:
+    if folder.is_dir():
+        pattern = re.compile(r"\.part_.{8}_" + re.escape(case) + r"(\.b2nd|_seg\.b2nd|\.json)")
+        for entry in os.scandir(folder):
+            if pattern.fullmatch(entry.name):
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _write_blosc2(path: Path, volume: Volume) -> None:
+    import blosc2
+
+    from .adapters import blosc2_layout
+
+    array = np.ascontiguousarray(volume.array)
+    patch = [max(1, round(READ_MM / s)) for s in volume.spacing]
+    chunks, blocks = blosc2_layout(array.shape, patch, array.itemsize)
+    with atomic_path(path) as temporary:
+        blosc2.asarray(array, urlpath=str(temporary), mode="w", chunks=chunks, blocks=blocks,
+                       cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1})
+
+
+def _axes_and_flips(old: str, new: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Array axes (z, y, x) of the new orientation as axes of the old array, and which of them run the other way."""
+    pairs = [frozenset("LR"), frozenset("PA"), frozenset("SI")]
+    side = {letter: i for i, pair in enumerate(pairs) for letter in pair}
+    old_sides, axes, flips = [side[letter] for letter in old], [], []
+    for letter in reversed(new):                           # array axis 0 is z, the last letter
+        column = old_sides.index(side[letter])
+        axes.append(2 - column)
+        flips.append(old[column] != letter)
+    return tuple(axes), tuple(flips)  # type: ignore[return-value]
+
+
+def _oriented_geometry(geometry: Geometry, orientation: str) -> Geometry:
+    if geometry.orientation == orientation:
+        return geometry
+    axes, flips = _axes_and_flips(geometry.orientation, orientation)
+    first = np.zeros(3)
+    for axis, flip in zip(axes, flips, strict=True):
+        first[axis] = geometry.shape[axis] - 1 if flip else 0
+    columns = [geometry.direction[:, 2 - axis] * (-1 if flip else 1) for axis, flip in zip(axes, flips, strict=True)]
+    return Geometry(tuple(int(geometry.shape[a]) for a in axes), tuple(float(geometry.spacing[a]) for a in axes),
+                    tuple(float(c) for c in geometry.index_to_world(first)), np.stack(columns[::-1], axis=1))
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution (a = -1/2), support 2."""
+    x = np.abs(x)
+    return np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0))
+
+
+def _linear(x: np.ndarray) -> np.ndarray:
+    return np.maximum(0.0, 1 - np.abs(x))
+
+
+def _axis_maps(source: Geometry, target: Geometry, kernel: Any) -> list[np.ndarray]:
+    """One float32 matrix (target samples, source samples) per array axis; the grids share their directions."""
+    first = source.world_to_index(target.origin)
+    steps = [new / old for new, old in zip(target.spacing, source.spacing, strict=True)]
+    return [_axis_map(source.shape[a], target.shape[a], float(first[a]), steps[a], kernel) for a in range(3)]
+
+
+def _axis_map(num_in: int, num_out: int, first: float, step: float, kernel: Any) -> np.ndarray:
+    positions = first + step * np.arange(num_out)
+    if num_in == num_out and abs(step - 1) < 1e-6 and np.abs(positions - np.arange(num_out)).max() < 1e-3:
+        return np.eye(num_out, dtype=np.float32)
+    stretch = max(1.0, step)                               # coarser grids average over what they skip (no aliasing)
+    reach = int(np.ceil(2 * stretch))
+    samples = np.floor(positions)[:, None].astype(int) + np.arange(-reach, reach + 2)
+    weights = kernel((samples - positions[:, None]) / stretch)
+    weights /= weights.sum(1, keepdims=True)
+    matrix = np.zeros((num_out, num_in), np.float32)
+    # Beyond the edge the last sample repeats: nothing is invented.
+    np.add.at(matrix, (np.arange(num_out)[:, None], np.clip(samples, 0, num_in - 1)), weights)
+    return matrix
+
+
+def _band(matrix: np.ndarray) -> tuple[int, int]:
+    columns = np.flatnonzero(matrix.any(0))
+    return (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 1)
+
+
+def _apply_axis(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
+    """Product of `matrix` with one axis of a float32 array, tile by tile along the band."""
+    if matrix.shape[0] == matrix.shape[1] and (np.diagonal(matrix) == 1).all():      # rows sum to 1: the identity
+        return array
+    shape = list(array.shape)
+    shape[axis] = matrix.shape[0]
+    result = np.empty(shape, np.float32)
+    for begin in range(0, matrix.shape[0], _TILE):
+        rows = matrix[begin:begin + _TILE]
+        low, high = _band(rows)
+        rows = np.ascontiguousarray(rows[:, low:high])
+        target = slice(begin, begin + rows.shape[0])
+        if axis == 2:
+            np.matmul(array[:, :, low:high], rows.T, out=result[:, :, target])
+        elif axis == 1:
+            np.matmul(rows, array[:, low:high], out=result[:, target])
+        else:
+            flat = array[low:high].reshape(high - low, -1)
+            result[target] = (rows @ flat).reshape(rows.shape[0], *shape[1:])
+    return result
+
+
+def _apply_maps(array: np.ndarray, maps: Sequence[np.ndarray]) -> np.ndarray:
+    for axis in (2, 1, 0):
+        array = _apply_axis(array, maps[axis], axis)
+    return array
+
+
+def _resample(array: np.ndarray, maps: Sequence[np.ndarray], shape: Sequence[int], low: int, high: int) -> np.ndarray:
+    """Resample slab by slab into int16, limited to low..high and rounded."""
+    result = np.empty(tuple(shape), np.int16)
+    for begin in range(0, shape[0], _SLAB):
+        rows = maps[0][begin:begin + _SLAB]
+        first, last = _band(rows)
+        slab = np.array(array[first:last], dtype=np.float32, order="C")
+        slab = _apply_maps(slab, (np.ascontiguousarray(rows[:, first:last]), maps[1], maps[2]))
+        np.clip(slab, low, high, out=slab)
+        result[begin:begin + len(rows)] = np.rint(slab, out=slab)
+    return result
+
+
+def _target_window(maps: Sequence[np.ndarray], box: Sequence[slice]) -> tuple[tuple[slice, ...], list[np.ndarray]]:
+    """Target samples that a source `box` reaches, and the maps restricted to both."""
+    window, local = [], []
+    for matrix, part in zip(maps, box, strict=True):
+        columns = matrix[:, part]
+        rows = np.flatnonzero(columns.any(1))
+        reached = slice(int(rows[0]), int(rows[-1]) + 1) if rows.size else slice(0, 0)
+        window.append(reached)
+        local.append(np.ascontiguousarray(columns[reached]))
+    return tuple(window), local
+
+
+def _labels_by_position(volume: Volume, target: Geometry, verse_value: Mapping[int, int] | None) -> Volume:
+    """Nearest neighbour through world coordinates, for grids whose axes are turned against each other."""
+    import SimpleITK as sitk
+
+    array = volume.array
+    if verse_value is not None:
+        table = np.zeros(int(array.max()) + 1, np.uint8)
+        for value, verse in verse_value.items():
+            if value < len(table):
+                table[value] = verse
+        array = table[array]
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize([int(n) for n in target.shape[::-1]])
+    resampler.SetOutputSpacing([float(s) for s in target.spacing[::-1]])
+    resampler.SetOutputOrigin([float(o) for o in target.origin])
+    resampler.SetOutputDirection([float(d) for d in np.asarray(target.direction).ravel()])
+    resampler.SetInterpolator(sitk.sitkNearestNeighbor)
+    result = sitk.GetArrayFromImage(resampler.Execute(Volume(array, volume.geometry).to_sitk()))
+    return Volume(result.astype(np.uint8, copy=False), target)
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(float(v), 3) for v in values)
