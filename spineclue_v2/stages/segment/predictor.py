@@ -138,6 +138,6 @@ def _finish(vertebra: Vertebra, mask: np.ndarray, start: np.ndarray, volume: Vol
     to_world = volume.geometry.index_to_world
     return replace(vertebra, mask=np.ascontiguousarray(mask), mask_start=tuple(int(o) for o in origin),
                    mask_centroid=tuple(map(float, to_world(inside.mean(0) + low))),
-                   body_centre=tuple(map(float, to_world(np.asarray(body_centre(mask, spacing)) + origin))),
+                   body_centre=tuple(map(float, to_world(np.asarray(body_centre(mask, (spacing,) * 3)) + origin))),
                    volume_ml=volume_ml, touches_border=touches,
                    extent=tuple(float(n * spacing) for n in mask.shape))

@@ -1,0 +1,142 @@
+"""Mask crops for stage 3: class-balanced batches with two views for the contrastive phase, whole spines for the classifier."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ...adapters import crop_and_pad
+from ...anatomy import LEVEL_INDEX_OF_LABEL
+from ...dataset import PreprocessedDataset
+from ..segment.data import crop_start, vertebra_table
+
+MAX_ROTATION_DEG = (12.0, 12.0, 18.0)   # about the x (nod), y (tilt) and z (turn) axis
+MAX_SHIFT_MM = 5.0
+LARGEST_SCALE = 1.08                    # size tells levels apart: scaling stays well inside the between-subject range
+ELASTIC_MM = 1.5
+ELASTIC_GRID = (4, 5, 5)
+
+
+def mask_crop(mask: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Tight bool mask (z, y, x) -> float32 crop of `size` with the middle of the mask in its middle."""
+    centre = (np.array(mask.shape) - 1) / 2
+    return crop_and_pad(mask, crop_start(centre, size), size).astype(np.float32)
+
+
+def regular_rows(dataset: PreprocessedDataset, cases: list[str]) -> list[tuple[str, int, np.ndarray]]:
+    """`vertebra_table` without variants (T13, L6): the networks know the 24 regular levels."""
+    return [row for row in vertebra_table(dataset, cases) if row[1] in LEVEL_INDEX_OF_LABEL]
+
+
+@dataclass
+class MaskBatches:
+    """Batches of augmented mask crops; batch i depends on (seed, i) alone.
+
+    i < `contrastive_batches`: {"image" (2T, 1, z, y, x), "level" (2T,)}, levels equally often, views t and T + t of one mask.
+    Otherwise whole spines in order: {"image" (n, 1, z, y, x), "level" (n,), "spine" (n,)} with about `batch_size` vertebrae.
+    """
+
+    folder: Path
+    cases: list[str]
+    crop_size: tuple[int, int, int]
+    spacing: float
+    batch_size: int
+    contrastive_batches: int
+    seed: int
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        self._rows: list[tuple[str, int, np.ndarray]] = []
+        self._packed: dict[tuple[str, int], np.ndarray] = {}
+
+    def _prepare(self) -> None:
+        if self._rows:
+            return
+        self._dataset = PreprocessedDataset(self.folder)
+        self._rows = regular_rows(self._dataset, self.cases)
+        self._by_level: dict[int, list[int]] = {}
+        self._by_case: dict[str, list[int]] = {}
+        for number, (case, label, _) in enumerate(self._rows):
+            self._by_level.setdefault(label, []).append(number)
+            self._by_case.setdefault(case, []).append(number)
+
+    def _mask(self, number: int) -> np.ndarray:
+        """Binary crop of row `number`, kept as packed bits after the first reading."""
+        case, label, centre = self._rows[number]
+        if (case, label) not in self._packed:
+            crop = crop_and_pad(self._dataset.labels(case), crop_start(centre, self.crop_size), self.crop_size) == label
+            self._packed[case, label] = np.packbits(crop)
+        return np.unpackbits(self._packed[case, label], count=int(np.prod(self.crop_size))).reshape(self.crop_size)
+
+    def __call__(self, index: int) -> dict[str, torch.Tensor]:
+        self._prepare()
+        rng = np.random.default_rng([self.seed, index])
+        contrastive = index < self.contrastive_batches
+        spines: list[int] = []
+        if contrastive:
+            levels = sorted(self._by_level)
+            chosen = [int(rng.choice(self._by_level[levels[i % len(levels)]])) for i in rng.permutation(
+                max(len(levels), self.batch_size))[:self.batch_size]]
+            chosen = chosen + chosen
+        else:
+            chosen = []
+            cases = sorted(self._by_case)
+            while len(chosen) < self.batch_size:
+                own = self._by_case[cases[int(rng.integers(len(cases)))]]
+                spines += [len(set(spines))] * len(own)
+                chosen += own
+        masks = torch.from_numpy(np.stack([self._mask(n) for n in chosen])).float()[:, None]
+        if self.augment:
+            masks = augment_masks(masks, rng, self.spacing)
+        batch = {"image": masks, "level": torch.tensor([LEVEL_INDEX_OF_LABEL[self._rows[n][1]] for n in chosen])}
+        if not contrastive:
+            batch["spine"] = torch.tensor(spines)
+        return batch
+
+
+def augment_masks(masks: torch.Tensor, rng: np.random.Generator, spacing: float) -> torch.Tensor:
+    """Random turn, shift, slight scale, bend, left-right mirror, rough edges and lost parts of masks (B, 1, z, y, x).
+
+    Never up-down. The last three imitate what a segmentation network gets wrong.
+    """
+    count, size = len(masks), np.array(masks.shape[2:])
+    angles = np.radians(rng.uniform(-1, 1, (count, 3)) * MAX_ROTATION_DEG)
+    matrix = _rotations(angles) * np.exp(rng.uniform(-1, 1, (count, 1, 1)) * np.log(LARGEST_SCALE))
+    matrix[:, :, 0] *= rng.choice([-1.0, 1.0], (count, 1))  # mirror left-right
+    # affine_grid works in coordinates of -1..1 per axis (x, y, z): bring the isotropic map into them.
+    half = size[::-1] / 2
+    theta = np.zeros((count, 3, 4))
+    theta[:, :, :3] = matrix * half[None, None, :] / half[None, :, None]
+    theta[:, :, 3] = rng.uniform(-1, 1, (count, 3)) * MAX_SHIFT_MM / spacing / half
+    grid = functional.affine_grid(torch.from_numpy(theta).float(), list(masks.shape), align_corners=False)
+    bend = torch.from_numpy(rng.normal(0, ELASTIC_MM / spacing, (count, 3, *ELASTIC_GRID))).float()
+    bend = functional.interpolate(bend, size=tuple(size), mode="trilinear", align_corners=True)
+    grid = grid + bend.permute(0, 2, 3, 4, 1) / torch.from_numpy(half.copy()).float()
+    moved = functional.grid_sample(masks, grid, align_corners=False)
+    rough = torch.from_numpy(rng.normal(0, 1, (count, 1, *(size // 3)))).float()
+    rough = functional.interpolate(rough, size=tuple(size), mode="trilinear") * torch.from_numpy(
+        rng.uniform(0, 0.25, (count, 1, 1, 1, 1))).float()
+    offset = torch.from_numpy(rng.uniform(-0.2, 0.2, (count, 1, 1, 1, 1))).float()
+    smooth = functional.avg_pool3d(moved, 3, stride=1, padding=1)
+    result = ((smooth + rough + offset - 0.5) * 4 + 0.5).clamp_(0, 1)
+    for i in np.flatnonzero(rng.random(count) < 0.2):
+        length = rng.integers(3, np.maximum(4, size // 4))
+        begin = [int(rng.integers(0, n - m)) for n, m in zip(size, length, strict=True)]
+        result[i, 0, begin[0]:begin[0] + length[0], begin[1]:begin[1] + length[1], begin[2]:begin[2] + length[2]] = 0
+    return result
+
+
+def _rotations(angles: np.ndarray) -> np.ndarray:
+    """Rotation matrices (n, 3, 3) in (x, y, z) coordinates from angles (n, 3) about x, y and z (radians)."""
+    result = np.tile(np.eye(3), (len(angles), 1, 1))
+    for axis in range(3):
+        first, second = [(1, 2), (0, 2), (0, 1)][axis]
+        turn = np.tile(np.eye(3), (len(angles), 1, 1))
+        cosine, sine = np.cos(angles[:, axis]), np.sin(angles[:, axis])
+        turn[:, first, first], turn[:, second, second] = cosine, cosine
+        turn[:, first, second], turn[:, second, first] = -sine, sine
+        result = result @ turn
+    return result
