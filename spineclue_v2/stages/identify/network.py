@@ -29,6 +29,14 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Seq
     return nn.Sequential(convolution, nn.BatchNorm3d(outputs))
 
 
+class Halve(nn.Module):
+    """Means of 2 x 2 x 2 cells; odd sizes are filled up with zeros, so that any size n gives ceil(n / 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        odd = [size % 2 for size in x.shape[2:]]
+        return F.avg_pool3d(F.pad(x, (0, odd[2], 0, odd[1], 0, odd[0])), 2)
+
+
 class ResidualBlock(nn.Module):
     """The one block: 3-3 (basic) or 1-3-1 (bottleneck) convolutions beside a shortcut; (B, C, z, y, x) -> (B, C', z', y', x')."""
 
@@ -41,9 +49,8 @@ class ResidualBlock(nn.Module):
             layers = [conv_norm(inputs, planes, 3, stride), conv_norm(planes, outputs, 3)]
         self.layers = nn.ModuleList(layers)
         self.shortcut = nn.Identity() if stride == 1 and inputs == outputs else conv_norm(inputs, outputs, 1)
-        if stride > 1:                                    # a strided 1x1x1 convolution would skip seven of eight cells
-            pool = nn.AvgPool3d(3, stride=stride, padding=1, count_include_pad=False)
-            self.shortcut = nn.Sequential(pool, self.shortcut)
+        if stride == 2:                                   # a strided 1x1x1 convolution would skip seven of eight cells
+            self.shortcut = nn.Sequential(Halve(), self.shortcut)
         nn.init.zeros_(self.layers[-1][1].weight)         # each block starts as its shortcut: deep stacks train from the start
 
     def forward(self, x: Tensor) -> Tensor:
