@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 if importlib.util.find_spec("spineclue_v2") is None or importlib.util.find_spec("spineclue_v2.planning") is None:
     # With a plain wheel the checkout's spineclue_v2/ shadows the installed package and its planning/ is not found.
-    pytest.exit("The tests run on an editable install: pip install -e '.[test]', then python -m pytest -q in the root.", returncode=4)
+    pytest.exit("The tests need an editable install: pip install -e '.[test]', then python -m pytest -q in the root.", 4)
 
 from spineclue_v2.environment import guard  # noqa: E402
 

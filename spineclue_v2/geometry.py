@@ -1,0 +1,110 @@
+"""The grid of a volume: where its voxels lie in the patient.
+
+Indices are (z, y, x) as in the arrays that SimpleITK gives; world coordinates are LPS millimetres (x, y, z).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+_POSITIVE, _NEGATIVE = "LPS", "RAI"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Grid of a volume: shape and spacing (z, y, x), origin (x, y, z) LPS mm, direction 3x3 (columns: x, y, z index axes)."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: np.ndarray
+
+    def index_to_world(self, index: Any) -> np.ndarray:
+        """Indices (..., 3) in (z, y, x) order -> world points (..., 3) in (x, y, z) LPS mm."""
+        steps = (np.asarray(index, dtype=float) * np.asarray(self.spacing))[..., ::-1]
+        return steps @ self.direction.T + np.asarray(self.origin)
+
+    def world_to_index(self, point: Any) -> np.ndarray:
+        """World points (..., 3) in (x, y, z) LPS mm -> continuous indices (..., 3) in (z, y, x) order."""
+        steps = (np.asarray(point, dtype=float) - np.asarray(self.origin)) @ np.linalg.inv(self.direction).T
+        return steps[..., ::-1] / np.asarray(self.spacing)
+
+    @property
+    def orientation(self) -> str:
+        """Three letters, x, y, z index axes: the patient side each runs towards (nearest axes), e.g. 'LPS'."""
+        # The best assignment as a whole: picking greedily, axis by axis, can leave the last one a side it hardly runs towards.
+        rows = max(permutations(range(3)), key=lambda order: np.abs(self.direction[list(order), range(3)]).sum())
+        return "".join((_NEGATIVE if self.direction[row, axis] < 0 else _POSITIVE)[row] for axis, row in enumerate(rows))
+
+    @property
+    def extent_mm(self) -> tuple[float, float, float]:
+        """Field of view (z, y, x) in mm."""
+        return tuple(n * s for n, s in zip(self.shape, self.spacing, strict=True))  # type: ignore[return-value]
+
+    def same_grid(self, other: Geometry, tolerance: float = 1e-2) -> bool:
+        """True when both grids have the same shape and their corners lie within `tolerance` mm of each other."""
+        if self.shape != other.shape:
+            return False
+        corners = np.array([[0, 0, 0], [self.shape[0], 0, 0], [0, self.shape[1], 0], [0, 0, self.shape[2]]])
+        return bool(np.abs(self.index_to_world(corners) - other.index_to_world(corners)).max() <= tolerance)
+
+    def cropped(self, start: Any, shape: Any) -> Geometry:
+        """Geometry of the box that begins at index `start` (z, y, x) and has `shape` voxels; `start` may lie outside."""
+        return replace(self, shape=tuple(int(s) for s in shape), origin=tuple(float(o) for o in self.index_to_world(start)))
+
+    def reoriented(self, orientation: str) -> tuple[Geometry, tuple[int, int, int], tuple[int, ...]]:
+        """Permute and flip the index axes so that they run towards `orientation`, e.g. 'LPS'.
+
+        Returns the new geometry, and what an array (z, y, x) needs to follow it: `array.transpose(axes)`, then
+        `numpy.flip(array, flips)`. Raises ValueError when the letters do not name the three axes.
+        """
+        wanted = [_side(letter) for letter in orientation]
+        if sorted(row for row, _ in wanted) != [0, 1, 2]:
+            raise ValueError(f"orientation '{orientation}' must name each of L/R, P/A and S/I once")
+        own = [_side(letter) for letter in self.orientation]
+        source = [next(axis for axis, (row, _) in enumerate(own) if row == wanted_row) for wanted_row, _ in wanted]
+        signs = [wanted[new][1] * own[old][1] for new, old in enumerate(source)]
+        # From (x, y, z) axis numbers to positions in (z, y, x) arrays: both count from the other end.
+        axes = tuple(2 - source[2 - position] for position in range(3))
+        flips = tuple(position for position in range(3) if signs[2 - position] < 0)
+        first = np.zeros(3)
+        for position in flips:
+            first[axes[position]] = self.shape[axes[position]] - 1
+        geometry = Geometry(tuple(self.shape[a] for a in axes), tuple(self.spacing[a] for a in axes),  # type: ignore[arg-type]
+                            tuple(float(o) for o in self.index_to_world(first)), self.direction[:, source] * np.array(signs))
+        return geometry, axes, flips  # type: ignore[return-value]
+
+    def resampled(self, spacing: tuple[float, float, float]) -> Geometry:
+        """Grid of `spacing` (z, y, x) mm over the same field of view (the first voxels' outer faces stay in place)."""
+        old = np.asarray(self.spacing)
+        new = np.asarray(spacing, dtype=float)
+        shape = np.maximum(1, np.round(np.asarray(self.shape) * old / new)).astype(int)
+        first = ((new - old) / 2) / old
+        return Geometry(tuple(int(n) for n in shape), tuple(float(s) for s in new),  # type: ignore[arg-type]
+                        tuple(float(o) for o in self.index_to_world(first)), np.asarray(self.direction))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"shape": list(self.shape), "spacing": list(self.spacing), "origin": list(self.origin),
+                "direction": np.asarray(self.direction).ravel().tolist()}
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> Geometry:
+        return Geometry(tuple(content["shape"]), tuple(content["spacing"]), tuple(content["origin"]),
+                        np.array(content["direction"], dtype=float).reshape(3, 3))
+
+
+def resampled_geometry(geometry: Geometry, spacing: tuple[float, float, float]) -> Geometry:
+    """Grid of `spacing` (z, y, x) mm that covers the same field of view (see `Geometry.resampled`)."""
+    return geometry.resampled(spacing)
+
+
+def _side(letter: str) -> tuple[int, int]:
+    """(row of the world axis, +1 towards L/P/S or -1 towards R/A/I)."""
+    if letter in _POSITIVE:
+        return _POSITIVE.index(letter), 1
+    if letter in _NEGATIVE:
+        return _NEGATIVE.index(letter), -1
+    raise ValueError(f"'{letter}' is none of the sides L, R, P, A, S, I")
