@@ -91,7 +91,7 @@ class ShapeNetwork(nn.Module):
         levels: classes, C1..L5.
         hidden: width of the hidden layer of the projection MLP.
         projection_dim: length of the projected vector.
-        dropout: rate before each linear layer of `classify`; the backbone and `project` have none.
+        dropout: rate at the inputs of the last two linear layers of `classify`; the backbone and `project` have none.
         pool_grid: (z, y, x) cells of the final pooling. (1, 1, 1) is the paper's global average pooling, the default at
             depth 101; the shallower networks default to (2, 3, 3) and a linear layer, which keeps where the mask ends.
         channels: input channels (1 = mask).
@@ -139,22 +139,22 @@ class ShapeNetwork(nn.Module):
         """(..., feature_dim) -> logits (..., levels) through the projection MLP and the classifier.
 
         The vector before `project`'s normalisation feeds the classifier: what the contrastive phase arranged on the
-        sphere is separable by one linear layer. `keep` replaces the random dropout by given masks (`dropout_masks`).
+        sphere is separable by one linear layer. `keep` replaces the random dropout by given masks (`dropout_masks`), whose
+        leading dimension multiplies only the cheap last two layers: the long feature vector is read once.
         """
-        x = features
-        for index, layer in enumerate((*self.projection, self.classifier)):
+        first, second = self.projection
+        x = F.relu(first(features))
+        for index, layer in enumerate((second, self.classifier)):
             x = F.dropout(x, self.dropout, self.training) if keep is None else x * keep[index]
             x = layer(x)
-            if index == 0:
-                x = F.relu(x)
         return x
 
     def dropout_masks(self, shape: Sequence[int], generator: torch.Generator | None = None) -> list[Tensor]:
-        """One mask (*shape, inputs) per linear layer of `classify`: 0, or 1 / (1 - dropout) where the input is kept."""
+        """Masks (*shape, inputs) of `classify`'s last two linear layers: 0, or 1 / (1 - dropout) where the input is kept."""
         weight = self.classifier.weight
         device = weight.device if generator is None else generator.device
         masks = []
-        for layer in (*self.projection, self.classifier):
+        for layer in (self.projection[1], self.classifier):
             drawn = torch.rand((*shape, layer.in_features), generator=generator, device=device) >= self.dropout
             masks.append((drawn / (1.0 - self.dropout)).to(weight))
         return masks

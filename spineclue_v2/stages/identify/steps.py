@@ -1,0 +1,30 @@
+"""Steps along the spine: how many vertebrae lie between two located ones, judged by the distance and not by the list."""
+from __future__ import annotations
+
+import numpy as np
+
+GAP_RANGE_MM = (13.0, 45.0)
+"""Distance of consecutive body centres that can occur (measured extremes over C1..L6 of VerSe and VID, adults)."""
+
+NEIGHBOURS = 3
+
+
+def steps_along_spine(centres: np.ndarray) -> np.ndarray:
+    """(n, 3) body centres in LPS mm, head to foot -> (n - 1,) gaps in units of the gap expected there.
+
+    1 where the next vertebra was found, 2 where one between was missed, 0.5 where a false one lies between. Expected is the
+    median of the up to three gaps on each side, which a few missed or extra ones do not move, held within `GAP_RANGE_MM`.
+    """
+    centres = np.asarray(centres, dtype=float).reshape(-1, 3)
+    gaps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+    expected = np.empty_like(gaps)
+    for i, gap in enumerate(gaps):
+        around = np.concatenate([gaps[max(i - NEIGHBOURS, 0):i], gaps[i + 1:i + 1 + NEIGHBOURS]])
+        expected[i] = np.clip(np.median(around) if len(around) else gap, *GAP_RANGE_MM)
+    return gaps / expected
+
+
+def whole_positions(steps: np.ndarray) -> np.ndarray:
+    """(n - 1,) steps -> (n,) whole positions from 0; each step is rounded and at least 1, so that no two coincide."""
+    whole = np.maximum(np.rint(np.asarray(steps, dtype=float)), 1).astype(int)
+    return np.concatenate([[0], np.cumsum(whole)])
