@@ -1,9 +1,16 @@
 """Packaging: `planning/` and `dataset_conversion/` lie at the top of the repository and install inside `spineclue_v2`."""
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """The version has one place, `spineclue_v2/__init__.py`; importing it here would need the package."""
+    text = (ROOT / "spineclue_v2" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
 
 def packages() -> list[str]:
@@ -22,7 +29,7 @@ def console_scripts() -> list[str]:
 
 setup(
     name="spineclue_v2",
-    version="0.1.0",
+    version=version(),
     description="Finds, segments and names every vertebra of a CT of any field of view (SpineCLUE, in the manner of nnU-Net v2)",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

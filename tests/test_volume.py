@@ -9,7 +9,6 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.errors import InputError
 from spineclue_v2.volume import Geometry, Volume, read_labels, read_volume, write_volume
 
 ORIENTATIONS = ["".join(sides) for axes in itertools.permutations(("LR", "PA", "SI")) for sides in itertools.product(*axes)]
