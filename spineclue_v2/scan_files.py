@@ -126,7 +126,8 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
         geometry = _nifti_geometry(path, header, shape)
         _check_placement(path, geometry)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is no intact gzip file ({_reason(error)}); is it truncated? Copy it again.") from error
+        why = "it ends too early; is it truncated?" if isinstance(error, EOFError) else "its checksum or content is wrong."
+        raise InputError(f"{path} is no intact gzip file: {why} Copy it again.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     return array, geometry
