@@ -31,6 +31,21 @@ def make_executor(num_processes: int) -> Iterator[Executor | None]:
         yield executor
 
 
+@contextmanager
+def dask_executor(address: str) -> Iterator[Executor]:
+    """Executor over the Dask cluster whose scheduler is at `address` ('tcp://host:8786')."""
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise InputError("--dask needs Dask; install it with pip install 'spineclue_v2[dask]'.") from error
+    try:
+        client = Client(address, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise InputError(f"No Dask scheduler answers at {address} ({error}); start one with 'dask scheduler'.") from error
+    with client, client.get_executor() as executor:
+        yield executor
+
+
 def run_tasks(function: Callable[..., Any], tasks: Mapping[Hashable, tuple[Any, ...]], executor: Executor | None = None,
               num_processes: int = 0, description: str = "", progress: bool = True) -> tuple[dict[Any, Any], dict[Any, str]]:
     """Run `function(*arguments)` for each name in `tasks`; results and failures (name -> sentence), in the order of `tasks`.
@@ -67,8 +82,7 @@ def _collect(function: Callable[..., Any], tasks: Mapping[Hashable, tuple[Any, .
             return
         futures: dict[Future[Any], Hashable] = {executor.submit(function, *arguments): name for name, arguments in tasks.items()}
         try:
-            # Dask's futures are its own class, but they carry add_done_callback and result like the standard ones.
-            for future in _completed(futures):
+            for future in as_completed(futures):
                 name = futures[future]
                 try:
                     results[name] = future.result()
@@ -79,13 +93,6 @@ def _collect(function: Callable[..., Any], tasks: Mapping[Hashable, tuple[Any, .
             for future in futures:
                 future.cancel()
             raise
-
-
-def _completed(futures: Mapping[Future[Any], Hashable]) -> Iterator[Future[Any]]:
-    if all(isinstance(future, Future) for future in futures):
-        yield from as_completed(futures)
-        return
-    yield from futures
 
 
 def sentence(error: BaseException) -> str:

@@ -1,0 +1,151 @@
+"""The three steps between a raw dataset and training: fingerprint, plan, preprocess; each alone or in a row."""
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+from spineclue_v2 import paths
+from spineclue_v2.dataset import RawDataset
+from spineclue_v2.errors import InputError
+from spineclue_v2.plans import DEFAULT_PLANS_NAME, GROUPS, Plans
+from spineclue_v2.preprocessing import preprocess_dataset
+from spineclue_v2.storage import read_json, write_json
+
+from .fingerprint import extract_fingerprint, load_fingerprint
+from .planner import DEFAULT_PLANNER, find_planner
+
+logger = logging.getLogger(__name__)
+
+
+def plan_and_preprocess(datasets: Sequence[str | int], planner: str = DEFAULT_PLANNER, gpu_memory_target: float | None = None,
+                        device: str = "cuda", plans_name: str | None = None, verify_integrity: bool = False, preprocess: bool = True,
+                        clean: bool = False, num_processes: int = 0, num_processes_fingerprint: int | None = None,
+                        executor: Executor | None = None, progress: bool = True) -> dict[str, str]:
+    """Fingerprint, plan and preprocess each of `datasets` (ids or names). Returns the cases that failed: {dataset/case: why}.
+
+    `plans_name` None takes the planner's own; `num_processes` 0 runs in this process; `executor` wins over both counts.
+    """
+    failures: dict[str, str] = {}
+    workers = num_processes if num_processes_fingerprint is None else num_processes_fingerprint
+    for dataset in datasets:
+        name = fingerprint_dataset(dataset, verify_integrity, workers, executor, clean, progress)
+        plans = plan_experiment(name, planner, gpu_memory_target, device, plans_name)
+        if preprocess:
+            failures |= preprocess_plans(name, plans.plans_name, num_processes=num_processes, executor=executor, clean=clean,
+                                         progress=progress)
+        logger.info("Next: spineclue_train %d localize 0%s", int(name[7:10]),
+                    "" if plans.plans_name == DEFAULT_PLANS_NAME else f" -p {plans.plans_name}")
+    return failures
+
+
+def fingerprint_dataset(dataset: str | int, verify_integrity: bool = False, num_processes: int = 0, executor: Executor | None = None,
+                        clean: bool = False, progress: bool = True) -> str:
+    """Write dataset.json and dataset_fingerprint.json of a raw dataset into its preprocessed folder; returns its full name."""
+    name = paths.dataset_name(dataset, paths.raw_folder())
+    raw, folder = RawDataset(paths.raw_folder() / name), paths.preprocessed_folder() / name
+    logger.info("raw: %s (%d cases)\npreprocessed: %s", raw.folder, len(raw.cases), folder)
+    if clean:
+        for old in (folder / "dataset_fingerprint.json", folder / "fingerprint_cases.json"):
+            old.unlink(missing_ok=True)
+    if verify_integrity:
+        _verify(raw, folder, num_processes)
+    extract_fingerprint(raw, folder, num_processes, executor, progress)
+    write_json(folder / "dataset.json", raw.json)
+    own_splits = raw.folder / "splits_final.json"
+    if own_splits.is_file() and not (folder / "splits_final.json").exists():
+        write_json(folder / "splits_final.json", read_json(own_splits, "splits"))
+        logger.info("splits_final.json of the raw dataset is used.")
+    return name
+
+
+def plan_experiment(dataset: str | int, planner: str = DEFAULT_PLANNER, gpu_memory_target: float | None = None, device: str = "cuda",
+                    plans_name: str | None = None) -> Plans:
+    """Plan from the fingerprint, save `<plans_name>.json`, say what was decided. An older, different plan is kept aside."""
+    name = paths.dataset_name(dataset)
+    folder = paths.preprocessed_folder() / name
+    fingerprint = load_fingerprint(folder)
+    plans = find_planner(planner)(paths.raw_folder() / name, fingerprint, gpu_memory_target, device, plans_name).plan()
+    path = folder / f"{plans.plans_name}.json"
+    if path.is_file():
+        _keep_previous(path, plans)
+    if not path.is_file() or read_json(path) != _as_read(plans):
+        plans.save(path)
+    logger.info("plan: %s (%s, %g GB on %s, class %s)\n%s", path, plans.planner, plans.budget["gpu_memory_target_gb"], plans.budget["device"],
+                plans.budget["machine_class"], summary_table(plans))
+    return plans
+
+
+def preprocess_plans(dataset: str | int, plans_name: str = DEFAULT_PLANS_NAME, stages: Sequence[str] | None = None, num_processes: int = 0,
+                     executor: Executor | None = None, clean: bool = False, progress: bool = True) -> dict[str, str]:
+    """Preprocess a dataset as its plan says. Returns the cases that failed: {dataset/folder/case: why}."""
+    name = paths.dataset_name(dataset, paths.raw_folder())
+    raw, folder = RawDataset(paths.raw_folder() / name), paths.preprocessed_folder() / name
+    plans = Plans.load(folder / f"{plans_name}.json")
+    if stages:
+        for stage in stages:
+            plans.stage(stage)
+    if plans.dataset_hash != raw.content_hash():
+        logger.warning("%s has changed since it was planned; spineclue_plan_and_preprocess plans it anew.", name)
+    write_json(folder / "dataset.json", raw.json)
+    failed = preprocess_dataset(raw, plans, folder, stages, executor, num_processes, clean, progress)
+    for place in failed:
+        using = [s for s in plans.stages if plans.stage(s).data_fingerprint == place.name]
+        logger.info("preprocessed for %s: %s", ", ".join(using), place)
+    return {f"{name}/{place.name}/{case}": why for place, cases in failed.items() for case, why in cases.items()}
+
+
+def summary_table(plans: Plans) -> str:
+    """The numbers a user asks about, with their rule, one per line."""
+    shown = {"localize": ("data.spacing_mm", "network.scale", "network.slice_size", "run.slices_per_plane", "run.batch_size"),
+             "segment": ("data.spacing_mm", "network.architecture", "network.crop_size", "network.features", "run.batch_size"),
+             "identify": ("data.spacing_mm", "network.depth", "network.crop_size", "run.batch_size")}
+    rows = []
+    for stage, keys in shown.items():
+        plan = plans.stage(stage)
+        for key in keys:
+            group, field = key.split(".")
+            value = getattr(getattr(plan, group), field)
+            text = " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            rows.append((stage, field, text, plan.reasons.get(key, {}).get("rule", "")))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + "  " + row[3] for row in rows)
+
+
+def _verify(raw: RawDataset, folder: Path, num_processes: int) -> None:
+    """nnU-Net's integrity check, once per content of the dataset."""
+    from spineclue_v2.adapters import verify_dataset_integrity
+
+    path, content = folder / "integrity.json", {"dataset_hash": raw.content_hash(), "checked_by": "nnunetv2 verify_dataset_integrity"}
+    if path.is_file() and read_json(path) == content:
+        logger.info("nnU-Net's integrity check passed before on the same content.")
+        return
+    verify_dataset_integrity(raw.folder, num_processes)
+    write_json(path, content)
+
+
+def _keep_previous(path: Path, plans: Plans) -> None:
+    """Say which numbers of the plan at `path` change, and keep it beside as `<name>_previous.json`."""
+    try:
+        old = Plans.load(path)
+    except InputError as error:
+        changed = [str(error)]
+    else:
+        changed = [f"{stage}.{group}.{field}: {value} -> {getattr(getattr(plans.stages[stage], group), field)}"
+                   for stage, plan in old.stages.items() if stage in plans.stages for group in GROUPS
+                   for field, value in dataclasses.asdict(getattr(plan, group)).items()
+                   if value != getattr(getattr(plans.stages[stage], group), field)]
+    if changed:
+        previous = path.with_name(f"{path.stem}_previous.json")
+        shutil.copyfile(path, previous)
+        logger.warning("%s differs from the new plan and is kept as %s:\n  %s", path.name, previous.name, "\n  ".join(changed))
+
+
+def _as_read(plans: Plans) -> Any:
+    import json
+
+    return json.loads(json.dumps(plans.to_json()))

@@ -1,0 +1,247 @@
+"""Planners: from a fingerprint and a budget to a typed plan with a reason beside every number.
+
+A planner is a class with `__init__(raw_folder, fingerprint, gpu_memory_target, device, plans_name)` and `plan() -> Plans`.
+`find_planner` looks in this package and in the entry points `spineclue_v2.planners` of installed packages.
+"""
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from spineclue_v2.errors import InputError
+from spineclue_v2.plans import (
+    DEFAULT_PLANS_NAME,
+    GROUP_TYPES,
+    GROUPS,
+    IdentifyNetwork,
+    LocalizeNetwork,
+    Plans,
+    SegmentNetwork,
+    StagePlan,
+)
+
+from . import memory, rules
+from .rules import Choice, Facts
+
+DEFAULT_PLANNER = "SpineCLUEPlanner"
+ENTRY_POINTS = "spineclue_v2.planners"
+COARSEST_MM = 3.0
+
+
+class SpineCLUEPlanner:
+    """The default planner: data decide lengths, the class of machine decides networks, memory decides batches."""
+
+    default_plans_name = DEFAULT_PLANS_NAME
+
+    def __init__(self, raw_folder: str | Path, fingerprint: Mapping[str, Any], gpu_memory_target: float | None = None,
+                 device: str = "cuda", plans_name: str | None = None):
+        if device not in ("cuda", "cpu", "mps"):
+            raise InputError(f"Device '{device}' is unknown; expected cuda, cpu or mps.")
+        self.gb = rules.default_budget(device) if gpu_memory_target is None else float(gpu_memory_target)
+        if not self.gb > 0:
+            raise InputError(f"-gpu_memory_target is {self.gb:g} GB; expected a positive number.")
+        self.raw_folder, self.fingerprint, self.device = Path(raw_folder), dict(fingerprint), device
+        self.plans_name = plans_name or self.default_plans_name
+        self.facts = Facts.from_fingerprint(self.fingerprint)
+        self.tier_choice = rules.tier(device, self.gb)
+        self.tier: rules.Tier = self.tier_choice.value
+        self.value_bytes = memory.MIXED if device == "cuda" else memory.FLOAT
+
+    def plan(self) -> Plans:
+        """All three stages."""
+        segment = self.segment()
+        stages = {"localize": self.localize(), "segment": segment, "identify": self.identify(segment)}
+        budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.tier.name, "rule": self.tier_choice.rule}
+        return Plans(self.plans_name, type(self).__name__, self.fingerprint["dataset_name"], self.fingerprint["dataset_hash"], budget, stages)
+
+    def data(self, finest_mm: float) -> dict[str, Choice]:
+        """The `data` group of a stage."""
+        limits = rules.hu_limits(self.facts)
+        return {"spacing_mm": rules.spacing(self.facts, finest_mm),
+                "orientation": Choice("LPS", "z up, y back, x left: the orientation all stages and the geometry assume", {}),
+                "hu_min": Choice(limits.value[0], limits.rule, limits.inputs), "hu_max": Choice(limits.value[1], limits.rule, limits.inputs),
+                "windows_hu": rules.windows_hu(self.facts)}
+
+    def localize(self) -> StagePlan:
+        facts, machine = self.facts, self.tier
+        data = self.data(machine.localize_mm)
+        size = rules.slice_size(facts, data["spacing_mm"].value, machine.slice_pixels)
+        network = {"family": Choice("yolo11", "one-stage detector of ultralytics with the best speed for its accuracy on a CPU", {}),
+                   "scale": Choice(machine.detector, f"the {machine.name} class of machine", {"class": machine.name}), "slice_size": size}
+        batch = self.batch("localize", 8, 64, lambda n: memory.detector_bytes(LocalizeNetwork("yolo11", machine.detector, size.value), n,
+                                                                              self.value_bytes))
+        slices = rules.slices_per_plane(facts, machine.slice_hits, machine.max_slices)
+        eps = rules.eps_mm(facts)
+        run = {"batch_size": batch, **self.schedule(0, 1e-3, 5e-4, "AdamW, the paper's rate"),
+               "slices_per_plane": slices, "inference_batch": Choice(16, "slices at a time; memory without gradients is no limit", {}),
+               "min_score": Choice(0.25, "weaker boxes are mostly false; the clustering forgives missed ones", {}),
+               "nms_iou": Choice(0.5, "neighbouring vertebrae overlap less than half in any slice", {}),
+               "eps_mm": eps, "axis_scale": rules.axis_scale(facts, slices.value, eps.value),
+               "min_samples_share": Choice(0.25, "a vertebra shows in at least a quarter of the slices that should cross it", {}),
+               "size_eps": Choice(0.25, "boxes of one vertebra agree within a quarter of their median height and width", {}),
+               "spacing_between_mm": rules.spacing_between_mm(facts)}
+        return stage_plan("localize", data, network, run)
+
+    def segment(self) -> StagePlan:
+        facts, machine = self.facts, self.tier
+        jitter = rules.centre_jitter_mm(facts)
+        data = self.data(machine.segment_mm)
+        channels = len(data["windows_hu"].value) + 1
+        while True:
+            crop = rules.segment_crop(facts, data["spacing_mm"].value, jitter.value, len(machine.features))
+            built = SegmentNetwork("ResEnc", crop.value, machine.features, machine.blocks, 1.0)
+            fits = memory.segment_bytes(built, channels, 2, self.value_bytes) <= memory.RESERVE * self.gb * 1e9
+            if fits or data["spacing_mm"].value >= COARSEST_MM:
+                break
+            old = data["spacing_mm"]
+            data["spacing_mm"] = Choice(old.value + 0.25, old.rule.split("; coarsened")[0] + "; coarsened in steps of 0.25 mm until two crops "
+                                        "fit the memory", old.inputs | {"gb": self.gb})
+        network = {"architecture": Choice("ResEnc", "nnU-Net's residual-encoder U-Net", {}), "crop_size": crop,
+                   "features": Choice(machine.features, f"the {machine.name} class of machine", {"class": machine.name}),
+                   "blocks": Choice(machine.blocks, f"the {machine.name} class of machine", {"class": machine.name}),
+                   "heatmap_sigma_mm": rules.heatmap_sigma_mm(facts)}
+        batch = self.batch("segment", 2, 16, lambda n: memory.segment_bytes(built, channels, n, self.value_bytes))
+        run = {"batch_size": batch, **self.schedule(1, 1e-3, 1e-4, "AdamW"),
+               "inference_batch": Choice(max(4, batch.value), "crops at a time without gradients", {}),
+               "centre_jitter_mm": jitter, "min_volume_ml": rules.min_volume_ml(facts),
+               "overlap_dice": Choice(0.3, "masks of two vertebrae share nothing, of one found twice almost everything", {})}
+        return stage_plan("segment", data, network, run)
+
+    def identify(self, segment: StagePlan) -> StagePlan:
+        machine = self.tier
+        same = "the same as segment's, so that both share one preprocessed folder and the masks need no resampling"
+        data = {name: Choice(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
+        network = {"depth": Choice(machine.depth, f"ResNet of the {machine.name} class of machine; 101 in the paper", {"class": machine.name}),
+                   "width": Choice(machine.width, f"the {machine.name} class of machine; 64 in the paper", {"class": machine.name}),
+                   "stem_stride": Choice(2, "halves the grid in the stem: a mask has little detail below two voxels", {}),
+                   "crop_size": rules.identify_crop(self.facts, data["spacing_mm"].value),
+                   "pool_grid": Choice((2, 3, 3), "keeps where the mask ends, which plain averaging forgets", {}),
+                   "hidden": Choice(512 if machine.depth > 18 else 256, "width of the projection head", {}),
+                   "projection_dim": Choice(128, "Khosla et al. 2020", {}),
+                   "dropout": Choice(0.3, "Monte-Carlo dropout in the head; strong enough to spread uncertain cases", {})}
+        built = IdentifyNetwork(**{k: c.value for k, c in network.items()})
+        batch = self.batch("identify", 32, 64, lambda n: memory.identify_bytes(built, 2 * n, self.value_bytes))
+        contrastive, classifier, iterations = machine.epochs[2], machine.epochs[3], machine.iterations
+        run = {"batch_size": batch,
+               "contrastive_epochs": Choice(contrastive, f"the {machine.name} class of machine; 500 in the paper", {}),
+               "classifier_epochs": Choice(classifier, f"the {machine.name} class of machine; 100 in the paper", {}),
+               "iterations_per_epoch": Choice(iterations, f"the {machine.name} class of machine", {}),
+               "contrastive_lr": Choice(1e-3, "AdamW; the paper's 1e-2 is for SGD", {}),
+               "classifier_lr": Choice(1e-3, "AdamW on a head of few parameters; the paper's 1e-5 needs its long schedule", {}),
+               "weight_decay": Choice(1e-4, "the paper's", {}),
+               "contrastive_loss": Choice("out", "mean over positives outside the logarithm, as Khosla et al. recommend", {}),
+               "freeze_backbone": Choice(True, "the paper fine-tunes the head only", {}), **method_choices()}
+        return stage_plan("identify", data, network, run)
+
+    def batch(self, stage: str, low: int, high: int, bytes_of: Any) -> Choice:
+        """Largest batch that the memory model allows; a laptop takes the smallest, its limit is time."""
+        if self.tier.name == "laptop":
+            return Choice(low, "the smallest useful batch: on this class of machine the time of a step is the limit",
+                          {"estimated_gb": round(bytes_of(low) / 1e9, 2)})
+        value = memory.largest_batch(bytes_of, self.gb, low, high)
+        return Choice(value, f"largest of {low}..{high} whose training step fits {memory.RESERVE:.0%} of the memory target",
+                      {"gpu_memory_target_gb": self.gb, "estimated_gb": round(bytes_of(value) / 1e9, 2)})
+
+    def schedule(self, index: int, rate: float, decay: float, why: str) -> dict[str, Choice]:
+        """Epochs, iterations, learning rate and weight decay of stage `index`."""
+        name = f"the {self.tier.name} class of machine"
+        return {"epochs": Choice(self.tier.epochs[index], name, {}), "iterations_per_epoch": Choice(self.tier.iterations, name, {}),
+                "initial_lr": Choice(rate, why, {}), "weight_decay": Choice(decay, why.split(",")[0], {})}
+
+
+class SpineCLUEPaperPlanner(SpineCLUEPlanner):
+    """The paper's numbers exactly (arXiv 2401.07271); what the paper leaves open follows the default planner's largest class."""
+
+    default_plans_name = "SpineCLUEPaperPlans"
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self.tier = rules.TIERS[-1]
+
+    def data(self, finest_mm: float) -> dict[str, Choice]:
+        return super().data(finest_mm) | {"spacing_mm": paper(1.0, "isotropic 1 mm")}
+
+    def localize(self) -> StagePlan:
+        default = super().localize()
+        network = {"scale": paper("x", "YOLOv7-X; ultralytics no longer builds v7, its present X model stands in"), "slice_size": paper((640, 640))}
+        run = {"batch_size": paper(64), "epochs": paper(500), "initial_lr": paper(1e-3), "slices_per_plane": paper(200, "k")}
+        return overridden(default, network=network, run=run)
+
+    def segment(self) -> StagePlan:
+        network = {"architecture": paper("TransUNet3D", "TransUNet; ours is its 3D form"), "crop_size": paper((128, 128, 128)),
+                   "features": Choice((32, 64, 128, 256), "the paper gives no widths", {}),
+                   "blocks": Choice((1, 2, 3, 3), "the paper gives no depths", {})}
+        run = {"batch_size": paper(32), "epochs": paper(300), "initial_lr": paper(1e-4), "weight_decay": paper(1e-4)}
+        return overridden(super().segment(), data={"spacing_mm": paper(1.0, "isotropic 1 mm")}, network=network, run=run)
+
+    def identify(self, segment: StagePlan) -> StagePlan:
+        network = {"depth": paper(101, "3D ResNet-101"), "width": paper(64), "pool_grid": paper((1, 1, 1), "global average pooling"),
+                   "crop_size": paper((48, 96, 96), "48 x 96 x 96 as SI x AP x LR, centred and clipped")}
+        run = {"batch_size": paper(32, "32 for the contrastive phase (64 for the classifier)"), "contrastive_epochs": paper(500),
+               "classifier_epochs": paper(100), "contrastive_lr": paper(1e-2), "classifier_lr": paper(1e-5),
+               "contrastive_loss": paper("in", "Eq. 2 as printed"), "freeze_backbone": paper(True)}
+        return overridden(super().identify(segment), network=network, run=run)
+
+
+def paper(value: Any, what: str = "") -> Choice:
+    """A number of the paper's."""
+    return Choice(value, "SpineCLUE, arXiv 2401.07271" + (f": {what}" if what else ""), {})
+
+
+def method_choices() -> dict[str, Choice]:
+    """What the paper's parameter study fixed; `spineclue_find_best_configuration` may say better."""
+    return {"temperature": Choice(0.1, "not given in the paper; Khosla et al. 2020", {}),
+            "loss_weights": paper((0.1, 0.5, 1.0), "alpha, beta, gamma"), "mc_samples": paper(20, "N, Fig. 7"),
+            "theta": paper(0.1, "Fig. 7"), "hops": paper(3, "Fig. 7"), "neighbours": paper(7, "Fig. 7, the target included"),
+            "decoder_prices": Choice({}, "empty: the decoder's own defaults", {}),
+            "witness_weights": Choice({}, "empty: fitted on out-of-fold predictions", {})}
+
+
+def stage_plan(stage: str, data: Mapping[str, Choice], network: Mapping[str, Choice], run: Mapping[str, Choice]) -> StagePlan:
+    """Typed stage from its choices; every field of the three groups must have one."""
+    groups = dict(zip(GROUPS, (data, network, run), strict=True))
+    values: dict[str, Any] = {}
+    reasons: dict[str, dict[str, Any]] = {}
+    for group, choices in groups.items():
+        kind = GROUP_TYPES[stage][group]
+        missing = {f.name for f in dataclasses.fields(kind)} - set(choices)
+        if missing:
+            raise ValueError(f"planner leaves {stage}.{group} without {sorted(missing)}")
+        values[group] = kind(**{name: choice.value for name, choice in choices.items()})
+        for name, choice in choices.items():
+            reasons[f"{group}.{name}"] = {"rule": choice.rule} | ({"from": choice.inputs} if choice.inputs else {})
+    return StagePlan(**values, reasons=reasons)
+
+
+def overridden(stage: StagePlan, **groups: Mapping[str, Choice]) -> StagePlan:
+    """`stage` with some numbers replaced, reasons included."""
+    reasons = dict(stage.reasons)
+    parts: dict[str, Any] = {}
+    for group, choices in groups.items():
+        parts[group] = dataclasses.replace(getattr(stage, group), **{name: choice.value for name, choice in choices.items()})
+        reasons |= {f"{group}.{name}": {"rule": choice.rule} for name, choice in choices.items()}
+    return dataclasses.replace(stage, **parts, reasons=reasons)
+
+
+def find_planner(name: str = DEFAULT_PLANNER) -> type[SpineCLUEPlanner]:
+    """Planner class by name: in this package, then among the entry points `spineclue_v2.planners`."""
+    import spineclue_v2.planning as package
+
+    found: dict[str, type[SpineCLUEPlanner]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        found |= {n: c for n, c in inspect.getmembers(module, inspect.isclass) if n.endswith("Planner") and hasattr(c, "plan")}
+    if name in found:
+        return found[name]
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name == name:
+            return entry.load()
+    known = sorted(set(found) | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
+    raise InputError(f"Planner '{name}' is unknown; known: {', '.join(known)} (own planners: entry point {ENTRY_POINTS}).")
+

@@ -1,0 +1,219 @@
+"""The planning rules: one pure function per number, each giving the value, the rule in words, and the inputs it used.
+
+`facts` is the fingerprint's spine statistics in the units of the rules (`Facts`), `tier` the class of machine (`Tier`).
+Lengths are mm, boxes (z, y, x) = (SI, AP, LR).
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Any, NamedTuple
+
+FINEST_MM = 1.0                  # CT masks of vertebrae carry no shape below a millimetre, and cost grows with the cube
+MAX_SLICES = 200                 # the paper's k; more slices add boxes, not vertebrae
+MAX_SLICE_SIZE = 640             # the paper's slice
+SPINE_BAND_MM = 320.0            # in-plane width that holds spine, ribs and a scoliotic curve
+
+
+class Choice(NamedTuple):
+    """A planned number with its reason."""
+
+    value: Any
+    rule: str
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at. Extents: p95 of the largest level, p95 and p5 over all vertebrae, each (SI, AP, LR) mm."""
+
+    median_voxel: float
+    fov: tuple[float, float, float]
+    largest: tuple[float, float, float]
+    extent_p95: tuple[float, float, float]
+    extent_p5: tuple[float, float, float]
+    spacing_between: tuple[float, float, float]       # p5, p50, p99
+    body_height: tuple[float, float]                  # p5, p50
+    volume_p5: float
+    num_cases: int
+    num_vertebrae: int
+    is_ct: bool
+    intensity: tuple[float, float, float]             # p0.5, median, p99.5 of the foreground
+
+    @staticmethod
+    def from_fingerprint(fingerprint: dict[str, Any]) -> Facts:
+        spine = fingerprint["spine"]
+        axes = ("si", "ap", "lr")
+        # Single samples of a level say little about its 95th percentile: levels seen once or twice only count when nothing else is there.
+        levels = [v for v in spine["levels"].values() if v["whole"] >= 3] or list(spine["levels"].values())
+        gaps = spine["spacing_between_mm"] or {"p5": 15.0, "p50": 25.0, "p99": 40.0}    # no neighbours in the data: adult anatomy
+        intensity = fingerprint["foreground_intensity_properties_per_channel"]["0"]
+        return Facts(
+            median_voxel=spine["median_voxel_mm"], fov=tuple(spine["fov_mm"][a]["p95"] for a in axes),
+            largest=tuple(max(v["extent_mm"][a]["p95"] for v in levels) for a in axes),
+            extent_p95=tuple(spine["extent_mm"][a]["p95"] for a in axes), extent_p5=tuple(spine["extent_mm"][a]["p5"] for a in axes),
+            spacing_between=(gaps["p5"], gaps["p50"], gaps["p99"]),
+            body_height=(spine["body_height_mm"]["p5"], spine["body_height_mm"]["p50"]), volume_p5=spine["volume_ml"]["p5"],
+            num_cases=spine["num_cases"], num_vertebrae=spine["num_vertebrae"], is_ct=fingerprint["channel_name"].upper() == "CT",
+            intensity=(intensity["percentile_00_5"], intensity["median"], intensity["percentile_99_5"]))
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A class of machine and what fits it; chosen by `tier`. Everything else follows from the data."""
+
+    name: str
+    localize_mm: float           # finest spacing per stage
+    segment_mm: float
+    detector: str
+    slice_pixels: int
+    max_slices: int
+    slice_hits: int              # slices of one plane that should cross the narrowest vertebra
+    features: tuple[int, ...]
+    blocks: tuple[int, ...]
+    depth: int
+    width: int
+    epochs: tuple[int, int, int, int]        # localize, segment, identify contrastive, identify classifier
+    iterations: int
+
+
+TIERS = (
+    Tier("laptop", 2.0, 1.5, "n", 256 * 160, 32, 5, (12, 24, 48, 96), (1, 1, 1, 1), 18, 12, (60, 60, 30, 20), 25),
+    Tier("small", 1.5, 1.25, "s", 384 * 256, 96, 8, (24, 48, 96, 192), (1, 2, 3, 3), 18, 32, (100, 200, 100, 50), 100),
+    Tier("medium", 1.25, 1.0, "m", 512 * 320, 160, 10, (32, 64, 128, 256, 320), (1, 2, 3, 4, 4), 34, 32, (150, 400, 200, 100), 250),
+    Tier("large", 1.0, 1.0, "l", 640 * 384, 200, 12, (32, 64, 128, 256, 320), (1, 3, 4, 6, 6), 50, 48, (200, 600, 300, 100), 250),
+    Tier("workstation", 1.0, 1.0, "x", 640 * 640, 200, 12, (48, 96, 192, 320, 384), (1, 3, 4, 6, 6), 101, 64,
+         (300, 800, 500, 100), 250),
+)
+
+
+def default_budget(device: str) -> float:
+    """GB that a plan may use when none are given: 8 on a GPU (nnU-Net's default), 1 elsewhere."""
+    return 8.0 if device == "cuda" else 1.0
+
+
+def tier(device: str, gpu_memory_target: float) -> Choice:
+    """Class of machine from the device and the memory target."""
+    if device != "cuda":
+        chosen = TIERS[0]
+    else:
+        limits = (3.0, 6.0, 12.0, 32.0)
+        chosen = TIERS[sum(gpu_memory_target >= limit for limit in limits)]
+    return Choice(chosen, "without a GPU waiting time is the limit, not memory: the laptop class; with one by memory: "
+                          "small from 3 GB, medium from 6, large from 12, workstation from 32", {"device": device, "gb": gpu_memory_target})
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------------
+def spacing(facts: Facts, finest: float) -> Choice:
+    """Isotropic voxel of a stage."""
+    value = max(FINEST_MM, finest, round(facts.median_voxel * 4) / 4)
+    return Choice(float(value), "geometric mean of the median voxel in steps of 0.25 mm, not finer than 1 mm nor than the machine class serves",
+                  {"median_voxel_mm": facts.median_voxel, "class_finest_mm": finest})
+
+
+def hu_limits(facts: Facts) -> Choice:
+    """Stored intensity range."""
+    if facts.is_ct:
+        return Choice((-1024, 3071), "12-bit CT from air; metal above says nothing about bone", {})
+    return Choice((0, int(max(1.0, 4 * facts.intensity[2]))), "no CT: from 0 to four times the 99.5th percentile of the foreground",
+                  {"percentile_99_5": facts.intensity[2]})
+
+
+def windows_hu(facts: Facts) -> Choice:
+    """CT windows, one input channel each."""
+    if facts.is_ct:
+        return Choice(((-200.0, 400.0), (-100.0, 1300.0)), "soft tissue with discs and trabecular bone; bone up to the cortex", {})
+    low, median, high = facts.intensity
+    return Choice(((round(min(low, 0.0), 1), round(high, 1)), (round(low, 1), round(max(median * 2, low + 1), 1))),
+                  "no CT: the whole foreground, and its darker half", {"percentiles": list(facts.intensity)})
+
+
+# ---- localize ---------------------------------------------------------------------------------------------------------------
+def slice_size(facts: Facts, spacing_mm: float, pixels: int) -> Choice:
+    """(z, in-plane) pixels of a training slice."""
+    plane_mm = min(SPINE_BAND_MM, max(facts.fov[1], facts.fov[2]))
+    plane = min(MAX_SLICE_SIZE, _multiple(plane_mm / spacing_mm, 32))
+    rows = min(MAX_SLICE_SIZE, _multiple(facts.fov[0] / spacing_mm, 32), max(64, 32 * floor(pixels / plane / 32)))
+    return Choice((rows, plane), "95th percentile of the field of view (in-plane at most 320 mm), multiples of 32, at most 640 and the pixels "
+                                 "that the machine class serves; longer scans are tiled",
+                  {"fov_p95_mm": list(facts.fov), "spacing_mm": spacing_mm, "class_pixels": pixels})
+
+
+def slices_per_plane(facts: Facts, hits: int, most: int) -> Choice:
+    """k: slices per plane and scan at inference."""
+    narrowest = min(facts.extent_p5[1], facts.extent_p5[2])
+    wanted = ceil(hits * max(facts.fov[1], facts.fov[2]) / narrowest)
+    return Choice(int(min(most, MAX_SLICES, max(8, wanted))), "the narrowest vertebra (5th percentile) is crossed by the class's number of slices "
+                  "even in the widest scan, at most 200",
+                  {"narrowest_mm": narrowest, "fov_p95_mm": max(facts.fov[1], facts.fov[2]), "hits": hits, "class_most": most})
+
+
+def eps_mm(facts: Facts) -> Choice:
+    """Radius of the position clustering."""
+    return Choice(round(0.25 * facts.spacing_between[0], 2), "a quarter of the smallest spacing between neighbours (5th percentile): boxes of "
+                  "one vertebra agree far better along the spine, and two radii never bridge to the next",
+                  {"spacing_p5_mm": facts.spacing_between[0]})
+
+
+def axis_scale(facts: Facts, slices: int, eps: float) -> Choice:
+    """(z, y, x) divisors of distances before clustering."""
+    gap = max(facts.fov[1], facts.fov[2]) / slices
+    linked = 1.25 * gap / eps
+    value = (1.0, round(max(1.5, linked), 2), round(max(2.0, linked), 2))
+    return Choice(value, "neighbours part along z, one vertebra's boxes spread in y and x: there distances shrink, so far that the next slice "
+                         "lies within eps", {"slice_gap_mm": round(gap, 2), "eps_mm": eps})
+
+
+def spacing_between_mm(facts: Facts) -> Choice:
+    """Plausible distance of neighbouring centres."""
+    low, _, high = facts.spacing_between
+    return Choice((round(0.75 * low, 1), round(1.25 * high, 1)), "5th and 99th percentile of the spacing between neighbours, a quarter wider",
+                  {"p5_mm": low, "p99_mm": high})
+
+
+# ---- segment ----------------------------------------------------------------------------------------------------------------
+def centre_jitter_mm(facts: Facts) -> Choice:
+    """How far training moves the located centre."""
+    return Choice(round(min(10.0, max(4.0, 0.5 * facts.spacing_between[0])), 1), "half the smallest spacing: a centre that errs more means the "
+                  "neighbour", {"spacing_p5_mm": facts.spacing_between[0]})
+
+
+def segment_crop(facts: Facts, spacing_mm: float, jitter_mm: float, resolutions: int) -> Choice:
+    """Crop (z, y, x) voxels around a located vertebra."""
+    lengths = (facts.largest[0] + facts.spacing_between[1], facts.largest[1] + jitter_mm, facts.largest[2] + jitter_mm)
+    divisor = 2 ** (resolutions - 1)
+    return Choice(tuple(_multiple(length / spacing_mm, divisor) for length in lengths),
+                  "the largest vertebra (95th percentile of the largest level) and half a neighbour above and below, sideways the centre's jitter; "
+                  "multiples of what the network halves",
+                  {"largest_mm": list(facts.largest), "spacing_p50_mm": facts.spacing_between[1], "jitter_mm": jitter_mm, "divisor": divisor})
+
+
+def heatmap_sigma_mm(facts: Facts) -> Choice:
+    """Width of the Gaussian that marks the vertebra."""
+    value = min(9.0, max(5.0, 0.5 * facts.body_height[0] + 0.125 * (facts.body_height[1] - facts.body_height[0])))
+    return Choice(round(value, 1), "about half the height of a small body: marks the whole body and little of its neighbours, 5 to 9 mm",
+                  {"body_height_p5_mm": facts.body_height[0], "body_height_p50_mm": facts.body_height[1]})
+
+
+def min_volume_ml(facts: Facts) -> Choice:
+    """Smallest segmented body that counts."""
+    return Choice(round(max(0.3, 0.1 * facts.volume_p5), 2), "a tenth of a small vertebra (5th percentile): what is left of one that the border cuts",
+                  {"volume_p5_ml": facts.volume_p5})
+
+
+# ---- identify ---------------------------------------------------------------------------------------------------------------
+def identify_crop(facts: Facts, spacing_mm: float) -> Choice:
+    """Mask crop (z, y, x) voxels."""
+    return Choice(tuple(_multiple(length / spacing_mm, 16) for length in facts.extent_p95),
+                  "holds 95 % of the vertebrae along each axis, multiples of 16", {"extent_p95_mm": list(facts.extent_p95), "spacing_mm": spacing_mm})
+
+
+def _multiple(value: float, divisor: int) -> int:
+    """Smallest multiple of `divisor` that is not below `value` (half a voxel is forgiven)."""
+    return int(divisor * max(1, ceil((value - 0.5) / divisor)))
+
+
+def as_box(value: Sequence[int]) -> tuple[int, int, int]:
+    z, y, x = value
+    return int(z), int(y), int(x)

@@ -1,0 +1,29 @@
+"""spineclue_convert_dataset: bring a public dataset into the raw format."""
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = "Convert a public spine dataset (or make synthetic spines) into nnU-Net v2's raw format with VerSe label values."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="which dataset: phantom, nnunet, ...; an unknown name lists all")
+    parser.add_argument("-i", default=None, metavar="SRC", help="folder of the downloaded dataset")
+    parser.add_argument("-d", type=int, required=True, metavar="ID", help="dataset id, 1..999")
+    parser.add_argument("-name", default=None, dest="dataset_name", help="name after the id; default: the dataset's own")
+    parser.add_argument("-np", type=int, default=None, help="worker processes; default: from cores and memory")
+    parser.add_argument("--cases", type=int, default=None, help="phantom: number of cases (default 40)")
+    parser.add_argument("--seed", type=int, default=None, help="phantom: seed of the first case (default 1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from spineclue_v2.dataset_conversion.registry import convert_dataset
+    from spineclue_v2.parallel import default_processes
+
+    options = {"cases": args.cases, "seed": args.seed}
+    if args.name == "phantom":
+        options = {"cases": 40 if args.cases is None else args.cases, "seed": 1 if args.seed is None else args.seed}
+    given = {key: value for key, value in options.items() if value is not None}
+    given["num_processes"] = default_processes() if args.np is None else args.np
+    convert_dataset(args.name, args.d, args.i, args.dataset_name, **given)
+    return 0

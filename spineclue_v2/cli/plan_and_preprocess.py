@@ -1,0 +1,27 @@
+"""spineclue_plan_and_preprocess: fingerprint, plan and preprocess datasets."""
+from __future__ import annotations
+
+import argparse
+
+from ._planning import add_dataset, add_planner, add_workers, device_of, report, workers
+
+DESCRIPTION = "Look at raw datasets, write a plan for each and preprocess them: all that training needs."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_dataset(parser)
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="also run nnU-Net's own integrity check (recommended once)")
+    parser.add_argument("--no_pp", action="store_true", help="fingerprint and plan only")
+    parser.add_argument("--clean", action="store_true", help="forget earlier fingerprints and preprocessed cases")
+    parser.add_argument("-npfp", type=int, default=None, help="processes for the fingerprint; default: as -np")
+    add_planner(parser)
+    add_workers(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from spineclue_v2.planning.plan_and_preprocess import plan_and_preprocess
+
+    with workers(args) as (executor, count):
+        return report(plan_and_preprocess(
+            args.d, args.pl, args.gpu_memory_target, device_of(args), args.overwrite_plans_name, args.verify_dataset_integrity,
+            not args.no_pp, args.clean, count, args.npfp, executor, not args.no_pbar))
