@@ -5,7 +5,12 @@ import sys
 
 from . import command_names
 from ._common import main
+from ._reference import reference
 
-if len(sys.argv) < 2 or sys.argv[1] not in command_names():
-    sys.exit(f"usage: python -m spineclue_v2.cli COMMAND ...; commands: {', '.join(command_names())}")
-sys.exit(main(sys.argv[1], sys.argv[2:]))
+if sys.argv[1:] == ["--reference"]:
+    sys.stdout.write(reference())
+elif len(sys.argv) > 1 and sys.argv[1] in command_names():
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
+else:
+    sys.stderr.write(f"usage: python -m spineclue_v2.cli COMMAND ...; commands: {', '.join(command_names())}\n")
+    sys.exit(2)

@@ -21,11 +21,22 @@ DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows a default where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings or "default" in text:
+            return text
+        value = " ".join(map(str, action.default)) if isinstance(action.default, list | tuple) else action.default
+        return f"{text} (default: {value})"
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes no flag for another one and names the nearest when it knows none of that name."""
 
     def __init__(self, **arguments: object) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **arguments)  # type: ignore[arg-type]
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **arguments)  # type: ignore[arg-type]
 
     def parse_known_args(self, args=None, namespace=None):  # noqa: ANN001, ANN201 - signature of the base class
         # Before argparse sees them: it would read the mistyped `-devce cpu` as `-d evce`.

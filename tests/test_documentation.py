@@ -1,0 +1,55 @@
+"""What the documentation says must be what the program does."""
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from spineclue_v2.cli import command_names
+from spineclue_v2.cli._common import build_parser
+from spineclue_v2.cli._reference import reference
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "documentation").glob("*.md"))]
+
+
+def command_lines(page: Path) -> list[str]:
+    """Lines of the page's shell blocks that call one of our commands."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [match for block in blocks for match in re.findall(r"spineclue_[^;&|\n]*", block.replace("\\\n", " "))]
+
+
+def test_the_command_reference_is_up_to_date():
+    written = (ROOT / "documentation" / "commands.md").read_text(encoding="utf-8")
+    assert written == reference(), "run: python -m spineclue_v2.cli --reference > documentation/commands.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_that_is_shown_can_be_parsed(page):
+    for line in command_lines(page):
+        name, *arguments = shlex.split(line.replace("$stage", "identify"), comments=True)
+        assert name.removeprefix("spineclue_") in command_names(), f"{page.name}: {line}"
+        try:
+            build_parser(name.removeprefix("spineclue_")).parse_args(arguments)
+        except SystemExit as error:
+            pytest.fail(f"{page.name}: {line} ends with {error}")
+
+
+def test_the_readme_shows_commands():
+    assert len(command_lines(ROOT / "README.md")) >= 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`([a-z_]+/[a-z_/]*[a-z_]+\.py)`", text):
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "spineclue_v2")), f"{page.name} names {name}"
