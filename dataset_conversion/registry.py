@@ -66,6 +66,6 @@ def convert_dataset(name: str, dataset_id: int, source: str | Path | None = None
     if unknown:
         raise InputError(f"Converter '{name}' has no option {', '.join(unknown)}; it knows {', '.join(known)}.")
     result = convert(target, **options) if not converter.needs_source else convert(Path(source or ""), target, **options)
-    logger.info("%s -> %s (%d cases)\nNext: spineclue_plan_and_preprocess -d %d --verify_dataset_integrity", name, target, len(result),
-                int(dataset_id))
+    logger.info("%s -> %s (%d cases)\nNext: spineclue_plan_and_preprocess -d %d --verify_dataset_integrity", name, target,
+                len(result), int(dataset_id))
     return target

@@ -45,7 +45,8 @@ def extract_fingerprint(raw: RawDataset, dataset_folder: str | Path, num_process
     cache = _read_cache(folder / CACHE_NAME)
     digests = {case: f"{raw.case_digest(case)}-{VERSION}" for case in raw.cases}
     records = {case: cache[case] for case in raw.cases if cache.get(case, {}).get("digest") == digests[case]}
-    tasks = {case: (raw.image(case), raw.label(case), case, raw.verse_value, digests[case]) for case in raw.cases if case not in records}
+    tasks = {case: (raw.image(case), raw.label(case), case, raw.verse_value, digests[case])
+             for case in raw.cases if case not in records}
     if records:
         logger.info("%d of %d cases are remembered from the last fingerprint.", len(records), len(raw.cases))
     measured, failures = run_tasks(measure_case, tasks, executor, num_processes, "fingerprint", progress)
@@ -57,11 +58,12 @@ def extract_fingerprint(raw: RawDataset, dataset_folder: str | Path, num_process
         findings += [Finding(**entry) for entry in records[case]["findings"]]
     text = table(findings)
     if text:
-        logger.log(logging.WARNING if any(f.severity != "note" for f in findings) else logging.INFO, "checks of %s:\n%s", raw.name, text)
+        level = logging.WARNING if any(f.severity != "note" for f in findings) else logging.INFO
+        logger.log(level, "checks of %s:\n%s", raw.name, text)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
-        raise InputError(f"{raw.name} has {len(errors)} error(s) that would spoil training (first: case '{errors[0].case}', {errors[0].detail});"
-                         " mend or remove these cases and run again.")
+        raise InputError(f"{raw.name} has {len(errors)} error(s) that would spoil training (first: case '{errors[0].case}', "
+                         f"{errors[0].detail}); mend or remove these cases and run again.")
     fingerprint = summarise(raw, records, findings)
     write_json(folder / FILE_NAME, fingerprint)
     return fingerprint
@@ -78,7 +80,8 @@ def load_fingerprint(dataset_folder: str | Path) -> dict[str, Any]:
     return fingerprint
 
 
-def measure_case(image: str | Path, label: str | Path, case: str, verse_value: Mapping[int, int], digest: str = "") -> dict[str, Any]:
+def measure_case(image: str | Path, label: str | Path, case: str, verse_value: Mapping[int, int],
+                 digest: str = "") -> dict[str, Any]:
     """One read of a case -> its record: grid, foreground HU, per vertebra sizes and positions (mm, (z, y, x), LPS), findings."""
     scan = read_volume(image)
     labels = read_labels(label)
@@ -110,11 +113,12 @@ def measure_vertebra(labels: Volume, value: int, box: Sequence[slice]) -> dict[s
     start, stop = np.array([s.start for s in box]), np.array([s.stop for s in box])
     step = np.maximum(1, (SHAPE_MM / spacing + 0.01).astype(int))
     full = labels.array[tuple(box)] == value
-    mask = np.ascontiguousarray(full[tuple(slice(int((n - 1) % k) // 2, None, int(k)) for n, k in zip(full.shape, step, strict=True))])
+    offset = (np.array(full.shape) - 1) % step // 2
+    mask = np.ascontiguousarray(full[tuple(slice(int(o), None, int(k)) for o, k in zip(offset, step, strict=True))])
     grid = spacing * step
     if not mask.any():                                   # thinner than the grid
-        mask, grid, step = full, spacing, np.ones(3, int)
-    first = start + [int((n - 1) % k) // 2 for n, k in zip(full.shape, step, strict=True)]
+        mask, grid, offset = full, spacing, np.zeros(3, int)
+    first = start + offset
     centroid = np.argwhere(mask).mean(0)
     body = np.array(morphology.body_centre(mask, grid))
     return {"extent_mm": _round((stop - start) * spacing), "volume_ml": round(float(full.sum() * spacing.prod() / 1000), 3),

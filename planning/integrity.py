@@ -103,7 +103,7 @@ def _orientation(case: str, names: Sequence[str], vertebrae: Mapping[str, Mappin
     whole = [v for v in vertebrae.values() if not v["touches_border"]] or list(vertebrae.values())
     back_to_front = float(np.median([v["thick_in_front_mm"] for v in whole])) < 0
     if upside_down:
-        findings.append(Finding(case, "error", "flip", f"head and feet are swapped: {names[0]} lies below {names[-1]} in the header's frame"))
+        findings.append(Finding(case, "error", "flip", f"head and feet are swapped: {names[0]} lies below {names[-1]}"))
     elif len(steps):
         wrong = [f"{names[i]} below {names[i + 1]}" for i in np.flatnonzero(steps > 0)]
         if wrong:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -23,9 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def plan_and_preprocess(datasets: Sequence[str | int], planner: str = DEFAULT_PLANNER, gpu_memory_target: float | None = None,
-                        device: str = "cuda", plans_name: str | None = None, verify_integrity: bool = False, preprocess: bool = True,
-                        clean: bool = False, num_processes: int = 0, num_processes_fingerprint: int | None = None,
-                        executor: Executor | None = None, progress: bool = True) -> dict[str, str]:
+                        device: str = "cuda", plans_name: str | None = None, verify_integrity: bool = False,
+                        preprocess: bool = True, clean: bool = False, num_processes: int = 0,
+                        num_processes_fingerprint: int | None = None, executor: Executor | None = None,
+                        progress: bool = True) -> dict[str, str]:
     """Fingerprint, plan and preprocess each of `datasets` (ids or names). Returns the cases that failed: {dataset/case: why}.
 
     `plans_name` None takes the planner's own; `num_processes` 0 runs in this process; `executor` wins over both counts.
@@ -43,8 +45,8 @@ def plan_and_preprocess(datasets: Sequence[str | int], planner: str = DEFAULT_PL
     return failures
 
 
-def fingerprint_dataset(dataset: str | int, verify_integrity: bool = False, num_processes: int = 0, executor: Executor | None = None,
-                        clean: bool = False, progress: bool = True) -> str:
+def fingerprint_dataset(dataset: str | int, verify_integrity: bool = False, num_processes: int = 0,
+                        executor: Executor | None = None, clean: bool = False, progress: bool = True) -> str:
     """Write dataset.json and dataset_fingerprint.json of a raw dataset into its preprocessed folder; returns its full name."""
     name = paths.dataset_name(dataset, paths.raw_folder())
     raw, folder = RawDataset(paths.raw_folder() / name), paths.preprocessed_folder() / name
@@ -63,8 +65,8 @@ def fingerprint_dataset(dataset: str | int, verify_integrity: bool = False, num_
     return name
 
 
-def plan_experiment(dataset: str | int, planner: str = DEFAULT_PLANNER, gpu_memory_target: float | None = None, device: str = "cuda",
-                    plans_name: str | None = None) -> Plans:
+def plan_experiment(dataset: str | int, planner: str = DEFAULT_PLANNER, gpu_memory_target: float | None = None,
+                    device: str = "cuda", plans_name: str | None = None) -> Plans:
     """Plan from the fingerprint, save `<plans_name>.json`, say what was decided. An older, different plan is kept aside."""
     name = paths.dataset_name(dataset)
     folder = paths.preprocessed_folder() / name
@@ -75,13 +77,15 @@ def plan_experiment(dataset: str | int, planner: str = DEFAULT_PLANNER, gpu_memo
         _keep_previous(path, plans)
     if not path.is_file() or read_json(path) != _as_read(plans):
         plans.save(path)
-    logger.info("plan: %s (%s, %g GB on %s, class %s)\n%s", path, plans.planner, plans.budget["gpu_memory_target_gb"], plans.budget["device"],
-                plans.budget["machine_class"], summary_table(plans))
+    budget = plans.budget
+    logger.info("plan: %s (%s, %g GB on %s, class %s)\n%s", path, plans.planner, budget["gpu_memory_target_gb"], budget["device"],
+                budget["machine_class"], summary_table(plans))
     return plans
 
 
-def preprocess_plans(dataset: str | int, plans_name: str = DEFAULT_PLANS_NAME, stages: Sequence[str] | None = None, num_processes: int = 0,
-                     executor: Executor | None = None, clean: bool = False, progress: bool = True) -> dict[str, str]:
+def preprocess_plans(dataset: str | int, plans_name: str = DEFAULT_PLANS_NAME, stages: Sequence[str] | None = None,
+                     num_processes: int = 0, executor: Executor | None = None, clean: bool = False,
+                     progress: bool = True) -> dict[str, str]:
     """Preprocess a dataset as its plan says. Returns the cases that failed: {dataset/folder/case: why}."""
     name = paths.dataset_name(dataset, paths.raw_folder())
     raw, folder = RawDataset(paths.raw_folder() / name), paths.preprocessed_folder() / name
@@ -111,16 +115,17 @@ def summary_table(plans: Plans) -> str:
             group, field = key.split(".")
             value = getattr(getattr(plan, group), field)
             text = " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            rows.append((stage, field, text, plan.reasons.get(key, {}).get("rule", "")))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + "  " + row[3] for row in rows)
+            rows.append((stage, field, text, textwrap.shorten(plan.reasons.get(key, {}).get("rule", ""), 90, placeholder=" ...")))
+    widths = [*(max(len(row[i]) for row in rows) for i in range(3)), 0]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def _verify(raw: RawDataset, folder: Path, num_processes: int) -> None:
     """nnU-Net's integrity check, once per content of the dataset."""
     from spineclue_v2.adapters import verify_dataset_integrity
 
-    path, content = folder / "integrity.json", {"dataset_hash": raw.content_hash(), "checked_by": "nnunetv2 verify_dataset_integrity"}
+    path = folder / "integrity.json"
+    content = {"dataset_hash": raw.content_hash(), "checked_by": "nnunetv2 verify_dataset_integrity"}
     if path.is_file() and read_json(path) == content:
         logger.info("nnU-Net's integrity check passed before on the same content.")
         return

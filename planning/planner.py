@@ -57,29 +57,31 @@ class SpineCLUEPlanner:
         """All three stages."""
         segment = self.segment()
         stages = {"localize": self.localize(), "segment": segment, "identify": self.identify(segment)}
-        budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.tier.name, "rule": self.tier_choice.rule}
-        return Plans(self.plans_name, type(self).__name__, self.fingerprint["dataset_name"], self.fingerprint["dataset_hash"], budget, stages)
+        budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.tier.name,
+                  "rule": self.tier_choice.rule}
+        return Plans(self.plans_name, type(self).__name__, self.fingerprint["dataset_name"], self.fingerprint["dataset_hash"],
+                     budget, stages)
 
     def data(self, finest_mm: float) -> dict[str, Choice]:
         """The `data` group of a stage."""
         limits = rules.hu_limits(self.facts)
         return {"spacing_mm": rules.spacing(self.facts, finest_mm),
                 "orientation": Choice("LPS", "z up, y back, x left: the orientation all stages and the geometry assume", {}),
-                "hu_min": Choice(limits.value[0], limits.rule, limits.inputs), "hu_max": Choice(limits.value[1], limits.rule, limits.inputs),
+                "hu_min": limits._replace(value=limits.value[0]), "hu_max": limits._replace(value=limits.value[1]),
                 "windows_hu": rules.windows_hu(self.facts)}
 
     def localize(self) -> StagePlan:
         facts, machine = self.facts, self.tier
         data = self.data(machine.localize_mm)
         size = rules.slice_size(facts, data["spacing_mm"].value, machine.slice_pixels)
-        network = {"family": Choice("yolo11", "one-stage detector of ultralytics with the best speed for its accuracy on a CPU", {}),
-                   "scale": Choice(machine.detector, f"the {machine.name} class of machine", {"class": machine.name}), "slice_size": size}
-        batch = self.batch("localize", 8, 64, lambda n: memory.detector_bytes(LocalizeNetwork("yolo11", machine.detector, size.value), n,
-                                                                              self.value_bytes))
+        network = {"family": Choice("yolo11", "one-stage detector of ultralytics, small and quick on a CPU too", {}),
+                   "scale": self.of_class(machine.detector, "x in the paper"), "slice_size": size}
+        built = LocalizeNetwork("yolo11", machine.detector, size.value)
+        batch = self.batch(8, 64, lambda n: memory.detector_bytes(built, n, self.value_bytes))
         slices = rules.slices_per_plane(facts, machine.slice_hits, machine.max_slices)
         eps = rules.eps_mm(facts)
         run = {"batch_size": batch, **self.schedule(0, 1e-3, 5e-4, "AdamW, the paper's rate"),
-               "slices_per_plane": slices, "inference_batch": Choice(16, "slices at a time; memory without gradients is no limit", {}),
+               "slices_per_plane": slices, "inference_batch": Choice(16, "slices at a time, without gradients", {}),
                "min_score": Choice(0.25, "weaker boxes are mostly false; the clustering forgives missed ones", {}),
                "nms_iou": Choice(0.5, "neighbouring vertebrae overlap less than half in any slice", {}),
                "eps_mm": eps, "axis_scale": rules.axis_scale(facts, slices.value, eps.value),
@@ -100,13 +102,12 @@ class SpineCLUEPlanner:
             if fits or data["spacing_mm"].value >= COARSEST_MM:
                 break
             old = data["spacing_mm"]
-            data["spacing_mm"] = Choice(old.value + 0.25, old.rule.split("; coarsened")[0] + "; coarsened in steps of 0.25 mm until two crops "
-                                        "fit the memory", old.inputs | {"gb": self.gb})
+            rule = old.rule.split("; coarsened")[0] + "; coarsened in steps of 0.25 mm until two crops fit the memory"
+            data["spacing_mm"] = Choice(old.value + 0.25, rule, old.inputs | {"gb": self.gb})
         network = {"architecture": Choice("ResEnc", "nnU-Net's residual-encoder U-Net", {}), "crop_size": crop,
-                   "features": Choice(machine.features, f"the {machine.name} class of machine", {"class": machine.name}),
-                   "blocks": Choice(machine.blocks, f"the {machine.name} class of machine", {"class": machine.name}),
+                   "features": self.of_class(machine.features), "blocks": self.of_class(machine.blocks),
                    "heatmap_sigma_mm": rules.heatmap_sigma_mm(facts)}
-        batch = self.batch("segment", 2, 16, lambda n: memory.segment_bytes(built, channels, n, self.value_bytes))
+        batch = self.batch(2, 16, lambda n: memory.segment_bytes(built, channels, n, self.value_bytes))
         run = {"batch_size": batch, **self.schedule(1, 1e-3, 1e-4, "AdamW"),
                "inference_batch": Choice(max(4, batch.value), "crops at a time without gradients", {}),
                "centre_jitter_mm": jitter, "min_volume_ml": rules.min_volume_ml(facts),
@@ -117,8 +118,8 @@ class SpineCLUEPlanner:
         machine = self.tier
         same = "the same as segment's, so that both share one preprocessed folder and the masks need no resampling"
         data = {name: Choice(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
-        network = {"depth": Choice(machine.depth, f"ResNet of the {machine.name} class of machine; 101 in the paper", {"class": machine.name}),
-                   "width": Choice(machine.width, f"the {machine.name} class of machine; 64 in the paper", {"class": machine.name}),
+        network = {"depth": self.of_class(machine.depth, "101 in the paper"),
+                   "width": self.of_class(machine.width, "64 in the paper"),
                    "stem_stride": Choice(2, "halves the grid in the stem: a mask has little detail below two voxels", {}),
                    "crop_size": rules.identify_crop(self.facts, data["spacing_mm"].value),
                    "pool_grid": Choice((2, 3, 3), "keeps where the mask ends, which plain averaging forgets", {}),
@@ -126,12 +127,11 @@ class SpineCLUEPlanner:
                    "projection_dim": Choice(128, "Khosla et al. 2020", {}),
                    "dropout": Choice(0.3, "Monte-Carlo dropout in the head; strong enough to spread uncertain cases", {})}
         built = IdentifyNetwork(**{k: c.value for k, c in network.items()})
-        batch = self.batch("identify", 32, 64, lambda n: memory.identify_bytes(built, 2 * n, self.value_bytes))
-        contrastive, classifier, iterations = machine.epochs[2], machine.epochs[3], machine.iterations
+        batch = self.batch(32, 64, lambda n: memory.identify_bytes(built, 2 * n, self.value_bytes))
         run = {"batch_size": batch,
-               "contrastive_epochs": Choice(contrastive, f"the {machine.name} class of machine; 500 in the paper", {}),
-               "classifier_epochs": Choice(classifier, f"the {machine.name} class of machine; 100 in the paper", {}),
-               "iterations_per_epoch": Choice(iterations, f"the {machine.name} class of machine", {}),
+               "contrastive_epochs": self.of_class(machine.epochs[2], "500 in the paper"),
+               "classifier_epochs": self.of_class(machine.epochs[3], "100 in the paper"),
+               "iterations_per_epoch": self.of_class(machine.iterations),
                "contrastive_lr": Choice(1e-3, "AdamW; the paper's 1e-2 is for SGD", {}),
                "classifier_lr": Choice(1e-3, "AdamW on a head of few parameters; the paper's 1e-5 needs its long schedule", {}),
                "weight_decay": Choice(1e-4, "the paper's", {}),
@@ -139,7 +139,7 @@ class SpineCLUEPlanner:
                "freeze_backbone": Choice(True, "the paper fine-tunes the head only", {}), **method_choices()}
         return stage_plan("identify", data, network, run)
 
-    def batch(self, stage: str, low: int, high: int, bytes_of: Any) -> Choice:
+    def batch(self, low: int, high: int, bytes_of: Any) -> Choice:
         """Largest batch that the memory model allows; a laptop takes the smallest, its limit is time."""
         if self.tier.name == "laptop":
             return Choice(low, "the smallest useful batch: on this class of machine the time of a step is the limit",
@@ -150,9 +150,12 @@ class SpineCLUEPlanner:
 
     def schedule(self, index: int, rate: float, decay: float, why: str) -> dict[str, Choice]:
         """Epochs, iterations, learning rate and weight decay of stage `index`."""
-        name = f"the {self.tier.name} class of machine"
-        return {"epochs": Choice(self.tier.epochs[index], name, {}), "iterations_per_epoch": Choice(self.tier.iterations, name, {}),
+        return {"epochs": self.of_class(self.tier.epochs[index]), "iterations_per_epoch": self.of_class(self.tier.iterations),
                 "initial_lr": Choice(rate, why, {}), "weight_decay": Choice(decay, why.split(",")[0], {})}
+
+    def of_class(self, value: Any, note: str = "") -> Choice:
+        """A number that the class of machine decides."""
+        return Choice(value, "what this class of machine serves" + (f"; {note}" if note else ""), {"class": self.tier.name})
 
 
 class SpineCLUEPaperPlanner(SpineCLUEPlanner):
@@ -169,7 +172,8 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
 
     def localize(self) -> StagePlan:
         default = super().localize()
-        network = {"scale": paper("x", "YOLOv7-X; ultralytics no longer builds v7, its present X model stands in"), "slice_size": paper((640, 640))}
+        network = {"scale": paper("x", "YOLOv7-X; ultralytics does not build v7, its present X model stands in"),
+                   "slice_size": paper((640, 640))}
         run = {"batch_size": paper(64), "epochs": paper(500), "initial_lr": paper(1e-3), "slices_per_plane": paper(200, "k")}
         return overridden(default, network=network, run=run)
 
@@ -181,7 +185,7 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
         return overridden(super().segment(), data={"spacing_mm": paper(1.0, "isotropic 1 mm")}, network=network, run=run)
 
     def identify(self, segment: StagePlan) -> StagePlan:
-        network = {"depth": paper(101, "3D ResNet-101"), "width": paper(64), "pool_grid": paper((1, 1, 1), "global average pooling"),
+        network = {"depth": paper(101, "3D ResNet-101"), "width": paper(64), "pool_grid": paper((1, 1, 1), "global pooling"),
                    "crop_size": paper((48, 96, 96), "48 x 96 x 96 as SI x AP x LR, centred and clipped")}
         run = {"batch_size": paper(32, "32 for the contrastive phase (64 for the classifier)"), "contrastive_epochs": paper(500),
                "classifier_epochs": paper(100), "contrastive_lr": paper(1e-2), "classifier_lr": paper(1e-5),

@@ -5,7 +5,6 @@ Lengths are mm, boxes (z, y, x) = (SI, AP, LR).
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any, NamedTuple
@@ -45,14 +44,15 @@ class Facts:
     def from_fingerprint(fingerprint: dict[str, Any]) -> Facts:
         spine = fingerprint["spine"]
         axes = ("si", "ap", "lr")
-        # Single samples of a level say little about its 95th percentile: levels seen once or twice only count when nothing else is there.
+        # One or two samples say little about a 95th percentile: such levels count only when nothing else is there.
         levels = [v for v in spine["levels"].values() if v["whole"] >= 3] or list(spine["levels"].values())
         gaps = spine["spacing_between_mm"] or {"p5": 15.0, "p50": 25.0, "p99": 40.0}    # no neighbours in the data: adult anatomy
         intensity = fingerprint["foreground_intensity_properties_per_channel"]["0"]
         return Facts(
             median_voxel=spine["median_voxel_mm"], fov=tuple(spine["fov_mm"][a]["p95"] for a in axes),
             largest=tuple(max(v["extent_mm"][a]["p95"] for v in levels) for a in axes),
-            extent_p95=tuple(spine["extent_mm"][a]["p95"] for a in axes), extent_p5=tuple(spine["extent_mm"][a]["p5"] for a in axes),
+            extent_p95=tuple(spine["extent_mm"][a]["p95"] for a in axes),
+            extent_p5=tuple(spine["extent_mm"][a]["p5"] for a in axes),
             spacing_between=(gaps["p5"], gaps["p50"], gaps["p99"]),
             body_height=(spine["body_height_mm"]["p5"], spine["body_height_mm"]["p50"]), volume_p5=spine["volume_ml"]["p5"],
             num_cases=spine["num_cases"], num_vertebrae=spine["num_vertebrae"], is_ct=fingerprint["channel_name"].upper() == "CT",
@@ -81,8 +81,10 @@ class Tier:
 TIERS = (
     Tier("laptop", 2.0, 1.5, "n", 256 * 160, 32, 5, (12, 24, 48, 96), (1, 1, 1, 1), 18, 12, (60, 60, 30, 20), 25),
     Tier("small", 1.5, 1.25, "s", 384 * 256, 96, 8, (24, 48, 96, 192), (1, 2, 3, 3), 18, 32, (100, 200, 100, 50), 100),
-    Tier("medium", 1.25, 1.0, "m", 512 * 320, 160, 10, (32, 64, 128, 256, 320), (1, 2, 3, 4, 4), 34, 32, (150, 400, 200, 100), 250),
-    Tier("large", 1.0, 1.0, "l", 640 * 384, 200, 12, (32, 64, 128, 256, 320), (1, 3, 4, 6, 6), 50, 48, (200, 600, 300, 100), 250),
+    Tier("medium", 1.25, 1.0, "m", 512 * 320, 160, 10, (32, 64, 128, 256, 320), (1, 2, 3, 4, 4), 34, 32,
+         (150, 400, 200, 100), 250),
+    Tier("large", 1.0, 1.0, "l", 640 * 384, 200, 12, (32, 64, 128, 256, 320), (1, 3, 4, 6, 6), 50, 48,
+         (200, 600, 300, 100), 250),
     Tier("workstation", 1.0, 1.0, "x", 640 * 640, 200, 12, (48, 96, 192, 320, 384), (1, 3, 4, 6, 6), 101, 64,
          (300, 800, 500, 100), 250),
 )
@@ -101,29 +103,30 @@ def tier(device: str, gpu_memory_target: float) -> Choice:
         limits = (3.0, 6.0, 12.0, 32.0)
         chosen = TIERS[sum(gpu_memory_target >= limit for limit in limits)]
     return Choice(chosen, "without a GPU waiting time is the limit, not memory: the laptop class; with one by memory: "
-                          "small from 3 GB, medium from 6, large from 12, workstation from 32", {"device": device, "gb": gpu_memory_target})
+                          "small from 3 GB, medium from 6, large from 12, workstation from 32",
+                  {"device": device, "gb": gpu_memory_target})
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------------
 def spacing(facts: Facts, finest: float) -> Choice:
     """Isotropic voxel of a stage."""
     value = max(FINEST_MM, finest, round(facts.median_voxel * 4) / 4)
-    return Choice(float(value), "geometric mean of the median voxel in steps of 0.25 mm, not finer than 1 mm nor than the machine class serves",
-                  {"median_voxel_mm": facts.median_voxel, "class_finest_mm": finest})
+    return Choice(float(value), "the median voxel's geometric mean in steps of 0.25 mm, not finer than 1 mm nor than the class "
+                                "of machine serves", {"median_voxel_mm": facts.median_voxel, "class_finest_mm": finest})
 
 
 def hu_limits(facts: Facts) -> Choice:
     """Stored intensity range."""
     if facts.is_ct:
         return Choice((-1024, 3071), "12-bit CT from air; metal above says nothing about bone", {})
-    return Choice((0, int(max(1.0, 4 * facts.intensity[2]))), "no CT: from 0 to four times the 99.5th percentile of the foreground",
+    return Choice((0, int(max(1.0, 4 * facts.intensity[2]))), "no CT: 0 to four times the foreground's 99.5th percentile",
                   {"percentile_99_5": facts.intensity[2]})
 
 
 def windows_hu(facts: Facts) -> Choice:
     """CT windows, one input channel each."""
     if facts.is_ct:
-        return Choice(((-200.0, 400.0), (-100.0, 1300.0)), "soft tissue with discs and trabecular bone; bone up to the cortex", {})
+        return Choice(((-200.0, 400.0), (-100.0, 1300.0)), "soft tissue, discs and trabecular bone; bone up to the cortex", {})
     low, median, high = facts.intensity
     return Choice(((round(min(low, 0.0), 1), round(high, 1)), (round(low, 1), round(max(median * 2, low + 1), 1))),
                   "no CT: the whole foreground, and its darker half", {"percentiles": list(facts.intensity)})
@@ -135,8 +138,8 @@ def slice_size(facts: Facts, spacing_mm: float, pixels: int) -> Choice:
     plane_mm = min(SPINE_BAND_MM, max(facts.fov[1], facts.fov[2]))
     plane = min(MAX_SLICE_SIZE, _multiple(plane_mm / spacing_mm, 32))
     rows = min(MAX_SLICE_SIZE, _multiple(facts.fov[0] / spacing_mm, 32), max(64, 32 * floor(pixels / plane / 32)))
-    return Choice((rows, plane), "95th percentile of the field of view (in-plane at most 320 mm), multiples of 32, at most 640 and the pixels "
-                                 "that the machine class serves; longer scans are tiled",
+    return Choice((rows, plane), "95th percentile of the field of view (in-plane at most 320 mm), multiples of 32, at most 640 "
+                                 "and the pixels that the class of machine serves; longer scans are tiled",
                   {"fov_p95_mm": list(facts.fov), "spacing_mm": spacing_mm, "class_pixels": pixels})
 
 
@@ -144,15 +147,15 @@ def slices_per_plane(facts: Facts, hits: int, most: int) -> Choice:
     """k: slices per plane and scan at inference."""
     narrowest = min(facts.extent_p5[1], facts.extent_p5[2])
     wanted = ceil(hits * max(facts.fov[1], facts.fov[2]) / narrowest)
-    return Choice(int(min(most, MAX_SLICES, max(8, wanted))), "the narrowest vertebra (5th percentile) is crossed by the class's number of slices "
-                  "even in the widest scan, at most 200",
+    return Choice(int(min(most, MAX_SLICES, max(8, wanted))), "enough slices cross the narrowest vertebra (5th percentile) even "
+                  "in the widest scan, at most 200",
                   {"narrowest_mm": narrowest, "fov_p95_mm": max(facts.fov[1], facts.fov[2]), "hits": hits, "class_most": most})
 
 
 def eps_mm(facts: Facts) -> Choice:
     """Radius of the position clustering."""
-    return Choice(round(0.25 * facts.spacing_between[0], 2), "a quarter of the smallest spacing between neighbours (5th percentile): boxes of "
-                  "one vertebra agree far better along the spine, and two radii never bridge to the next",
+    return Choice(round(0.25 * facts.spacing_between[0], 2), "a quarter of the smallest spacing between neighbours (5th "
+                  "percentile): boxes of one vertebra agree far better along the spine, and two radii never bridge to the next",
                   {"spacing_p5_mm": facts.spacing_between[0]})
 
 
@@ -161,22 +164,22 @@ def axis_scale(facts: Facts, slices: int, eps: float) -> Choice:
     gap = max(facts.fov[1], facts.fov[2]) / slices
     linked = 1.25 * gap / eps
     value = (1.0, round(max(1.5, linked), 2), round(max(2.0, linked), 2))
-    return Choice(value, "neighbours part along z, one vertebra's boxes spread in y and x: there distances shrink, so far that the next slice "
-                         "lies within eps", {"slice_gap_mm": round(gap, 2), "eps_mm": eps})
+    return Choice(value, "neighbours part along z, one vertebra's boxes spread in y and x: there distances shrink, so far that "
+                         "the next slice lies within eps", {"slice_gap_mm": round(gap, 2), "eps_mm": eps})
 
 
 def spacing_between_mm(facts: Facts) -> Choice:
     """Plausible distance of neighbouring centres."""
     low, _, high = facts.spacing_between
-    return Choice((round(0.75 * low, 1), round(1.25 * high, 1)), "5th and 99th percentile of the spacing between neighbours, a quarter wider",
+    return Choice((round(0.75 * low, 1), round(1.25 * high, 1)), "5th and 99th percentile between neighbours, a quarter wider",
                   {"p5_mm": low, "p99_mm": high})
 
 
 # ---- segment ----------------------------------------------------------------------------------------------------------------
 def centre_jitter_mm(facts: Facts) -> Choice:
     """How far training moves the located centre."""
-    return Choice(round(min(10.0, max(4.0, 0.5 * facts.spacing_between[0])), 1), "half the smallest spacing: a centre that errs more means the "
-                  "neighbour", {"spacing_p5_mm": facts.spacing_between[0]})
+    return Choice(round(min(10.0, max(4.0, 0.5 * facts.spacing_between[0])), 1), "half the smallest spacing: a centre that errs "
+                  "more means the neighbour", {"spacing_p5_mm": facts.spacing_between[0]})
 
 
 def segment_crop(facts: Facts, spacing_mm: float, jitter_mm: float, resolutions: int) -> Choice:
@@ -184,36 +187,33 @@ def segment_crop(facts: Facts, spacing_mm: float, jitter_mm: float, resolutions:
     lengths = (facts.largest[0] + facts.spacing_between[1], facts.largest[1] + jitter_mm, facts.largest[2] + jitter_mm)
     divisor = 2 ** (resolutions - 1)
     return Choice(tuple(_multiple(length / spacing_mm, divisor) for length in lengths),
-                  "the largest vertebra (95th percentile of the largest level) and half a neighbour above and below, sideways the centre's jitter; "
-                  "multiples of what the network halves",
-                  {"largest_mm": list(facts.largest), "spacing_p50_mm": facts.spacing_between[1], "jitter_mm": jitter_mm, "divisor": divisor})
+                  "the largest vertebra (95th percentile of the largest level) and half a neighbour above and below, sideways "
+                  "the centre's jitter; multiples of what the network halves",
+                  {"largest_mm": list(facts.largest), "spacing_p50_mm": facts.spacing_between[1], "jitter_mm": jitter_mm,
+                   "divisor": divisor})
 
 
 def heatmap_sigma_mm(facts: Facts) -> Choice:
     """Width of the Gaussian that marks the vertebra."""
     value = min(9.0, max(5.0, 0.5 * facts.body_height[0] + 0.125 * (facts.body_height[1] - facts.body_height[0])))
-    return Choice(round(value, 1), "about half the height of a small body: marks the whole body and little of its neighbours, 5 to 9 mm",
+    return Choice(round(value, 1), "about half the height of a small body: marks the body, little of its neighbours; 5 to 9 mm",
                   {"body_height_p5_mm": facts.body_height[0], "body_height_p50_mm": facts.body_height[1]})
 
 
 def min_volume_ml(facts: Facts) -> Choice:
     """Smallest segmented body that counts."""
-    return Choice(round(max(0.3, 0.1 * facts.volume_p5), 2), "a tenth of a small vertebra (5th percentile): what is left of one that the border cuts",
-                  {"volume_p5_ml": facts.volume_p5})
+    return Choice(round(max(0.3, 0.1 * facts.volume_p5), 2), "a tenth of a small vertebra (5th percentile): what the border of a "
+                  "scan leaves of one", {"volume_p5_ml": facts.volume_p5})
 
 
 # ---- identify ---------------------------------------------------------------------------------------------------------------
 def identify_crop(facts: Facts, spacing_mm: float) -> Choice:
     """Mask crop (z, y, x) voxels."""
     return Choice(tuple(_multiple(length / spacing_mm, 16) for length in facts.extent_p95),
-                  "holds 95 % of the vertebrae along each axis, multiples of 16", {"extent_p95_mm": list(facts.extent_p95), "spacing_mm": spacing_mm})
+                  "holds 95 % of the vertebrae along each axis, multiples of 16",
+                  {"extent_p95_mm": list(facts.extent_p95), "spacing_mm": spacing_mm})
 
 
 def _multiple(value: float, divisor: int) -> int:
     """Smallest multiple of `divisor` that is not below `value` (half a voxel is forgiven)."""
     return int(divisor * max(1, ceil((value - 0.5) / divisor)))
-
-
-def as_box(value: Sequence[int]) -> tuple[int, int, int]:
-    z, y, x = value
-    return int(z), int(y), int(x)

@@ -168,7 +168,8 @@ def check_same_grid(image: Geometry, label: Geometry, case: str, path: str | Pat
     if not image.same_grid(label, tolerance=0.1 * min(image.spacing)):
         raise InputError(f"Case '{case}': the label map {Path(path).name} lies on another grid than its image (shape "
                          f"{label.shape} against {image.shape}, spacing {_rounded(label.spacing)} against "
-                         f"{_rounded(image.spacing)}, origin {_rounded(label.origin)} against {_rounded(image.origin)}); resample it onto the image.")
+                         f"{_rounded(image.spacing)}, origin {_rounded(label.origin)} against {_rounded(image.origin)}); "
+                         "resample it onto the image.")
 
 
 def _preprocess_quietly(*arguments: Any) -> None:

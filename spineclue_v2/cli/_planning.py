@@ -22,11 +22,11 @@ def add_planner(parser: argparse.ArgumentParser) -> None:
                         help="memory a training may use; default: 8 on a GPU, 1 elsewhere")
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default=None,
                         help="device the plan is for; default: cuda where an NVIDIA GPU is found, else mps or cpu")
-    parser.add_argument("-overwrite_plans_name", default=None, metavar="NAME", help="name of the plan; default: the planner's own")
+    parser.add_argument("-overwrite_plans_name", default=None, metavar="NAME", help="the plan's name; default: the planner's own")
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-np", type=int, default=None, help="worker processes, 0 runs in this one; default: from cores and memory")
+    parser.add_argument("-np", type=int, default=None, help="worker processes, 0: none; default: from cores and memory")
     parser.add_argument("--dask", default=None, metavar="ADDRESS", help="run on the Dask cluster whose scheduler is at ADDRESS")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
 
@@ -58,5 +58,5 @@ def report(failures: Mapping[str, str]) -> int:
     if not failures:
         return 0
     lines = "\n".join(f"  {name}: {why}" for name, why in failures.items())
-    logger.error("%d case(s) failed, all others are done; running the same command again retries only these:\n%s", len(failures), lines)
+    logger.error("%d case(s) failed, all others are done; the same command retries only these:\n%s", len(failures), lines)
     return 1

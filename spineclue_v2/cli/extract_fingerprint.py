@@ -10,7 +10,7 @@ DESCRIPTION = "Measure raw datasets (dataset_fingerprint.json) and check their l
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
-    parser.add_argument("--verify_dataset_integrity", action="store_true", help="also run nnU-Net's own integrity check (recommended once)")
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="also run nnU-Net's own check (recommended once)")
     parser.add_argument("--clean", action="store_true", help="measure every case again")
     add_workers(parser)
 

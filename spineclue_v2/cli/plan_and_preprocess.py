@@ -10,7 +10,7 @@ DESCRIPTION = "Look at raw datasets, write a plan for each and preprocess them: 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
-    parser.add_argument("--verify_dataset_integrity", action="store_true", help="also run nnU-Net's own integrity check (recommended once)")
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="also run nnU-Net's own check (recommended once)")
     parser.add_argument("--no_pp", action="store_true", help="fingerprint and plan only")
     parser.add_argument("--clean", action="store_true", help="forget earlier fingerprints and preprocessed cases")
     parser.add_argument("-npfp", type=int, default=None, help="processes for the fingerprint; default: as -np")
