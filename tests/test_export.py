@@ -206,7 +206,7 @@ def result() -> tuple[SpineResult, Geometry]:
     probabilities[19], probabilities[20] = 0.75, 0.25
     vertebrae = tuple(
         vertebra(np.ones((10, 12, 14), dtype=bool), (38 - 14 * i, 10, 10), name, volume_ml=1.68, confidence=0.8, uncertainty=0.56,
-                 body_centre=tuple(grid.index_to_world([43 - 14 * i, 15, 17])), probabilities=probabilities, touches_border=i == 2)
+                 probabilities=probabilities, body_centre=tuple(grid.index_to_world([43 - 14 * i, 15, 17])), touches_border=i > 1)
         for i, name in enumerate(("T13", "L1", "L6")))
     return SpineResult(vertebrae, False, margin=1.25, seconds={"localize": 0.51234}, notes=("Slices are thick.",)), grid
 

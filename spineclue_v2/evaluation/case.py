@@ -35,7 +35,7 @@ def instances_of(labels: Volume, record: Mapping[str, Any] | None = None) -> Ins
     """
     from scipy.ndimage import find_objects
 
-    lookup = np.zeros(int(labels.array.max(initial=0)) + 1, dtype=np.uint16)
+    lookup = np.zeros(int(labels.array.max(initial=0)) + 1, dtype=np.uint8)
     for label in anatomy.VERTEBRA_LABELS:
         if label < len(lookup):
             lookup[label] = label

@@ -92,7 +92,8 @@ def _reference_values(folder: Path) -> dict[int, int] | None:
     return None if all(old == new for old, new in values.items()) else values
 
 
-def _read_reference(path: Path, values: Mapping[int, int] | None) -> Volume:
+def read_verse_labels(path: Path, values: Mapping[int, int] | None = None) -> Volume:
+    """A label map in LPS order; `values` maps its values to VerSe's (others become 0), None leaves them."""
     volume = read_labels(path).reoriented("LPS")
     if values is None:
         return volume
@@ -108,7 +109,7 @@ def evaluate_files(files: CaseFiles, centroids: str = "mask", values: Mapping[in
 
     `values` maps the values of the reference map to VerSe's (None: they are VerSe's).
     """
-    reference = _read_reference(files.reference, values)
+    reference = read_verse_labels(files.reference, values)
     prediction = read_labels(files.prediction).reoriented("LPS") if files.prediction else None
     record, found = None, {}
     if files.prediction is not None and (beside := files.prediction.parent / f"{stem(files.prediction)}.json").is_file():
