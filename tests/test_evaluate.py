@@ -150,6 +150,12 @@ def test_pairing_knows_the_names_of_verse_and_nnunet(tmp_path):
     assert surplus == ["other_0000.nii.gz"]
 
 
+def test_two_references_for_one_prediction_are_refused(folders):
+    spine(["T12"], folders[0] / "a.nrrd")
+    with pytest.raises(InputError, match="several references"):
+        evaluate(*folders)
+
+
 def test_two_single_files(folders):
     assert evaluate(folders[0] / "a.nii.gz", folders[1] / "b.nii.gz")["spineclue"]["id_rate"] == 0.0
 

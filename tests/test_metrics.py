@@ -126,6 +126,14 @@ def test_detection_by_centre_is_one_to_one():
     assert (found["hits"], found["false_positives"], found["missed"]) == (1, 2, 1)
 
 
+def test_names_where_only_landmarks_exist():
+    truth = [("L1", (0, 0, 0)), ("L2", (0, 0, -35)), ("L3", (0, 0, -70)), ("L4", (0, 0, -105))]
+    found = [("L3", (0, 3, -68)), ("T12", (0, 0, 4)), ("L2", (0, 0, -135)), ("L2", (9, 0, -40))]
+    true, given = metrics.names_by_centroid(truth, found)
+    assert given == ["T12", "L2", "L3", None]
+    assert metrics.identification_rate(true, given) == 0.5 and metrics.level_mse(true, given) == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(("true", "predicted", "surplus", "expected"), [
     (["T12", "T13", "L1"], ["T12", "T13", "L1"], [], ("hit", "absent", "absent")),
     (["T12", "T13", "L1"], ["T12", "L1", "L2"], [], ("missed", "absent", "absent")),
@@ -268,7 +276,7 @@ def test_a_shifted_scan_has_full_dice_but_no_right_level():
     figures = pool([evaluate_case(blocks(names), blocks(["T12", "L1", "L2", "L3", "L4"]))])
     assert figures["id_rate"] == 0.0 and figures["mse"] == 1.0 and figures["all_right_rate"] == 0.0
     assert figures["dice"] == 1.0 and figures["detection"]["f1"] == 1.0
-    assert figures["dice_same_label"] == 0.0 and figures["verse_dice_mean_over_scans"] == 0.0
+    assert figures["dice_same_label"] == 0.0 and figures["dice_same_label_mean_over_scans"] == 0.0
 
 
 def test_missed_vertebrae_count_zero():

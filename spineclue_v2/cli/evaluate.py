@@ -79,11 +79,12 @@ def _head(figures: dict[str, Any]) -> list[str]:
         f"Identification             ID-rate {_n(figures['id_rate'])}  MSE {_n(figures['mse'])}   "
         f"({figures['matched']} matched, {figures['pairs_under_dice_0.5']} of them under Dice 0.5)",
         f"VerSe                      id.rate {_n(figures['verse_id_rate'])}  d_mean {_n(figures['verse_d_mean_mm'], 2)} mm "
-        f"({figures['verse_misses']} misses)  Dice of equal labels, mean over scans {_n(figures['verse_dice_mean_over_scans'])}",
+        f"({figures['verse_misses']} misses)",
         f"All-right rate             {_n(figures['all_right_rate'])} of the scans; "
         f"{_n(figures['all_right_rate_without_false_positives'])} when false positives count too",
         f"Segmentation               Dice {_n(figures['dice'])}  NSD@1mm {_n(figures['nsd_1mm'])}   matched: "
         f"HD {_n(figures['hd_mm'], 2)} mm  HD95 {_n(figures['hd95_mm'], 2)} mm",
+        f"Dice of equal labels       {_n(figures['dice_same_label_mean_over_scans'])}, mean over scans",
     ]
 
 

@@ -101,6 +101,15 @@ def detection_by_centre(reference: Any, prediction: Any, max_mm: float = HIT_CEN
     return {"hits": hits, "false_positives": false_positives, "missed": missed} | detection(hits, false_positives, missed)
 
 
+def names_by_centroid(reference: Sequence[tuple[str, Any]], prediction: Sequence[tuple[str, Any]],
+                      max_mm: float = VERSE_MAX_MM) -> tuple[list[str], list[str | None]]:
+    """`true` and `predicted` for the functions above where no masks exist: (name, point in mm) pairs matched within `max_mm`."""
+    from .matching import match_by_centroid
+
+    pairs = dict(match_by_centroid([point for _, point in reference], [point for _, point in prediction], max_mm))
+    return [name for name, _ in reference], [prediction[pairs[i]][0] if i in pairs else None for i in range(len(reference))]
+
+
 def all_right(true: Sequence[str], predicted: Sequence[str | None]) -> bool:
     """VERIDAH's all-right: every reference vertebra of the scan was found and carries its right name."""
     return len(true) > 0 and all(t == p for t, p in zip(true, predicted, strict=True))

@@ -35,7 +35,7 @@ def pool(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "verse_id_rate": ratio(counts["verse_hits"], counts["verse_vertebrae"]),
         "verse_d_mean_mm": ratio(sum(distances), len(distances)),
         "verse_misses": counts["verse_vertebrae"] - counts["verse_hits"],
-        "verse_dice_mean_over_scans": _mean(scan_dice),
+        "dice_same_label_mean_over_scans": _mean(scan_dice),
         "all_right_rate": ratio(sum(case["all_right"] for case in judged), len(judged)),
         "all_right_rate_without_false_positives":
             ratio(sum(case["all_right_without_false_positives"] for case in judged), len(judged)),
