@@ -151,7 +151,7 @@ def _compare(truth: Instances, guess: Instances, spacing: Any, hits: Mapping[int
 
 
 def _label_dice(overlaps: Any, guess: Instances, row: int) -> float:
-    """Dice of a reference vertebra with everything that carries its own name : 0 under a shifted numbering."""
+    """Dice of a reference vertebra with everything that carries its own name: 0 under a shifted numbering."""
     name = anatomy.NAME_OF_LABEL[overlaps.reference_ids[row]]
     columns = [c for c, number in enumerate(overlaps.prediction_ids) if guess.names[number] == name]
     size = overlaps.prediction_sizes[columns].sum() + overlaps.reference_sizes[row]
