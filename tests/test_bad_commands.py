@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -290,3 +292,36 @@ def test_a_device_that_is_not_there(ready, capsys, tmp_path):
     scan = save(ct(), tmp_path / "scan.nii.gz")
     sentence = refused(capsys, "predict", "-i", scan, "-o", tmp_path / "out", "-d", 501, "-device", "cuda")
     assert "-device cpu" in sentence
+
+
+ON_FULL_DISK = """
+import resource, sys
+from spineclue_v2.cli._common import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+sys.exit(main(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are a Unix matter")
+def test_planning_on_a_full_disk(raw):
+    result = subprocess.run([sys.executable, "-c", ON_FULL_DISK, *map(str, PLANNING)], capture_output=True, text=True)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1 and errors[0].startswith(f"error: Cannot write {paths.preprocessed_folder()}")
+    assert [path for path in paths.preprocessed_folder().rglob("*") if path.is_file()] == []
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_older_one(tmp_path):
+    program = ("import resource, sys, torch\nfrom pathlib import Path\nfrom spineclue_v2.errors import InputError\n"
+               "from spineclue_v2.training.checkpoint import Checkpoint\n"
+               "Checkpoint({'w': torch.ones(3)}, {'epoch': 1}).save(Path(sys.argv[1]))\n"
+               "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+               "try:\n    Checkpoint({'w': torch.ones(100_000)}, {'epoch': 2}).save(Path(sys.argv[1]))\n"
+               "except InputError as error:\n    print(error)\nprint(Checkpoint.load(Path(sys.argv[1])).meta['epoch'])")
+    file = tmp_path / "checkpoint_latest.pth"
+    result = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    sentence, epoch = result.stdout.splitlines()
+    assert sentence.startswith("Cannot write") and str(file) in sentence
+    assert epoch == "1"
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
