@@ -1,0 +1,85 @@
+"""The volume that a phantom is painted on: tissue edges and cortical shells blurred by the scanner's point spread."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .primitives import Points
+
+
+def occupancy(depth: Tensor, sigma: float) -> Tensor:
+    """Fraction of tissue in a voxel `depth` mm inside an edge: the normal integral, as 1.7-logistic."""
+    return torch.sigmoid(depth * (1.702 / sigma))
+
+
+def noise(shape: tuple[int, ...], sigma: tuple[float, ...], generator: torch.Generator) -> Tensor:
+    """Gaussian noise of unit variance smoothed by `sigma` voxels per axis (0 leaves an axis white)."""
+    field = torch.randn(shape, generator=generator)
+    for axis, s in enumerate(sigma):
+        field = smooth(field, s, axis)
+    return field / field.std().clamp_min(1e-6)
+
+
+def smooth(field: Tensor, sigma: float, axis: int) -> Tensor:
+    """Gaussian filter of `sigma` voxels along one axis, edges repeated."""
+    radius = int(np.ceil(2.5 * sigma))
+    if sigma < .2 or field.shape[axis] < 2:
+        return field
+    x = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-.5 * (x / sigma) ** 2)
+    kernel /= kernel.sum()
+    n = field.shape[axis]
+    padded = torch.cat([field.narrow(axis, 0, 1).expand(*[radius if a == axis else -1 for a in range(field.ndim)]), field,
+                        field.narrow(axis, n - 1, 1).expand(*[radius if a == axis else -1 for a in range(field.ndim)])], axis)
+    out = torch.zeros_like(field)
+    for i, w in enumerate(kernel.tolist()):
+        out.add_(padded.narrow(axis, i, n), alpha=w)
+    return out
+
+
+def smooth_field(shape: tuple[int, int, int], cells: tuple[int, int, int], generator: torch.Generator, channels: int = 1) -> Tensor:
+    """Coarse normal noise of `cells` points stretched over `shape`: (channels, z, y, x)."""
+    coarse = torch.randn((1, channels, *[max(c, 2) for c in cells]), generator=generator)
+    return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)[0]
+
+
+class Canvas:
+    """HU on a grid of `spacing` (z, y, x) mm whose voxel (0, 0, 0) has its centre at `origin` (z, y, x) mm."""
+
+    def __init__(self, shape: tuple[int, int, int], spacing: tuple[float, float, float], origin: tuple[float, float, float],
+                 psf: float, generator: torch.Generator):
+        self.shape, self.spacing, self.origin, self.generator = shape, spacing, origin, generator
+        self.hu = torch.full(shape, -1000.0)
+        self.axes = tuple(o + s * torch.arange(n, dtype=torch.float32) for o, s, n in zip(origin, spacing, shape, strict=True))
+        self.sigma = float(np.sqrt(psf ** 2 + (float(np.mean(spacing)) * .35) ** 2))
+
+    def box(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, slice, slice] | None:
+        """Index slices of the LPS box low..high (x, y, z mm), or None outside the grid."""
+        out = []
+        for axis, (a, b) in enumerate(zip(low[::-1], high[::-1], strict=True)):
+            i = max(int(np.floor((a - self.origin[axis]) / self.spacing[axis])), 0)
+            j = min(int(np.ceil((b - self.origin[axis]) / self.spacing[axis])) + 1, self.shape[axis])
+            if i >= j:
+                return None
+            out.append(slice(i, j))
+        return tuple(out)
+
+    def points(self, box: tuple[slice, slice, slice]) -> Points:
+        """World coordinates of a box, broadcastable."""
+        z, y, x = (axis[s] for axis, s in zip(self.axes, box, strict=True))
+        return Points(x.view(1, 1, -1), y.view(1, -1, 1), z.view(-1, 1, 1))
+
+    def fill(self, box: tuple[slice, slice, slice], d: Tensor, value: Tensor | float, sigma: float | None = None) -> None:
+        """Paint soft tissue of `value` HU where d < 0, with a blurred edge."""
+        target = self.hu[box]
+        weight = occupancy(-d, sigma or self.sigma)
+        target.add_(weight * (value - target))
+
+    def bone(self, box: tuple[slice, slice, slice], d: Tensor, inner: Tensor | float, shell: Tensor | float, cortex: float) -> None:
+        """Paint bone: `cortex` HU in a shell of `shell` mm under the surface d = 0, `inner` HU (cancellous) below it."""
+        target = self.hu[box]
+        outer = occupancy(-d, self.sigma)
+        core = occupancy(-d - shell, self.sigma)
+        target.mul_(1 - outer).add_(outer.sub_(core) * cortex).add_(core * inner)

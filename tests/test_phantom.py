@@ -1,0 +1,177 @@
+"""The synthetic spine: what a case promises, known geometry, and the raw dataset it is written as."""
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spineclue_v2.anatomy import LABEL_OF_NAME, ORDER_INDEX
+from spineclue_v2.errors import InputError
+from spineclue_v2.phantom import sample, shapes, spine, tables
+from spineclue_v2.phantom.primitives import Points, capsule, ellipsoid
+
+LUMBAR = {"first": "L2", "last": "L4", "spacing": 2.0, "variant": None, "wide": False, "fractures": {}, "screws": 0, "cement": 0}
+
+
+@pytest.fixture(scope="module")
+def lumbar():
+    return sample(9001, **LUMBAR)
+
+
+def test_case_keeps_its_promises(lumbar):
+    assert lumbar.ct.dtype == np.int16 and lumbar.labels.dtype == np.uint8
+    assert lumbar.ct.shape == lumbar.labels.shape and lumbar.spacing == (2.0, 2.0, 2.0)
+    found = {int(v) for v in np.unique(lumbar.labels)} - {0}
+    assert {21, 22, 23} <= found == {LABEL_OF_NAME[n] for n in lumbar.centroids}
+    assert not set(lumbar.partial) & set(lumbar.centroids)
+    assert set(lumbar.grades) == set(lumbar.centroids)
+
+
+def test_centroids_lie_where_the_labels_are(lumbar):
+    for name, centre in lumbar.centroids.items():
+        voxels = np.argwhere(lumbar.labels == LABEL_OF_NAME[name])
+        assert np.allclose(voxels.mean(0)[::-1] * 2.0, centre["mask"], atol=1e-3)
+        index = tuple(int(round(c / 2.0)) for c in centre["body"][::-1])
+        assert lumbar.labels[index] == LABEL_OF_NAME[name]
+        assert centre["mask"][1] > centre["body"][1] + 5    # the arch draws the mask's centroid back
+
+
+def test_same_seed_same_case_and_no_global_state(lumbar):
+    torch.manual_seed(5)
+    np.random.seed(5)
+    again = sample(9001, **LUMBAR)
+    assert np.array_equal(again.ct, lumbar.ct) and np.array_equal(again.labels, lumbar.labels)
+    other = sample(9002, **LUMBAR)
+    assert other.ct.shape != lumbar.ct.shape or not np.array_equal(other.ct, lumbar.ct)
+
+
+def test_vertebrae_descend_and_do_not_touch(lumbar):
+    names = sorted(lumbar.centroids, key=ORDER_INDEX.get)
+    heights = [lumbar.centroids[n]["body"][2] for n in names]
+    assert all(a > b + 20 for a, b in zip(heights, heights[1:], strict=False))
+    fine = sample(9003, **(LUMBAR | {"spacing": 1.0}))
+    for axis in range(3):
+        a, b = np.moveaxis(fine.labels, axis, 0)[:-1], np.moveaxis(fine.labels, axis, 0)[1:]
+        assert np.mean((a != b) & (a > 0) & (b > 0)) < 2e-5
+
+
+def test_bone_is_denser_than_what_surrounds_it(lumbar):
+    inside = lumbar.ct[lumbar.labels > 0].mean()
+    assert inside > 150 and lumbar.ct[lumbar.labels == 0].mean() < 60
+    assert lumbar.ct.min() >= -1024 and lumbar.ct.max() <= 3071
+
+
+@pytest.mark.parametrize("variant, present, absent", [("T13", "T13", "L6"), ("L6", "L6", "T13"), ("no_T12", "T11", "T12")])
+def test_variants_number_the_levels(variant, present, absent):
+    case = sample(9010, first="T11", last="L5" if variant != "L6" else "L6", variant=variant, spacing=3.0, wide=False)
+    assert present in case.centroids and absent not in case.centroids
+
+
+def test_a_vertebra_cut_by_the_border_is_not_labelled():
+    case = sample(9020, first="L3", last="L4", spacing=3.0, margin=15, variant=None, wide=False)
+    assert case.partial and not {LABEL_OF_NAME[n] for n in case.partial} & set(np.unique(case.labels))
+
+
+def test_fracture_lowers_the_body_by_its_grade():
+    for grade, (low, high) in {1: (.20, .25), 2: (.25, .40), 3: (.40, .61)}.items():
+        for kind in ("wedge", "biconcave", "crush"):
+            p = shapes.template("L1")
+            ha, hp = p["ha"], p["hp"]
+            spine.fracture(np.random.default_rng(grade), p, grade, kind)
+            middle = (p["ha"] + p["hp"]) / 2 * (1 - p["hm_loss"])
+            loss = max(1 - p["ha"] / ha, 1 - p["hp"] / hp, 1 - middle / ((ha + hp) / 2))
+            assert low <= loss <= high
+
+
+def test_fractured_case_reports_the_grade():
+    case = sample(9030, **(LUMBAR | {"fractures": {"L3": (3, "crush")}, "spacing": 3.0}))
+    assert case.grades["L3"] == 3 and case.grades["L2"] == 0
+
+
+def test_limb_has_no_vertebra():
+    case = sample(9040, spine=False, spacing=3.0)
+    assert not case.labels.any() and case.centroids == {} and case.ct.max() > 500
+
+
+@pytest.mark.parametrize("name, low, high", [("C1", 7, 13), ("C4", 7, 12), ("T6", 18, 26), ("T12", 36, 45), ("L3", 50, 64), ("L5", 53, 67)])
+def test_template_volumes_match_measured_ones(name, low, high):
+    p = shapes.template(name)
+    q, _ = shapes.local_points(name, p)
+    inside = (shapes.half_distance(name, p, q) < 0).float()
+    inside[..., 0] *= .5
+    assert low < 2 * float(inside.sum()) / 1000 < high
+    edges = [inside[0], inside[-1], inside[:, 0], inside[:, -1], inside[..., -1]]
+    assert not any(e.any() for e in edges)                   # the local box holds the whole vertebra
+
+
+def _point(x, y, z):
+    return Points(*(torch.tensor(float(v)) for v in (x, y, z)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-30, 30), min_size=9, max_size=9), st.floats(1, 10))
+def test_capsule_is_the_distance_to_its_segment(values, radius):
+    p, a, b = np.array(values).reshape(3, 3)
+    t = np.clip(np.dot(p - a, b - a) / max(np.dot(b - a, b - a), 1e-6), 0, 1)
+    expected = np.linalg.norm(p - a - t * (b - a)) - radius
+    assert math.isclose(float(capsule(_point(*p), a, b, radius)), expected, abs_tol=2e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3, 3), st.floats(2, 9))
+def test_ellipsoid_of_equal_radii_is_a_sphere(x, y, z, r):
+    d = float(ellipsoid(_point(x + 10, y, z), (10, 0, 0), (r, r, r)))
+    assert math.isclose(d, math.sqrt(x * x + y * y + z * z) - r, abs_tol=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1))
+def test_rotation_is_orthonormal(pitch, roll, yaw):
+    m = spine.rotation(pitch, roll, yaw)
+    assert np.allclose(m @ m.T, np.eye(3), atol=1e-9) and math.isclose(np.linalg.det(m), 1, abs_tol=1e-9)
+
+
+def test_fields_of_view_follow_the_table():
+    rng = np.random.default_rng(0)
+    drawn = [spine.draw_fov(rng) for _ in range(4000)]
+    total = sum(row[2] for row in tables.FOV)
+    for first, last, count in tables.FOV[:4]:
+        assert abs(drawn.count((first, last)) / 4000 - count / total) < .02
+
+
+@pytest.mark.parametrize("what", [{"spacing": 0}, {"variant": "T14"}, {"kernel": "sharp"}, {"colour": 1}, {"first": "L4", "last": "L2"},
+                                  {"fractures": {"L3": (4, "wedge")}, "first": "L2", "last": "L4"}])
+def test_bad_switches_are_one_sentence(what):
+    with pytest.raises(InputError):
+        sample(9050, **({"variant": None, "first": "L2", "last": "L4"} | what))
+
+
+def test_raw_dataset(tmp_path: Path):
+    sitk = pytest.importorskip("SimpleITK")
+    from dataset_conversion import phantom
+
+    folder = tmp_path / "Dataset500_SpinePhantom"
+    names = phantom.convert(folder, 2, 1, 1, **(LUMBAR | {"spacing": 3.0}))
+    image = sitk.ReadImage(str(folder / "imagesTr" / f"{names[0]}_0000.nii.gz"))
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / f"{names[0]}.nii.gz")))
+    assert image.GetSpacing() == (3.0, 3.0, 3.0)
+    content = json.loads((folder / "dataset.json").read_text())
+    assert content["numTraining"] == 2 and content["labels"]["L5"] == 24 and content["file_ending"] == ".nii.gz"
+    header, *points = json.loads((folder / "centroidsTr" / f"{names[0]}_ctd.json").read_text())
+    assert header == {"direction": ["P", "I", "R"]}
+    pir = labels.transpose(1, 0, 2)[:, ::-1, ::-1]           # (z, y, x) LPS -> P, I, R
+    for point in points:
+        centre = np.argwhere(pir == point["label"]).mean(0)
+        assert np.allclose(centre, [point["X"], point["Y"], point["Z"]], atol=1e-3)
+    image_path = folder / "imagesTr" / f"{names[1]}_0000.nii.gz"
+    before = image_path.stat().st_mtime_ns
+    image_path.with_name(f"{names[0]}_0000.nii.gz").unlink()
+    phantom.convert(folder, 2, 1, 1, **(LUMBAR | {"spacing": 3.0}))
+    assert image_path.stat().st_mtime_ns == before and (folder / "imagesTr" / f"{names[0]}_0000.nii.gz").is_file()
+    assert not list(folder.rglob(".part_*"))
