@@ -41,7 +41,7 @@ def to_model_space(volume: Volume, data: Data) -> Volume:
 
 def model_geometry(geometry: Geometry, data: Data) -> Geometry:
     """Grid that `to_model_space` gives a scan of `geometry`, without touching voxels."""
-    return resampled_geometry(_oriented_geometry(geometry, data.orientation), (data.spacing_mm,) * 3)
+    return resampled_geometry(geometry.reoriented(data.orientation)[0], (data.spacing_mm,) * 3)
 
 
 def labels_to_model_space(volume: Volume, target: Geometry, verse_value: Mapping[int, int] | None = None) -> Volume:
@@ -87,9 +87,8 @@ def oriented_view(volume: Volume, orientation: str = "LPS") -> Volume:
     """`volume.reoriented` without copying: the array is a view with permuted and flipped axes."""
     if volume.geometry.orientation == orientation:
         return volume
-    axes, flips = _axes_and_flips(volume.geometry.orientation, orientation)
-    array = volume.array.transpose(axes)[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
-    return Volume(array, _oriented_geometry(volume.geometry, orientation))
+    geometry, axes, flips = volume.geometry.reoriented(orientation)
+    return Volume(np.flip(volume.array.transpose(axes), flips), geometry)
 
 
 def label_boxes(array: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
@@ -164,7 +163,7 @@ def preprocess_dataset(raw: RawDataset, plans: Plans, dataset_folder: str | Path
 
 def check_same_grid(image: Geometry, label: Geometry, case: str, path: str | Path) -> None:
     """InputError unless both grids cover the same voxels (axes may be stored in another order, headers may be rounded)."""
-    label = _oriented_geometry(label, image.orientation)
+    label = label.reoriented(image.orientation)[0]
     if not image.same_grid(label, tolerance=0.1 * min(image.spacing)):
         raise InputError(f"Case '{case}': the label map {Path(path).name} lies on another grid than its image (shape "
                          f"{label.shape} against {image.shape}, spacing {_rounded(label.spacing)} against "
@@ -208,32 +207,9 @@ def _write_blosc2(path: Path, volume: Volume) -> None:
     patch = [max(1, round(READ_MM / s)) for s in volume.spacing]
     chunks, blocks = blosc2_layout(array.shape, patch, array.itemsize)
     with atomic_path(path) as temporary:
-        blosc2.asarray(array, urlpath=str(temporary), mode="w", chunks=chunks, blocks=blocks,
+        # The file's header records the thread count: fixed, so that equal volumes are equal files.
+        blosc2.asarray(array, urlpath=str(temporary), mode="w", chunks=chunks, blocks=blocks, dparams={"nthreads": 1},
                        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1})
-
-
-def _axes_and_flips(old: str, new: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """Array axes (z, y, x) of the new orientation as axes of the old array, and which of them run the other way."""
-    pairs = [frozenset("LR"), frozenset("PA"), frozenset("SI")]
-    side = {letter: i for i, pair in enumerate(pairs) for letter in pair}
-    old_sides, axes, flips = [side[letter] for letter in old], [], []
-    for letter in reversed(new):                           # array axis 0 is z, the last letter
-        column = old_sides.index(side[letter])
-        axes.append(2 - column)
-        flips.append(old[column] != letter)
-    return tuple(axes), tuple(flips)  # type: ignore[return-value]
-
-
-def _oriented_geometry(geometry: Geometry, orientation: str) -> Geometry:
-    if geometry.orientation == orientation:
-        return geometry
-    axes, flips = _axes_and_flips(geometry.orientation, orientation)
-    first = np.zeros(3)
-    for axis, flip in zip(axes, flips, strict=True):
-        first[axis] = geometry.shape[axis] - 1 if flip else 0
-    columns = [geometry.direction[:, 2 - axis] * (-1 if flip else 1) for axis, flip in zip(axes, flips, strict=True)]
-    return Geometry(tuple(int(geometry.shape[a]) for a in axes), tuple(float(geometry.spacing[a]) for a in axes),
-                    tuple(float(c) for c in geometry.index_to_world(first)), np.stack(columns[::-1], axis=1))
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,105 @@
+"""Plans: typed, readable, and fingerprinted in three groups, field by field."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_fingerprint import fingerprint
+
+from spineclue_v2.errors import InputError
+from spineclue_v2.planning.planner import SpineCLUEPlanner
+from spineclue_v2.plans import GROUP_TYPES, GROUPS, STAGES, Plans
+
+FIELDS = [(stage, group, field.name) for stage in STAGES for group in GROUPS for field in dataclasses.fields(GROUP_TYPES[stage][group])]
+
+
+@pytest.fixture(scope="module")
+def plans() -> Plans:
+    return SpineCLUEPlanner("raw", fingerprint(), 1, "cpu").plan()
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return value + "x"
+    if isinstance(value, dict):
+        return value | {"new": 1.0}
+    return tuple(changed(v) for v in value)
+
+
+@pytest.mark.parametrize(("stage", "group", "field"), FIELDS)
+def test_every_field_invalidates_what_its_group_says(plans: Plans, stage: str, group: str, field: str) -> None:
+    """data: the preprocessed folder and the weights; network: this stage's weights; run: nothing. Other stages: never."""
+    content = plans.to_json()
+    entry = content["stages"][stage][group][field]
+    entry["value"] = changed(entry["value"])
+    edited = Plans.from_json(json.loads(json.dumps(content)))
+    assert getattr(getattr(edited.stage(stage), group), field) != getattr(getattr(plans.stage(stage), group), field)
+    data_differs = edited.stage(stage).data_fingerprint != plans.stage(stage).data_fingerprint
+    model_differs = edited.stage(stage).model_fingerprint != plans.stage(stage).model_fingerprint
+    assert (data_differs, model_differs) == {"data": (True, True), "network": (False, True), "run": (False, False)}[group]
+    for other in set(STAGES) - {stage}:
+        assert edited.stage(other).model_fingerprint == plans.stage(other).model_fingerprint
+
+
+@pytest.mark.parametrize(("stage", "group", "field"), FIELDS)
+def test_a_reason_may_be_rewritten(plans: Plans, stage: str, group: str, field: str) -> None:
+    content = plans.to_json()
+    assert content["stages"][stage][group][field]["rule"], "every number has its rule beside it"
+    content["stages"][stage][group][field]["rule"] = "because I say so"
+    edited = Plans.from_json(json.loads(json.dumps(content)))
+    assert edited == plans and edited.stage(stage).reasons[f"{group}.{field}"]["rule"] == "because I say so"
+    assert edited.stage(stage).model_fingerprint == plans.stage(stage).model_fingerprint
+
+
+def test_round_trip_through_a_file(plans: Plans, tmp_path: Path) -> None:
+    plans.save(tmp_path / "plan.json")
+    loaded = Plans.load(tmp_path / "plan.json")
+    assert loaded == plans and loaded.to_json() == plans.to_json()
+    assert loaded.stage("segment").data_fingerprint == loaded.stage("identify").data_fingerprint
+
+
+def test_the_seventh_digit_does_not_count(plans: Plans) -> None:
+    content = plans.to_json()
+    entry = content["stages"]["segment"]["network"]["heatmap_sigma_mm"]
+    entry["value"] *= 1 + 1e-9
+    assert Plans.from_json(content).stage("segment").model_fingerprint == plans.stage("segment").model_fingerprint
+    entry["value"] *= 1.001
+    assert Plans.from_json(content).stage("segment").model_fingerprint != plans.stage("segment").model_fingerprint
+
+
+def test_a_plain_value_may_stand_for_a_reasoned_one(plans: Plans) -> None:
+    content = plans.to_json()
+    content["stages"]["identify"]["run"]["theta"] = 0.2
+    assert Plans.from_json(content).stage("identify").run.theta == 0.2
+
+
+@pytest.mark.parametrize(("edit", "message"), [
+    (lambda c: c["stages"]["segment"]["run"].update(batchsize=3), "unknown key 'batchsize' .did you mean 'batch_size'"),
+    (lambda c: c["stages"]["segment"]["network"].pop("crop_size"), "missing crop_size"),
+    (lambda c: c["stages"]["segment"].pop("run"), "segment.run is missing"),
+    (lambda c: c["stages"].update(segmnt={}), "unknown stage 'segmnt' .did you mean 'segment'"),
+    (lambda c: c["stages"]["identify"]["run"]["mc_samples"].update(value="many"), "mc_samples is 'many'"),
+    (lambda c: c["stages"]["identify"]["network"]["crop_size"].update(value=[1, 2]), "crop_size"),
+    (lambda c: c["stages"]["localize"]["run"]["batch_size"].update(value=True), "batch_size is True"),
+    (lambda c: c.update(format=99), "Update spineclue_v2"), (lambda c: c.pop("stages"), "no SpineCLUE plan"),
+])
+def test_a_mistake_is_named_with_its_place(plans: Plans, edit: Any, message: str) -> None:
+    content = json.loads(json.dumps(plans.to_json()))
+    edit(content)
+    with pytest.raises(InputError, match=message):
+        Plans.from_json(content)
+
+
+def test_missing_files_and_stages_say_what_to_run(plans: Plans, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="spineclue_plan_and_preprocess"):
+        Plans.load(tmp_path / "none.json")
+    with pytest.raises(InputError, match="no stage 'grade'; it has localize"):
+        plans.stage("grade")
