@@ -11,13 +11,14 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_O
     os.environ.setdefault(_name, "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-if importlib.util.find_spec("spineclue_v2") is None or importlib.util.find_spec("spineclue_v2.planning") is None:
-    # With a plain wheel the checkout's spineclue_v2/ shadows the installed package and its planning/ is not found.
-    pytest.exit("The tests need an editable install: pip install -e '.[test]', then python -m pytest -q in the root.", 4)
 
-from spineclue_v2.environment import guard  # noqa: E402
+def pytest_configure() -> None:
+    if importlib.util.find_spec("spineclue_v2") is None or importlib.util.find_spec("spineclue_v2.planning") is None:
+        # With a plain wheel the checkout's spineclue_v2/ shadows the installed package and its planning/ is not found.
+        raise pytest.UsageError("the tests need an editable install: pip install -e '.[test]', then python -m pytest -q here")
+    from spineclue_v2.environment import guard
 
-guard()
+    guard()
 
 
 @pytest.fixture(autouse=True)
