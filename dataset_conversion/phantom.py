@@ -1,4 +1,5 @@
 """Write synthetic spines as an nnU-Net v2 raw dataset, with VerSe-style centroids and Genant grades beside it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -29,10 +30,18 @@ def convert(output_folder: str | Path, cases: int, seed: int = 1, num_processes:
     if failures:
         name, why = next(iter(failures.items()))
         raise InputError(f"{len(failures)} of {len(jobs)} phantoms could not be written, first {name}: {why}")
-    write_json(folder / "dataset.json", {
-        "channel_names": {"0": "CT"}, "labels": anatomy.dataset_labels(), "numTraining": cases, "file_ending": ".nii.gz",
-        "name": folder.name, "description": f"Synthetic spines of spineclue_v2.phantom, seed {seed}",
-        "patients": {name: name for name in names}})
+    write_json(
+        folder / "dataset.json",
+        {
+            "channel_names": {"0": "CT"},
+            "labels": anatomy.dataset_labels(),
+            "numTraining": cases,
+            "file_ending": ".nii.gz",
+            "name": folder.name,
+            "description": f"Synthetic spines of spineclue_v2.phantom, seed {seed}",
+            "patients": {name: name for name in names},
+        },
+    )
     return names
 
 
@@ -45,7 +54,9 @@ def write_case(folder: Path, name: str, case: Any) -> None:
     points = []
     for level, centre in case.centroids.items():
         x, y, z = (c / s for c, (s, _) in zip(centre["mask"], voxels, strict=True))
-        points.append({"label": anatomy.LABEL_OF_NAME[level], "X": y, "Y": case.ct.shape[0] - 1 - z, "Z": case.ct.shape[2] - 1 - x})
+        points.append(
+            {"label": anatomy.LABEL_OF_NAME[level], "X": y, "Y": case.ct.shape[0] - 1 - z, "Z": case.ct.shape[2] - 1 - x}
+        )
     write_json(folder / "centroidsTr" / f"{name}_ctd.json", [directions, *points])
     write_json(folder / "gradesTr" / f"{name}.json", case.grades)
     for array, place in ((case.labels, f"labelsTr/{name}.nii.gz"), (case.ct, f"imagesTr/{name}_0000.nii.gz")):

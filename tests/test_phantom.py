@@ -1,4 +1,5 @@
 """The synthetic spine: what a case promises, known geometry, and the raw dataset it is written as."""
+
 from __future__ import annotations
 
 import json
@@ -39,7 +40,7 @@ def test_centroids_lie_where_the_labels_are(lumbar):
         assert np.allclose(voxels.mean(0)[::-1] * 2.0, centre["mask"], atol=1e-3)
         index = tuple(int(round(c / 2.0)) for c in centre["body"][::-1])
         assert lumbar.labels[index] == LABEL_OF_NAME[name]
-        assert centre["mask"][1] > centre["body"][1] + 5    # the arch draws the mask's centroid back
+        assert centre["mask"][1] > centre["body"][1] + 5  # the arch draws the mask's centroid back
 
 
 def test_same_seed_same_case_and_no_global_state(lumbar):
@@ -79,7 +80,7 @@ def test_a_vertebra_cut_by_the_border_is_not_labelled():
 
 
 def test_fracture_lowers_the_body_by_its_grade():
-    for grade, (low, high) in {1: (.20, .25), 2: (.25, .40), 3: (.40, .61)}.items():
+    for grade, (low, high) in {1: (0.20, 0.25), 2: (0.25, 0.40), 3: (0.40, 0.61)}.items():
         for kind in ("wedge", "biconcave", "crush"):
             p = shapes.template("L1")
             ha, hp = p["ha"], p["hp"]
@@ -99,15 +100,17 @@ def test_limb_has_no_vertebra():
     assert not case.labels.any() and case.centroids == {} and case.ct.max() > 500
 
 
-@pytest.mark.parametrize("name, low, high", [("C1", 7, 13), ("C4", 7, 12), ("T6", 18, 26), ("T12", 36, 45), ("L3", 50, 64), ("L5", 53, 67)])
+@pytest.mark.parametrize(
+    "name, low, high", [("C1", 7, 13), ("C4", 7, 12), ("T6", 18, 26), ("T12", 36, 45), ("L3", 50, 64), ("L5", 53, 67)]
+)
 def test_template_volumes_match_measured_ones(name, low, high):
     p = shapes.template(name)
     q, _ = shapes.local_points(name, p)
     inside = (shapes.half_distance(name, p, q) < 0).float()
-    inside[..., 0] *= .5
+    inside[..., 0] *= 0.5
     assert low < 2 * float(inside.sum()) / 1000 < high
     edges = [inside[0], inside[-1], inside[:, 0], inside[:, -1], inside[..., -1]]
-    assert not any(e.any() for e in edges)                   # the local box holds the whole vertebra
+    assert not any(e.any() for e in edges)  # the local box holds the whole vertebra
 
 
 def _point(x, y, z):
@@ -142,11 +145,20 @@ def test_fields_of_view_follow_the_table():
     drawn = [spine.draw_fov(rng) for _ in range(4000)]
     total = sum(row[2] for row in tables.FOV)
     for first, last, count in tables.FOV[:4]:
-        assert abs(drawn.count((first, last)) / 4000 - count / total) < .02
+        assert abs(drawn.count((first, last)) / 4000 - count / total) < 0.02
 
 
-@pytest.mark.parametrize("what", [{"spacing": 0}, {"variant": "T14"}, {"kernel": "sharp"}, {"colour": 1}, {"first": "L4", "last": "L2"},
-                                  {"fractures": {"L3": (4, "wedge")}, "first": "L2", "last": "L4"}])
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"spacing": 0},
+        {"variant": "T14"},
+        {"kernel": "sharp"},
+        {"colour": 1},
+        {"first": "L4", "last": "L2"},
+        {"fractures": {"L3": (4, "wedge")}, "first": "L2", "last": "L4"},
+    ],
+)
 def test_bad_switches_are_one_sentence(what):
     with pytest.raises(InputError):
         sample(9050, **({"variant": None, "first": "L2", "last": "L4"} | what))
@@ -165,7 +177,7 @@ def test_raw_dataset(tmp_path: Path):
     assert content["numTraining"] == 2 and content["labels"]["L5"] == 24 and content["file_ending"] == ".nii.gz"
     header, *points = json.loads((folder / "centroidsTr" / f"{names[0]}_ctd.json").read_text())
     assert header == {"direction": ["P", "I", "R"]}
-    pir = labels.transpose(1, 0, 2)[:, ::-1, ::-1]           # (z, y, x) LPS -> P, I, R
+    pir = labels.transpose(1, 0, 2)[:, ::-1, ::-1]  # (z, y, x) LPS -> P, I, R
     for point in points:
         centre = np.argwhere(pir == point["label"]).mean(0)
         assert np.allclose(centre, [point["X"], point["Y"], point["Z"]], atol=1e-3)

@@ -1,4 +1,5 @@
 """The volume that a phantom is painted on: tissue edges and cortical shells blurred by the scanner's point spread."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -25,35 +26,57 @@ def noise(shape: tuple[int, ...], sigma: tuple[float, ...], generator: torch.Gen
 def smooth(field: Tensor, sigma: float, axis: int) -> Tensor:
     """Gaussian filter of `sigma` voxels along one axis, edges repeated."""
     radius = int(np.ceil(2.5 * sigma))
-    if sigma < .2 or field.shape[axis] < 2:
+    if sigma < 0.2 or field.shape[axis] < 2:
         return field
     x = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernel = torch.exp(-.5 * (x / sigma) ** 2)
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel /= kernel.sum()
     n = field.shape[axis]
-    padded = torch.cat([field.narrow(axis, 0, 1).expand(*[radius if a == axis else -1 for a in range(field.ndim)]), field,
-                        field.narrow(axis, n - 1, 1).expand(*[radius if a == axis else -1 for a in range(field.ndim)])], axis)
+    padded = torch.cat(
+        [
+            field.narrow(axis, 0, 1).expand(*[radius if a == axis else -1 for a in range(field.ndim)]),
+            field,
+            field.narrow(axis, n - 1, 1).expand(*[radius if a == axis else -1 for a in range(field.ndim)]),
+        ],
+        axis,
+    )
     out = torch.zeros_like(field)
     for i, w in enumerate(kernel.tolist()):
         out.add_(padded.narrow(axis, i, n), alpha=w)
     return out
 
 
-def smooth_field(shape: tuple[int, int, int], cells: tuple[int, int, int], generator: torch.Generator, channels: int = 1) -> Tensor:
+def smooth_field(
+    shape: tuple[int, int, int], cells: tuple[int, int, int], generator: torch.Generator, channels: int = 1
+) -> Tensor:
     """Coarse normal noise of `cells` points stretched over `shape`: (channels, z, y, x)."""
     coarse = torch.randn((1, channels, *[max(c, 2) for c in cells]), generator=generator)
     return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)[0]
 
 
+def average(volume: Tensor, factor: tuple[int, int, int]) -> Tensor:
+    """Mean of blocks of `factor` voxels: the slice profile of supersampled axes."""
+    if factor == (1, 1, 1):
+        return volume
+    z, y, x = (n // f for n, f in zip(volume.shape, factor, strict=True))
+    return volume.reshape(z, factor[0], y, factor[1], x, factor[2]).mean((1, 3, 5))
+
+
 class Canvas:
     """HU on a grid of `spacing` (z, y, x) mm whose voxel (0, 0, 0) has its centre at `origin` (z, y, x) mm."""
 
-    def __init__(self, shape: tuple[int, int, int], spacing: tuple[float, float, float], origin: tuple[float, float, float],
-                 psf: float, generator: torch.Generator):
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        spacing: tuple[float, float, float],
+        origin: tuple[float, float, float],
+        psf: float,
+        generator: torch.Generator,
+    ):
         self.shape, self.spacing, self.origin, self.generator = shape, spacing, origin, generator
         self.hu = torch.full(shape, -1000.0)
         self.axes = tuple(o + s * torch.arange(n, dtype=torch.float32) for o, s, n in zip(origin, spacing, shape, strict=True))
-        self.sigma = float(np.sqrt(psf ** 2 + (float(np.mean(spacing)) * .35) ** 2))
+        self.sigma = float(np.sqrt(psf**2 + (float(np.mean(spacing)) * 0.35) ** 2))
 
     def box(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, slice, slice] | None:
         """Index slices of the LPS box low..high (x, y, z mm), or None outside the grid."""
@@ -71,13 +94,28 @@ class Canvas:
         z, y, x = (axis[s] for axis, s in zip(self.axes, box, strict=True))
         return Points(x.view(1, 1, -1), y.view(1, -1, 1), z.view(-1, 1, 1))
 
+    def local(self, box: tuple[slice, slice, slice], centre: np.ndarray, frame: np.ndarray) -> Points:
+        """Coordinates of a box in a frame: frame.T @ (world - centre), three (z, y, x) tensors."""
+        q = self.points(box)
+        r = q.x - centre[0], q.y - centre[1], q.z - centre[2]
+        return Points(*((r[0] * frame[0, k] + r[1] * frame[1, k] + r[2] * frame[2, k]).float() for k in range(3)))
+
+    def local_box(self, centre: np.ndarray, frame: np.ndarray, low: tuple, high: tuple):
+        """Index box round the rotated box low..high (x, y, z mm in the frame) and its local coordinates; (None, None) outside."""
+        corners = np.array([[a, b, c] for a in (low[0], high[0]) for b in (low[1], high[1]) for c in (low[2], high[2])])
+        corners = corners @ frame.T + centre
+        box = self.box(corners.min(0), corners.max(0))
+        return (None, None) if box is None else (box, self.local(box, centre, frame))
+
     def fill(self, box: tuple[slice, slice, slice], d: Tensor, value: Tensor | float, sigma: float | None = None) -> None:
         """Paint soft tissue of `value` HU where d < 0, with a blurred edge."""
         target = self.hu[box]
         weight = occupancy(-d, sigma or self.sigma)
         target.add_(weight * (value - target))
 
-    def bone(self, box: tuple[slice, slice, slice], d: Tensor, inner: Tensor | float, shell: Tensor | float, cortex: float) -> None:
+    def bone(
+        self, box: tuple[slice, slice, slice], d: Tensor, inner: Tensor | float, shell: Tensor | float, cortex: float
+    ) -> None:
         """Paint bone: `cortex` HU in a shell of `shell` mm under the surface d = 0, `inner` HU (cancellous) below it."""
         target = self.hu[box]
         outer = occupancy(-d, self.sigma)

@@ -1,4 +1,5 @@
 """A scan without a spine: a limb with one or two long bones."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,24 +18,26 @@ def sample_limb(seed: int, rng: np.random.Generator, generator: torch.Generator,
     spacing = np.broadcast_to(np.asarray(o["spacing"] if o["spacing"] is not None else rng.uniform(1.2, 2.0), float), 3)
     extent = np.array([rng.uniform(120, 260), rng.uniform(110, 190), rng.uniform(110, 190)])
     shape = tuple(int(n) for n in np.ceil(extent / spacing))
-    canvas = Canvas(shape, tuple(float(s) for s in spacing), (0., 0., 0.), .6, generator)
+    canvas = Canvas(shape, tuple(float(s) for s in spacing), (0.0, 0.0, 0.0), 0.6, generator)
     box = tuple(slice(0, n) for n in shape)
     q = canvas.points(box)
     blobs = smooth_field(shape, tuple(int(e / 18) + 2 for e in extent), generator, 2)
     cy, cx = extent[1] / 2, extent[2] / 2
-    radius = .42 * min(extent[1:])
-    skin = (superellipse_radius(q.x - cx, q.y - cy, radius, radius * .9, 2.0) - 1) * radius + 0 * q.z
+    radius = 0.42 * min(extent[1:])
+    skin = (superellipse_radius(q.x - cx, q.y - cy, radius, radius * 0.9, 2.0) - 1) * radius + 0 * q.z
     canvas.fill(box, skin, -100.0)
     canvas.fill(box, skin + rng.uniform(4, 14) + 2 * blobs[0], 55 - 60 * (blobs[1] - 1).clamp(0, 1))
-    two = rng.random() < .5
+    two = rng.random() < 0.5
     for k in range(2 if two else 1):
         x = cx + (rng.uniform(14, 20) * (1 if k else -1) if two else rng.uniform(-8, 8))
         r = rng.uniform(6, 9) if two else rng.uniform(11, 15)
-        top = extent[0] * rng.uniform(.6, .9)
-        shaft = capsule(q, (x, cy, -50), (x + rng.normal(0, 8), cy + rng.normal(0, 8), top), r, r * .95)
+        top = extent[0] * rng.uniform(0.6, 0.9)
+        shaft = capsule(q, (x, cy, -50), (x + rng.normal(0, 8), cy + rng.normal(0, 8), top), r, r * 0.95)
         joint = capsule(q, (x - r, cy, top + r), (x + r, cy, top + r), r * 1.3)
-        canvas.bone(box, torch.minimum(shaft, joint), torch.where(q.z > top, 180.0, -50.0), torch.where(q.z > top, 1.2, r * .4), 1450.0)
+        canvas.bone(
+            box, torch.minimum(shaft, joint), torch.where(q.z > top, 180.0, -50.0), torch.where(q.z > top, 1.2, r * 0.4), 1450.0
+        )
     sd = o["noise"] if o["noise"] is not None else rng.uniform(8, 40)
-    ct = canvas.hu + noise(shape, (.6, .6, .6), generator) * sd
+    ct = canvas.hu + noise(shape, (0.6, 0.6, 0.6), generator) * sd
     ct = ct.clamp(-1024, 3071).round().to(torch.int16).numpy()
     return PhantomCase(ct, np.zeros(shape, np.uint8), canvas.spacing, "LPS", {}, {}, (), {"seed": int(seed), "spine": False})

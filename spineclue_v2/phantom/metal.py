@@ -1,4 +1,5 @@
 """Metal and cement in the CT: pedicle screws, rods, cement blobs, and the streaks that they cause."""
+
 from __future__ import annotations
 
 import math
@@ -18,8 +19,8 @@ def screw_lines(v: Placed, rng: np.random.Generator) -> list[tuple[np.ndarray, n
     px = p["cw"] / 2 + p["pw"] / 2
     inward = math.tan(math.radians(rng.uniform(2, 18)))
     for side in (1, -1):
-        through = np.array([side * px, p["dm"] / 2 + 2, p["pz"] + rng.normal(0, .8)])
-        back, front = p["cd"] + 12, p["dm"] * rng.uniform(.6, .85)
+        through = np.array([side * px, p["dm"] / 2 + 2, p["pz"] + rng.normal(0, 0.8)])
+        back, front = p["cd"] + 12, p["dm"] * rng.uniform(0.6, 0.85)
         entry = through + [side * back * inward, back, rng.normal(0, 2)]
         tip = through + [-side * front * inward, -front, rng.normal(0, 2)]
         out.append((v.world(entry), v.world(tip)))
@@ -45,8 +46,10 @@ def paint_cement(canvas: Canvas, v: Placed, rng: np.random.Generator) -> None:
     """Vertebroplasty cement: a few dense blobs inside the body."""
     p = v.params
     for _ in range(int(rng.integers(2, 5))):
-        centre = v.world((rng.uniform(-.25, .25) * p["wm"], rng.uniform(-.25, .15) * p["dm"], rng.uniform(-.15, .15) * p["ha"]))
-        radii = rng.uniform(3, 7, 3) * [1.2, 1, .8]
+        centre = v.world(
+            (rng.uniform(-0.25, 0.25) * p["wm"], rng.uniform(-0.25, 0.15) * p["dm"], rng.uniform(-0.15, 0.15) * p["ha"])
+        )
+        radii = rng.uniform(3, 7, 3) * [1.2, 1, 0.8]
         box = canvas.box(centre - 14, centre + 14)
         if box is not None:
             canvas.fill(box, ellipsoid(canvas.points(box), centre, radii), float(rng.uniform(1300, 2600)))
@@ -63,7 +66,7 @@ def _rod(canvas: Canvas, metal: Tensor, a: np.ndarray, b: np.ndarray, radius: fl
 
 def add_streaks(canvas: Canvas, metal: Tensor, rng: np.random.Generator, strength: float = 1.0) -> None:
     """Dark bands along the long axes of the metal and bright and dark rays that fade as 1/r, per axial slice (by FFT)."""
-    rows = torch.nonzero(metal.amax((1, 2)) > .5).flatten()
+    rows = torch.nonzero(metal.amax((1, 2)) > 0.5).flatten()
     if not len(rows):
         return
     ny, nx = canvas.shape[1:]
@@ -73,8 +76,8 @@ def add_streaks(canvas: Canvas, metal: Tensor, rng: np.random.Generator, strengt
     rays = torch.zeros_like(r)
     for n in range(2, 26, 2):
         rays += float(rng.normal(0, 1 / math.sqrt(n / 4))) * torch.cos(n * angle + float(rng.uniform(0, 6.3)))
-    dark = -2.2 * torch.exp(-(torch.sin(angle) / .22).square())
-    kernel = (rays * .55 + dark) * r / (r + 3).square() * torch.exp(-r / 60) * (r > 1.5)
+    dark = -2.2 * torch.exp(-(torch.sin(angle) / 0.22).square())
+    kernel = (rays * 0.55 + dark) * r / (r + 3).square() * torch.exp(-r / 60) * (r > 1.5)
     kernel = torch.fft.rfft2(torch.fft.ifftshift(kernel))
     area = canvas.spacing[1] * canvas.spacing[2]
     first, last = int(rows[0]), int(rows[-1]) + 1

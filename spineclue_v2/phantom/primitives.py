@@ -1,4 +1,5 @@
 """Signed distance primitives in torch, evaluated on separable grids (millimetres, negative inside)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,8 +28,14 @@ def smooth_max(a: Tensor, b: Tensor, k: float) -> Tensor:
     return -smooth_min(-a, -b, k)
 
 
-def capsule(q: Points, a: Sequence[float], b: Sequence[float], r0: float, r1: float | None = None,
-            stretch: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
+def capsule(
+    q: Points,
+    a: Sequence[float],
+    b: Sequence[float],
+    r0: float,
+    r1: float | None = None,
+    stretch: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Tensor:
     """Tapered capsule from a to b (x, y, z mm), radius r0 -> r1; `stretch` scales its section per axis."""
     sx, sy, sz = stretch
     ax, ay, az = a[0] / sx, a[1] / sy, a[2] / sz
@@ -56,8 +63,9 @@ def superellipse_radius(x: Tensor, y: Tensor, a: Tensor | float, b: Tensor | flo
     return ((x / a).abs().pow(n) + (y / b).abs().pow(n)).pow(1.0 / n)
 
 
-def polyline(q: Points, points: Sequence[Sequence[float]], r0: float, r1: float,
-             stretch: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
+def polyline(
+    q: Points, points: Sequence[Sequence[float]], r0: float, r1: float, stretch: Sequence[float] = (1.0, 1.0, 1.0)
+) -> Tensor:
     """Union of capsules along points; the radius runs from r0 to r1."""
     n = len(points) - 1
     radius = [r0 + (r1 - r0) * i / n for i in range(n + 1)]

@@ -1,4 +1,5 @@
 """A random subject: which vertebrae it has, how they are shaped, and where each one lies (millimetres, LPS)."""
+
 from __future__ import annotations
 
 import math
@@ -20,8 +21,8 @@ class Placed:
 
     name: str
     params: dict[str, float]
-    centre: np.ndarray            # (3,) x, y, z of the body centroid (C1: centre of the ring)
-    rotation: np.ndarray          # (3, 3), columns = local x, y, z axes
+    centre: np.ndarray  # (3,) x, y, z of the body centroid (C1: centre of the ring)
+    rotation: np.ndarray  # (3, 3), columns = local x, y, z axes
     scale: float
     bifid: bool
     grade: int = 0
@@ -39,10 +40,10 @@ class Subject:
     placed: list[Placed]
     scale: float
     age: float
-    trabecular: float             # HU of L1 cancellous bone
+    trabecular: float  # HU of L1 cancellous bone
     variant: str | None
     cobb: float
-    sacrum: tuple[np.ndarray, np.ndarray]   # centre and rotation of S1
+    sacrum: tuple[np.ndarray, np.ndarray]  # centre and rotation of S1
 
     def find(self, name: str) -> Placed:
         return next(v for v in self.placed if v.name == name)
@@ -66,15 +67,18 @@ def level_names(variant: str | None) -> list[str]:
 
 def _template(name: str, variant: str | None) -> dict[str, float]:
     """Level template; next to a variant the neighbours move half a level towards it."""
-    mixed = {("T12", "T13"): ("T11", "T12"), ("L5", "L6"): ("L4", "L5"), ("T11", "no_T12"): ("T11", "T12")}.get((name, variant or ""))
+    mixed = {("T12", "T13"): ("T11", "T12"), ("L5", "L6"): ("L4", "L5"), ("T11", "no_T12"): ("T11", "T12")}.get(
+        (name, variant or "")
+    )
     if mixed is None:
         return shapes.template(name)
     a, b = (shapes.template(m) for m in mixed)
     return {k: (a[k] + b[k]) / 2 for k in a}
 
 
-def draw_subject(rng: np.random.Generator, variant: str | None, cobb: float | None, fractures: dict[str, tuple[int, str]],
-                 osteophytes: float) -> Subject:
+def draw_subject(
+    rng: np.random.Generator, variant: str | None, cobb: float | None, fractures: dict[str, tuple[int, str]], osteophytes: float
+) -> Subject:
     """Draw shapes, curve and spacing of a whole spine. `fractures`: name -> (Genant grade, type); `osteophytes` 0..1."""
     names = level_names(variant)
     scale = math.exp(rng.normal(0, SCALE_SD))
@@ -83,27 +87,27 @@ def draw_subject(rng: np.random.Generator, variant: str | None, cobb: float | No
     subject = {group: rng.normal(0, sd) for group, (sd, _, _) in VARIATION.items()}
     # part of each width and depth factor is shared (correlation .55 with the height in the measurements)
     for group in ("width", "depth", "transverse", "spinous"):
-        subject[group] += .5 * subject["height"]
+        subject[group] += 0.5 * subject["height"]
     subject["spinous_angle"] = rng.normal(0, 5)
     angle_sag, angle_cor, turn, cobb = _curve(rng, names, cobb)
     params = [shapes.vary(rng, subject, _template(n, variant), VARIATION) for n in names]
-    gaps = [SPACING[n] * scale * math.exp(.6 * subject["height"] + rng.normal(0, .02)) for n in names]
+    gaps = [SPACING[n] * scale * math.exp(0.6 * subject["height"] + rng.normal(0, 0.02)) for n in names]
     grades = {}
     for i, name in enumerate(names):
         _osteophytes(rng, name, params[i], osteophytes)
         if name in fractures:
             loss, wedge = fracture(rng, params[i], *fractures[name])
             grades[name] = fractures[name][0]
-            gaps[i] -= loss * scale * .5
+            gaps[i] -= loss * scale * 0.5
             if i:
-                gaps[i - 1] -= loss * scale * .5
-            angle_sag[i:] += .5 * wedge
-            angle_sag[:i] -= .5 * wedge
+                gaps[i - 1] -= loss * scale * 0.5
+            angle_sag[i:] += 0.5 * wedge
+            angle_sag[:i] -= 0.5 * wedge
     bifid = {n: bool(rng.random() < BIFID.get(n, 0)) for n in names}
     placed = _place(rng, names, params, gaps, angle_sag, angle_cor, turn, scale, bifid, grades)
     last = placed[-1]
     down = math.radians(angle_sag[-1])
-    centre = last.centre + gaps[-1] * .97 * np.array([0, math.sin(down), -math.cos(down)])
+    centre = last.centre + gaps[-1] * 0.97 * np.array([0, math.sin(down), -math.cos(down)])
     sacrum = centre, rotation(math.radians(angle_sag[-1] + rng.normal(9, 5)), 0, 0)
     return Subject(placed, scale, age, trabecular, variant, cobb, sacrum)
 
@@ -113,26 +117,28 @@ def _curve(rng: np.random.Generator, names: list[str], cobb: float | None):
     n = len(names)
     index = np.linspace(0, 23, n)
     mean = np.array([TILT[m] for m in names], float)
-    def smooth(sd: float, rho: float = .8) -> np.ndarray:
-        steps = rng.normal(0, sd * math.sqrt(1 - rho ** 2), n)
+
+    def smooth(sd: float, rho: float = 0.8) -> np.ndarray:
+        steps = rng.normal(0, sd * math.sqrt(1 - rho**2), n)
         steps[0] = rng.normal(0, sd)
         for i in range(1, n):
             steps[i] += rho * steps[i - 1]
         return steps
-    kyphosis = rng.normal(0, 11) * (np.clip((14.5 - index) / 8, -.5, .5))
-    lordosis = rng.normal(0, 9) * np.clip((index - 19) / 4, -.5, 1)
+
+    kyphosis = rng.normal(0, 11) * (np.clip((14.5 - index) / 8, -0.5, 0.5))
+    lordosis = rng.normal(0, 9) * np.clip((index - 19) / 4, -0.5, 1)
     neck = rng.normal(0, 13) * np.clip((6 - index) / 6, 0, 1)
     sagittal = mean + kyphosis + lordosis + neck + smooth(4) + rng.normal(0, 4)
     if cobb is None:
-        low, high = [(0, 8), (8, 18), (18, 35), (35, 55)][rng.choice(4, p=[.72, .2, .07, .01])]
+        low, high = [(0, 8), (8, 18), (18, 35), (35, 55)][rng.choice(4, p=[0.72, 0.2, 0.07, 0.01])]
         cobb = rng.uniform(low, high)
     # a main curve and a compensating one above or below it
-    apex, width = (rng.normal(13, 2), rng.uniform(4, 5.5)) if rng.random() < .5 else (rng.normal(19, 1.2), rng.uniform(3, 4))
-    side = rng.choice([-1., 1.])
+    apex, width = (rng.normal(13, 2), rng.uniform(4, 5.5)) if rng.random() < 0.5 else (rng.normal(19, 1.2), rng.uniform(3, 4))
+    side = rng.choice([-1.0, 1.0])
     wave = np.exp(-(((index - apex) / width) ** 2)) * (index - apex) / width
-    coronal = cobb * side * wave / max(np.ptp(wave), 1e-6) + smooth(2.2, .6) + rng.normal(0, 2.5)
+    coronal = cobb * side * wave / max(np.ptp(wave), 1e-6) + smooth(2.2, 0.6) + rng.normal(0, 2.5)
     lateral = np.exp(-(((index - apex) / width) ** 2))
-    turn = .35 * cobb * side * lateral + smooth(1.5)
+    turn = 0.35 * cobb * side * lateral + smooth(1.5)
     return sagittal, coronal, turn, float(cobb)
 
 
@@ -150,7 +156,7 @@ def _place(rng, names, params, gaps, sagittal, coronal, turn, scale, bifid, grad
     for i, name in enumerate(names):
         above, below = max(i - 1, 0), min(i, len(names) - 1)
         pitch = math.radians((sagittal[above] + sagittal[below]) / 2 + rng.normal(0, 1.5))
-        roll = math.radians((coronal[above] + coronal[below]) / 2 + rng.normal(0, .8))
+        roll = math.radians((coronal[above] + coronal[below]) / 2 + rng.normal(0, 0.8))
         frame = rotation(pitch, roll, math.radians(turn[i]))
         placed.append(Placed(name, params[i], point.copy(), frame, scale, bifid[name], grades.get(name, 0)))
         a, c = math.radians(sagittal[i]), math.radians(coronal[i])
@@ -161,7 +167,7 @@ def _place(rng, names, params, gaps, sagittal, coronal, turn, scale, bifid, grad
     tilt = rotation(math.radians(rng.normal(-4, 5)), math.radians(rng.normal(0, 2)), math.radians(rng.normal(0, 5)))
     atlas.rotation = axis.rotation @ tilt
     atlas.centre = axis.world((0, 1.5, axis.params["ha"] / 2 + 9.0)) + atlas.rotation @ np.array([0, behind * scale, 0])
-    atlas.body_offset = np.array([0, -behind, 0.])
+    atlas.body_offset = np.array([0, -behind, 0.0])
     return placed
 
 
@@ -172,34 +178,46 @@ def fracture(rng: np.random.Generator, p: dict[str, float], grade: int, kind: st
     """
     if grade not in (1, 2, 3) or kind not in ("wedge", "biconcave", "crush"):
         raise InputError(f"Fracture grade {grade} '{kind}' is unknown; grades are 1..3, types wedge, biconcave, crush.")
-    worst = rng.uniform(*{1: (.205, .25), 2: (.26, .40), 3: (.41, .60)}[grade])
-    share = {"wedge": (1, rng.uniform(.5, .85), rng.uniform(0, .25)), "biconcave": (rng.uniform(.2, .6), 1, rng.uniform(0, .3)),
-             "crush": (rng.uniform(.75, 1), 1, rng.uniform(.6, .9))}[kind]
+    worst = rng.uniform(*{1: (0.205, 0.25), 2: (0.26, 0.40), 3: (0.41, 0.60)}[grade])
+    share = {
+        "wedge": (1, rng.uniform(0.5, 0.85), rng.uniform(0, 0.25)),
+        "biconcave": (rng.uniform(0.2, 0.6), 1, rng.uniform(0, 0.3)),
+        "crush": (rng.uniform(0.75, 1), 1, rng.uniform(0.6, 0.9)),
+    }[kind]
     front, middle, back = (worst * s for s in share)
     ha, hp = p["ha"], p["hp"]
     p["ha"], p["hp"] = ha * (1 - front), hp * (1 - back)
     p["hm_loss"] = 1 - (ha + hp) / 2 * (1 - middle) / ((p["ha"] + p["hp"]) / 2)
     mean = (front + middle + back) / 3
     for key in ("ws", "wm", "wi", "dm"):
-        p[key] *= 1 + .3 * mean
+        p[key] *= 1 + 0.3 * mean
     p["sclerosis"] = rng.uniform(0, 250)
-    return mean * (ha + hp) / 2, math.degrees(math.atan2(ha * front - hp * back, p["dm"])) * .6
+    return mean * (ha + hp) / 2, math.degrees(math.atan2(ha * front - hp * back, p["dm"])) * 0.6
 
 
 def _osteophytes(rng: np.random.Generator, name: str, p: dict[str, float], strength: float) -> None:
     if name != "C1" and strength > 0:
-        p["osteophyte"] = float(strength * rng.uniform(0, .12))
+        p["osteophyte"] = float(strength * rng.uniform(0, 0.12))
 
 
 def draw_fractures(rng: np.random.Generator, names: list[str], count: int) -> dict[str, tuple[int, str]]:
     """`count` random thoracolumbar fractures with peaks at T7-T8 and T12-L1; grades 50/30/20 %, types 60/28/12 %."""
-    weight = {n: 1. for n in names if n[0] in "TL"} | {n: 3. for n in ("T7", "T8", "T12", "L1") if n in names} \
-        | {n: 2. for n in ("T6", "T9", "T11", "L2") if n in names}
+    weight = (
+        {n: 1.0 for n in names if n[0] in "TL"}
+        | {n: 3.0 for n in ("T7", "T8", "T12", "L1") if n in names}
+        | {n: 2.0 for n in ("T6", "T9", "T11", "L2") if n in names}
+    )
     for n in ("T1", "T2", "T3", "T13", "L6"):
         weight.pop(n, None)
     if not weight:
         return {}
-    chosen = rng.choice(list(weight), size=min(count, len(weight)), replace=False,
-                        p=np.array(list(weight.values())) / sum(weight.values()))
-    return {str(n): (int(rng.choice([1, 2, 3], p=[.5, .3, .2])), str(rng.choice(["wedge", "biconcave", "crush"], p=[.6, .28, .12])))
-            for n in chosen}
+    chosen = rng.choice(
+        list(weight), size=min(count, len(weight)), replace=False, p=np.array(list(weight.values())) / sum(weight.values())
+    )
+    return {
+        str(n): (
+            int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])),
+            str(rng.choice(["wedge", "biconcave", "crush"], p=[0.6, 0.28, 0.12])),
+        )
+        for n in chosen
+    }
