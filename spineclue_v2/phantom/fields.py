@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,8 @@ from torch.nn import functional as F
 from ..anatomy import LABEL_OF_NAME
 from . import shapes
 from .canvas import Canvas, average, smooth_field
+from .pathology import shift_slices
+from .primitives import Points, superellipse_radius
 from .spine import Placed, Subject
 
 Box = tuple[slice, slice, slice]
@@ -103,3 +107,40 @@ def label_volume(canvas: Canvas, subject: Subject, fields: list, shape: tuple, f
         labels[coarse][inside] = LABEL_OF_NAME[v.name]
         nearest[coarse] = torch.minimum(nearest[coarse], mean)
     return labels.numpy(), partial
+
+
+def discs(canvas: Canvas, subject: Subject) -> Iterator[tuple[Box | None, Points | None, float, float, float]]:
+    """Of every disc, C2-C3 down to the sacrum: box, local coordinates, half width, half depth, half height (mm)."""
+    for upper, lower in [*zip(subject.placed[1:-1], subject.placed[2:], strict=True), (subject.placed[-1], None)]:
+        p, s = upper.params, upper.scale
+        a = upper.world((0, 0, -(p["ha"] + p["hp"]) / 4))
+        if lower is None:
+            b, frame = subject.sacrum[0] + subject.sacrum[1] @ np.array([0, 0, 13 * s]), subject.sacrum[1]
+        else:
+            b, frame = lower.world((0, 0, (lower.params["ha"] + lower.params["hp"]) / 4)), lower.rotation
+        u, _, w = np.linalg.svd(upper.rotation + frame)
+        half = float(np.linalg.norm(a - b)) / 2 + 2.0
+        wide, deep = p["wi"] / 2 * s, p["dm"] / 2 * 1.05 * s
+        box, q = canvas.local_box((a + b) / 2, u @ w, (-wide - 3, -deep - 3, -half - 3), (wide + 3, deep + 3, half + 3))
+        yield box, q, wide, deep, half
+
+
+def region_volume(labels: np.ndarray, spacing: tuple, subject: Subject, shifts: np.ndarray) -> np.ndarray:
+    """uint8 (z, y, x): 1 body (with dens), 2 arch of the labelled vertebrae, 3 discs. `shifts`: (y, x) voxels of each slice."""
+    regions = np.zeros(labels.shape, np.uint8)
+    canvas = Canvas(labels.shape, tuple(spacing), (0.0, 0.0, 0.0), 0.5, torch.Generator())
+    for box, q, wide, deep, half in discs(canvas, subject):
+        if box is not None:
+            inside = (superellipse_radius(q.x, q.y, wide, deep, 2.5) < 1) & (q.z.abs() < half)
+            regions[box][inside.numpy()] = 3
+    if shifts.any():
+        regions = shift_slices(regions, shifts, 0)
+    for v in subject.placed:
+        index = np.argwhere(labels == LABEL_OF_NAME[v.name])
+        if len(index):
+            still = index - np.c_[np.zeros(len(index), int), shifts[index[:, 0]]]
+            local = ((still * np.asarray(spacing))[:, ::-1] - v.centre) @ v.rotation
+            body = (local[:, 1] < (v.params["dm"] / 2 + 0.5) * v.scale) & (v.name != "C1")
+            body &= np.abs(local[:, 0]) < (max(v.params.get("ws", 0), v.params.get("wi", 0)) / 2 + 1.5) * v.scale
+            regions[tuple(index.T)] = np.where(body, 1, 2)
+    return regions

@@ -12,6 +12,7 @@ from ..anatomy import EMITTING_LEVEL, LEVEL_INDEX
 from . import metal as metal_module
 from . import surroundings as around
 from .canvas import Canvas, noise
+from .fields import discs
 from .primitives import superellipse_radius
 from .spine import Subject
 
@@ -50,18 +51,7 @@ def paint_soft(canvas: Canvas, subject: Subject, rng: np.random.Generator, size:
 
 def _paint_discs(canvas: Canvas, subject: Subject, rng: np.random.Generator) -> None:
     disc_hu = rng.uniform(60, 105)
-    pairs = list(zip(subject.placed[1:-1], subject.placed[2:], strict=True)) + [(subject.placed[-1], None)]
-    for upper, lower in pairs:
-        p, s = upper.params, upper.scale
-        a = upper.world((0, 0, -(p["ha"] + p["hp"]) / 4))
-        if lower is None:
-            b, frame = subject.sacrum[0] + subject.sacrum[1] @ np.array([0, 0, 13 * s]), subject.sacrum[1]
-        else:
-            b, frame = lower.world((0, 0, (lower.params["ha"] + lower.params["hp"]) / 4)), lower.rotation
-        u, _, w = np.linalg.svd(upper.rotation + frame)
-        half = float(np.linalg.norm(a - b)) / 2 + 2.0
-        wide, deep = p["wi"] / 2 * s, p["dm"] / 2 * 1.05 * s
-        box, q = canvas.local_box((a + b) / 2, u @ w, (-wide - 3, -deep - 3, -half - 3), (wide + 3, deep + 3, half + 3))
+    for box, q, wide, deep, half in discs(canvas, subject):
         degenerated, hu = rng.random(), disc_hu + rng.normal(0, 8)
         if box is None:
             continue

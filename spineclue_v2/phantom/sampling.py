@@ -10,9 +10,9 @@ import torch
 
 from ..anatomy import LABEL_OF_NAME
 from ..errors import InputError
-from . import paint, scanner, spine
+from . import paint, pathology, scanner, spine
 from .canvas import Canvas
-from .fields import distance_fields, label_volume, world_extent
+from .fields import distance_fields, label_volume, region_volume, world_extent
 from .spine import Subject
 
 DEFAULTS: dict[str, Any] = {
@@ -31,7 +31,17 @@ DEFAULTS: dict[str, Any] = {
     "noise": None,
     "wide": None,
     "spine": True,
+    "age": None,
+    "dish": 0,
+    "lesions": 0,
+    "thick": None,
+    "streaks": 0,
+    "motion": 0,
+    "randomise": 0,
+    "short": None,
+    "regions": False,
 }
+"""Switches of `sample`. The first block, left alone, is the distribution the shipped weights are trained on."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class PhantomCase:
     grades: dict[str, int]  # name -> Genant grade of each labelled vertebra
     partial: tuple[str, ...]  # vertebrae cut by the border: visible in part, not labelled
     meta: dict[str, Any] = field(default_factory=dict)
+    regions: np.ndarray | None = None  # uint8: 1 body, 2 arch of the labelled vertebrae, 3 disc; only with regions=True
 
 
 def sample(seed: int, **what: Any) -> PhantomCase:
@@ -54,7 +65,9 @@ def sample(seed: int, **what: Any) -> PhantomCase:
     what: first, last (level names); spacing (z, y, x) mm or one number; margin mm above first and below last; variant "T13", "L6",
     "no_T12" or None; cobb degrees; fractures {name: (grade, "wedge"|"biconcave"|"crush")}, a number, or {}; osteophytes 0..1;
     screws, cement (numbers of vertebrae); contrast (HU added to blood); kernel "soft", "medium", "bone"; noise (HU sd);
-    wide (bool: whole trunk or a crop round the spine); spine=False (a limb without vertebrae).
+    wide (bool: whole trunk or a crop round the spine); spine=False (a limb without vertebrae); age in years; dish 0..1; lesions
+    (number); thick (mm, axial slices); streaks 0..2; motion mm; randomise 0..1; short (number of vertebrae); regions (bool).
+    `pathology.parse_pathology` reads these from text. Raises InputError for unknown switches, levels or impossible values.
     """
     unknown = set(what) - set(DEFAULTS)
     if unknown:
@@ -74,13 +87,22 @@ def _sample_spine(seed: int, rng: np.random.Generator, generator: torch.Generato
     names = spine.level_names(variant)
     if first not in names or last not in names or names.index(first) > names.index(last):
         raise InputError(f"Phantom range {first}..{last} does not exist in a spine with variant {variant}.")
+    extra = np.random.default_rng([seed, 1])  # switches draw here, so that they leave the rest of the case as it is
+    if o["short"] is not None:
+        first, last = pathology.shorten(extra, names, first, last, o["short"])
     visible = names[names.index(first) : names.index(last) + 1]
     fractures = o["fractures"]
     if not isinstance(fractures, dict):
         count = (int(rng.integers(1, 4)) if rng.random() < 0.22 else 0) if fractures is None else int(fractures)
         fractures = spine.draw_fractures(rng, visible, count)
+    elif missing := set(fractures) - set(names):
+        raise InputError(
+            f"Phantom fracture level '{sorted(missing)[0]}' does not exist in this spine; use one of {', '.join(names)}."
+        )
     osteophytes = o["osteophytes"] if o["osteophytes"] is not None else float(rng.uniform(0, 1) ** 2)
     subject = spine.draw_subject(rng, variant, o["cobb"], fractures, osteophytes)
+    if o["age"] is not None:
+        subject.age, subject.trabecular = float(o["age"]), float(np.clip(226 - 2.5 * (o["age"] - 25), 15, 330))
     scan = scanner.draw_scanner(rng, o)
     canvas, shape, factor, spacing = _grid(rng, generator, subject, visible, o, scan)
     fields = distance_fields(canvas, subject, generator)
@@ -92,19 +114,23 @@ def _sample_spine(seed: int, rng: np.random.Generator, generator: torch.Generato
         keep[box] = torch.minimum(keep[box], d)
     paint.paint_other_bone(canvas, subject, rng, size, keep)
     paint.paint_vertebrae(canvas, subject, fields, rng)
+    shown = [v for v in subject.placed if v.name in visible and v.name not in ("C1", "C2")]
+    if o["dish"]:
+        pathology.paint_dish(canvas, subject, o["dish"], extra)
+    lesions = pathology.paint_lesions(canvas, shown, int(o["lesions"]), extra) if o["lesions"] else []
     implants = paint.paint_implants(canvas, subject, visible, rng, o)
     labels, partial = label_volume(canvas, subject, fields, shape, factor)
-    ct = scanner.scan(canvas, subject, rng, scan, factor)
-    return _case(
-        seed,
-        ct,
-        labels,
-        partial,
-        spacing,
-        subject,
-        shape,
-        implants | {"scan": scan, "first": first, "last": last, "contrast": contrast, "wide": scan["wide"]},
-    )
+    scan |= {k: o[k] for k in ("streaks", "randomise")}
+    ct = scanner.scan(canvas, subject, rng, scan, factor, extra)
+    shifts = np.zeros((shape[0], 2), int)
+    if o["motion"]:
+        shifts = pathology.step_motion(shape[0], spacing, o["motion"], extra)
+        ct, labels = pathology.shift_slices(ct, shifts), pathology.shift_slices(labels, shifts, 0)
+    regions = None
+    if o["regions"]:
+        regions = region_volume(labels, spacing, subject, shifts)
+    meta = implants | {"scan": scan, "first": first, "last": last, "contrast": contrast, "wide": scan["wide"], "lesions": lesions}
+    return _case(seed, ct, labels, partial, spacing, subject, shifts, meta, regions)
 
 
 def _levels(rng: np.random.Generator, o: dict[str, Any]) -> tuple[str, str, str | None]:
@@ -170,7 +196,7 @@ def _grid(rng, generator, subject: Subject, visible: list[str], o: dict[str, Any
     return canvas, shape, factor, spacing
 
 
-def _case(seed, ct, labels, partial, spacing, subject, shape, meta) -> PhantomCase:
+def _case(seed, ct, labels, partial, spacing, subject, shifts, meta, regions) -> PhantomCase:
     centroids, grades = {}, {}
     flat = labels.ravel()
     index = np.flatnonzero(flat)
@@ -181,7 +207,10 @@ def _case(seed, ct, labels, partial, spacing, subject, shape, meta) -> PhantomCa
         label = LABEL_OF_NAME[v.name]
         if counts[label]:
             mask = [float(sums[axis][label] / counts[label] * spacing[axis]) for axis in (2, 1, 0)]
-            centroids[v.name] = {"mask": tuple(mask), "body": tuple(float(c) for c in v.world(v.body_offset))}
+            x, y, z = (float(c) for c in v.world(v.body_offset))
+            dy, dx = shifts[int(np.clip(round(z / spacing[0]), 0, len(shifts) - 1))]
+            body = (x + float(dx) * spacing[2], y + float(dy) * spacing[1], z)
+            centroids[v.name] = {"mask": tuple(mask), "body": body}
             grades[v.name] = v.grade
     meta = {
         "seed": int(seed),
@@ -191,4 +220,4 @@ def _case(seed, ct, labels, partial, spacing, subject, shape, meta) -> PhantomCa
         "scale": subject.scale,
         "trabecular_hu": subject.trabecular,
     } | meta
-    return PhantomCase(ct, labels, spacing, "LPS", centroids, grades, tuple(partial), meta)
+    return PhantomCase(ct, labels, spacing, "LPS", centroids, grades, tuple(partial), meta, regions)

@@ -10,6 +10,7 @@ import torch
 from ..anatomy import EMITTING_LEVEL, LEVEL_INDEX
 from ..errors import InputError
 from .canvas import Canvas, average, noise, smooth
+from .pathology import add_shoulder_streaks, remap
 from .spine import Subject
 
 MAX_VOXELS = 4.5e6
@@ -53,6 +54,10 @@ def draw_spacing(rng, size: np.ndarray, o: dict[str, Any], scan: dict[str, Any])
     spacing = np.array(
         (plane, plane, thick) if scan["grid"] < 0.4 else (iso,) * 3 if scan["grid"] < 0.8 else (slices, plane, plane)
     )
+    if o["thick"] is not None:
+        if not 0.3 <= o["thick"] <= 10:
+            raise InputError(f"Phantom slices of {o['thick']:g} mm are not possible; choose 0.3 to 10.")
+        return tuple(float(s) for s in np.round((o["thick"], plane, plane), 4))
     for _ in range(40):
         if np.prod(np.ceil(size / spacing) * np.ceil(spacing / FINEST)) <= MAX_VOXELS or spacing.min() > 1.95:
             break
@@ -60,7 +65,14 @@ def draw_spacing(rng, size: np.ndarray, o: dict[str, Any], scan: dict[str, Any])
     return tuple(float(s) for s in np.round(spacing, 4))
 
 
-def scan(canvas: Canvas, subject: Subject, rng: np.random.Generator, settings: dict[str, Any], factor: tuple) -> np.ndarray:
+def scan(
+    canvas: Canvas,
+    subject: Subject,
+    rng: np.random.Generator,
+    settings: dict[str, Any],
+    factor: tuple,
+    extra: np.random.Generator,
+) -> np.ndarray:
     """Slice averaging, kernel, noise, clipping and padding of the painted volume -> int16 HU."""
     ct = average(canvas.hu, factor)
     spacing = [s * f for s, f in zip(canvas.spacing, factor, strict=True)]
@@ -79,7 +91,11 @@ def scan(canvas: Canvas, subject: Subject, rng: np.random.Generator, settings: d
         1 + rng.uniform(0, 1.5) * np.exp(-(((level - 7) / 1.8) ** 2)) + rng.uniform(0, 0.8) * np.exp(-(((level - 24) / 1.5) ** 2))
     )
     ct = ct + grainy * torch.from_numpy(gain * settings["noise"]).float().view(-1, 1, 1)
+    if settings["streaks"]:
+        ct = add_shoulder_streaks(ct, level, spacing, settings["streaks"], canvas.generator)
     ct = ct.clamp_(-1024, 3071)
+    if settings["randomise"]:
+        ct = remap(ct, settings["randomise"], extra)
     if settings["wide"] and settings["grid"] % 0.1 < 0.04:  # reconstruction circle with padding outside
         y, x = (torch.linspace(-1, 1, n) for n in ct.shape[1:])
         circle = (y.view(-1, 1).square() + x.view(1, -1).square()) > 1.05

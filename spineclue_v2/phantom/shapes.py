@@ -181,22 +181,22 @@ def _axis_parts(p: dict[str, float], q: Points) -> Tensor:
 
 def _atlas(p: dict[str, float], q: Points) -> Tensor:
     """C1: anterior and posterior arch, lateral masses, transverse processes; origin = centre of the ring."""
-    w, l = p["cw"] / 2, p["cd"] / 2
+    side, half = p["cw"] / 2, p["cd"] / 2
     s = p["ha"] / 2 / 3.0
-    front = polyline(q, [(w + 3, -l * 0.62, 0), (w * 0.62, -l - 0.5, 0), (0, -l - 2.6, 0)], 3.2, 3.2, (1, 1, s))
+    front = polyline(q, [(side + 3, -half * 0.62, 0), (side * 0.62, -half - 0.5, 0), (0, -half - 2.6, 0)], 3.2, 3.2, (1, 1, s))
     back = polyline(
         q,
-        [(w + 4, l * 0.35, 1.5), (w * 0.85, l * 0.85, 1), (w * 0.45, l + 2, 0.5), (0, l + 3.5, 0)],
+        [(side + 4, half * 0.35, 1.5), (side * 0.85, half * 0.85, 1), (side * 0.45, half + 2, 0.5), (0, half + 3.5, 0)],
         2.9,
         3.0,
         (1, 1, p["hp"] / 2 / 2.9),
     )
-    mass = ellipsoid(q, (w + 7.2, -3.5, 0), (7.8, 11.0, 9.0))
+    mass = ellipsoid(q, (side + 7.2, -3.5, 0), (7.8, 11.0, 9.0))
     # concave facets for the condyles, flat ones below
-    mass = smooth_max(mass, -ellipsoid(q, (w + 4, -4, 17), (13, 14, 12)), 1.0)
-    process = capsule(q, (w + 10, -1, -1), (p["tx"] - 3.2, 2.5, -1.5), 4.8, 3.4, (1, 1, 1.1))
+    mass = smooth_max(mass, -ellipsoid(q, (side + 4, -4, 17), (13, 14, 12)), 1.0)
+    process = capsule(q, (side + 10, -1, -1), (p["tx"] - 3.2, 2.5, -1.5), 4.8, 3.4, (1, 1, 1.1))
     d = smooth_min(smooth_min(front, back, 2.0), smooth_min(mass, process, 2.0), 2.0)
-    hole = 3.1 - torch.hypot(q.x - (w + 12.5), q.y - 1.0)
+    hole = 3.1 - torch.hypot(q.x - (side + 12.5), q.y - 1.0)
     return torch.maximum(d, hole)
 
 
