@@ -13,7 +13,7 @@ import numpy as np
 _POSITIVE, _NEGATIVE = "LPS", "RAI"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
     """Grid of a volume: shape and spacing (z, y, x), origin (x, y, z) LPS mm, direction 3x3 (columns: x, y, z index axes)."""
 
@@ -21,6 +21,17 @@ class Geometry:
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
     direction: np.ndarray
+
+    def __eq__(self, other: object) -> bool:
+        """Exactly the same numbers; see `same_grid` for the same place within a tolerance."""
+        return isinstance(other, Geometry) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def _values(self) -> tuple[Any, ...]:
+        # The generated comparison would fail: an array's == gives an array.
+        return tuple(self.shape), tuple(self.spacing), tuple(self.origin), tuple(np.asarray(self.direction, dtype=float).ravel())
 
     def index_to_world(self, index: Any) -> np.ndarray:
         """Indices (..., 3) in (z, y, x) order -> world points (..., 3) in (x, y, z) LPS mm."""

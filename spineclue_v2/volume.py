@@ -27,7 +27,7 @@ THICK_SLICE_MM = 5.0
 AIR_HU = -500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """`array` (z, y, x) on the grid `geometry`."""
 
