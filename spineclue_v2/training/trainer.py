@@ -241,8 +241,9 @@ class BaseTrainer:
             logger.warning("Pretrained weights: %d tensors fit, %d start fresh (%s, ...).", len(fitting), len(left_out), left_out[0])
         self.network.load_state_dict(own | fitting)
 
-    def perform_validation(self) -> dict[str, Any]:
+    def perform_validation(self, save_probabilities: bool = False) -> dict[str, Any]:
         """Figures over the validation cases with the current weights, written to validation/summary.json."""
+        self.save_probabilities = save_probabilities
         from ..storage import write_json
 
         self.network.eval()

@@ -56,7 +56,7 @@ class MaskBatches:
         if self._rows:
             return
         self._dataset = PreprocessedDataset(self.folder)
-        self._rows = regular_rows(self._dataset, self.cases)
+        self._rows = [row for case in self.cases for row in sorted(regular_rows(self._dataset, [case]), key=lambda row: -row[2][0])]
         self._by_level: dict[int, list[int]] = {}
         self._by_case: dict[str, list[int]] = {}
         for number, (case, label, _) in enumerate(self._rows):
@@ -70,6 +70,11 @@ class MaskBatches:
             crop = crop_and_pad(self._dataset.labels(case), crop_start(centre, self.crop_size), self.crop_size) == label
             self._packed[case, label] = np.packbits(crop)
         return np.unpackbits(self._packed[case, label], count=int(np.prod(self.crop_size))).reshape(self.crop_size)
+
+    def masks_of(self, case: str) -> np.ndarray:
+        """Binary crops (n, z, y, x) of one case from head to foot, not augmented."""
+        self._prepare()
+        return np.stack([self._mask(number) for number in self._by_case[case]])
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
         self._prepare()

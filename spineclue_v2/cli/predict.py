@@ -1,0 +1,72 @@
+"""`spineclue_predict`: label the vertebrae of one scan or a folder of scans."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = "Find, segment and name the vertebrae of CT scans. Without -d or -m the weights that come with the package serve."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", required=True, help="scan file, folder with a DICOM series, or folder of scans")
+    parser.add_argument("-o", required=True, help="output folder")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-d", help="dataset id or name whose trained model to use")
+    source.add_argument("-m", help="folder of a model (a results folder DatasetXXX_Name)")
+    add_model_arguments(parser)
+    add_run_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-p", default="SpineCLUEPlans", help="plans name")
+    parser.add_argument("-tr", nargs=3, metavar=("LOCALIZE", "SEGMENT", "IDENTIFY"), help="trainer names of the three stages")
+    parser.add_argument("-f", nargs="+", help="folds to ensemble, default: all that are finished")
+    parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint file name")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-device", default=None, choices=["cuda", "cpu", "mps"], help="default: the best there is")
+    parser.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
+    parser.add_argument("-num_parts", type=int, default=1, help="split the cases into this many parts ...")
+    parser.add_argument("-part_id", type=int, default=0, help="... and predict this one (0..num_parts-1)")
+    parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz with the level probabilities")
+    parser.add_argument("--no_report", action="store_true", help="write no CASE.png")
+    parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")
+    parser.add_argument("--mirror", action="store_true", help="average segmentation with its left-right mirror image (twice the time)")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..inference.model import load_shipped, load_trained
+    from ..inference.predict import list_cases
+    from ..training.device import resolve_device
+
+    list_cases(args.i)  # a wrong input path is said before seconds are spent on loading networks
+    device = resolve_device(args.device)
+    if args.m is None and args.d is None:
+        model = load_shipped(device)
+    else:
+        from .. import paths
+
+        folder = Path(args.m) if args.m else paths.results_folder() / paths.dataset_name(args.d)
+        trainers = dict(zip(("localize", "segment", "identify"), args.tr, strict=True)) if args.tr else None
+        model = load_trained(folder, args.f, device, args.p, trainers, args.chk)
+    return predict_and_report(args, model)
+
+
+def predict_and_report(args: argparse.Namespace, model: object) -> int:
+    """Predict with a loaded model, then say where the results are and what failed. Exit code 0 or 1."""
+    from ..inference.pipeline import Options
+    from ..inference.predict import predict
+
+    options = Options(forbid_anomalies=args.forbid_anomalies, mirror=args.mirror)
+    outcome = predict(args.i, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
+                      args.save_probabilities, not args.no_report, not args.disable_progress_bar)
+    failed = {name: why for name, why in outcome.items() if why}
+    print(f"{len(outcome) - len(failed)} of {len(outcome)} scans are labelled in {args.o}.")
+    if failed:
+        width = max(map(len, failed))
+        print("Failed:")
+        for name, why in failed.items():
+            print(f"  {name:<{width}}  {why}")
+    return 1 if failed else 0

@@ -1,0 +1,34 @@
+"""`spineclue_train DATASET STAGE FOLD`: train one stage on one fold, in nnU-Net's grammar."""
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = "Train a stage (localize, segment, identify) on a fold (0..4 or all) of a planned and preprocessed dataset."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="dataset id or name")
+    parser.add_argument("stage", choices=["localize", "segment", "identify"], help="stage to train")
+    parser.add_argument("fold", help="0..4, or all")
+    parser.add_argument("-tr", default=None, help="trainer class, default: the stage's own")
+    parser.add_argument("-p", default="SpineCLUEPlans", help="plans name")
+    parser.add_argument("-device", default=None, choices=["cuda", "cpu", "mps"], help="default: the best there is")
+    parser.add_argument("-num_gpus", type=int, default=1, help="GPUs to train on")
+    parser.add_argument("-pretrained_weights", default=None, help="checkpoint to start from; 'shipped' for the package's own")
+    parser.add_argument("--c", action="store_true", help="continue from the newest checkpoint")
+    parser.add_argument("--val", action="store_true", help="only run the validation of the finished training")
+    parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of checkpoint_final")
+    parser.add_argument("--npz", action="store_true", help="keep the validation's probabilities")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..training.run import train
+
+    folder, summary = train(args.dataset, args.stage, args.fold, trainer=args.tr, plans_name=args.p, device=args.device,
+                            num_gpus=args.num_gpus, pretrained_weights=args.pretrained_weights, resume=args.c,
+                            only_validate=args.val, validate_best=args.val_best, save_probabilities=args.npz)
+    figures = {key: value for key, value in summary.items() if isinstance(value, int | float) and key != "stage"}
+    figures |= summary.get("foreground_mean", {})
+    print(f"Validation of {args.stage} fold {args.fold}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if v is not None))
+    print(f"Results: {folder}")
+    return 0

@@ -1,0 +1,112 @@
+"""One scan through all stages: localize, segment, identify. Nothing after localize holds more than crops and the spine's box."""
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..plans import Data, StagePlan
+from ..preprocessing import oriented_view, to_model_space
+from ..vertebra import SpineResult, Vertebra
+from ..volume import THICK_SLICE_MM, Geometry, Volume
+from .model import Model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose per run."""
+
+    forbid_anomalies: bool = False
+    mirror: bool = False                      # left-right test-time mirroring in segment
+    witnesses: tuple[str, ...] = ("shape", "geometry")
+
+
+class Clock:
+    """Seconds per named step; `with clock('segment'):` adds up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str) -> Clock:
+        self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: Any) -> None:
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.perf_counter() - self._start
+
+
+def predict_volume(volume: Volume, model: Model, options: Options | None = None) -> tuple[SpineResult, Geometry]:
+    """Vertebrae of a CT (HU, any orientation) from head to foot, and the model-space grid their masks lie on."""
+    from ..stages.identify.predictor import identify
+    from ..stages.localize.predictor import locate
+    from ..stages.segment.predictor import segment
+
+    options, clock = options or Options(), Clock()
+    plans = {stage: model.plans.stage(stage) for stage in model.stages}
+    with clock("localize"):
+        coarse = to_model_space(volume, plans["localize"].data)
+        located = locate(coarse, model.stages["localize"].networks, plans["localize"], model.device)
+        del coarse
+    notes = _notes(volume)
+    if not located:
+        return SpineResult((), True, None, clock.seconds, notes), oriented_view(volume).geometry
+    with clock("segment"):
+        fine = spine_box(volume, located, plans["segment"])
+        found = segment(fine, located, model.stages["segment"].networks, plans["segment"], model.device, options.mirror)
+        found = [mark_border(v, fine.geometry, volume.geometry) for v in found]
+    geometry = fine.geometry
+    del fine
+    with clock("identify"):
+        result = identify(found, model.stages["identify"], model.geometry, plans["identify"], model.device,
+                          plans["segment"].data.spacing_mm, options)
+    return SpineResult(result.vertebrae, result.numbering_anchored, result.margin, clock.seconds, notes, result.extra), geometry
+
+
+def spine_box(volume: Volume, located: list[Vertebra], plan: StagePlan) -> Volume:
+    """The part of the scan that the crops of all located vertebrae (and of their recentred repeats) can touch, in model space."""
+    view = oriented_view(volume, plan.data.orientation)
+    spacing = np.array(view.geometry.spacing)
+    reach = np.array(plan.network.crop_size) * plan.data.spacing_mm * 0.75 / spacing
+    centres = view.geometry.world_to_index(np.array([v.box_centre for v in located]))
+    low = np.floor(np.maximum(centres.min(0) - reach, 0)).astype(int)
+    high = np.ceil(np.minimum(centres.max(0) + reach + 1, view.array.shape)).astype(int)
+    return to_model_space(view.cropped(low, high), plan.data)
+
+
+def mark_border(vertebra: Vertebra, model: Geometry, scan: Geometry) -> Vertebra:
+    """Set `touches_border` by the scan's own border: the box that was segmented may end earlier on its sides."""
+    from dataclasses import replace
+
+    if vertebra.mask is None or vertebra.mask_start is None:
+        return vertebra
+    low = np.array(vertebra.mask_start, dtype=float)
+    corners = np.array([low, low + np.array(vertebra.mask.shape) - 1])
+    grid = np.array(np.meshgrid(*corners.T, indexing="ij")).reshape(3, -1).T
+    index = scan.world_to_index(model.index_to_world(grid))
+    # A model voxel may be coarser than the scan's: its centre within one model voxel of the face counts as touching.
+    slack = np.array(model.spacing).max() / np.array(scan.spacing)
+    touches = bool((index < slack).any() or (index > np.array(scan.shape) - 1 - slack).any())
+    return replace(vertebra, touches_border=touches)
+
+
+def _notes(volume: Volume) -> tuple[str, ...]:
+    thickest = max(volume.spacing)
+    if thickest > THICK_SLICE_MM:
+        return (f"Slices are {thickest:.1f} mm apart; results are unreliable above {THICK_SLICE_MM:.0f} mm.",)
+    return ()
+
+
+def identify_masks(vertebrae: list[Vertebra], model: Model, data: Data, options: Options | None = None) -> SpineResult:
+    """Names for vertebrae whose masks are known (true masks, another tool's instances): stage 3 alone."""
+    from ..stages.identify.predictor import identify
+
+    plan = model.plans.stage("identify")
+    return identify(vertebrae, model.stages["identify"], model.geometry, plan, model.device, data.spacing_mm, options or Options())

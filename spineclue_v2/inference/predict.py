@@ -1,0 +1,143 @@
+"""From paths to result folders: list the cases, predict each, go on after a failure, end with a table of what failed."""
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..storage import atomic_path, write_json
+from ..vertebra import SpineResult
+from ..volume import FILE_ENDINGS, is_dicom_folder, read_volume
+from .export import export_case
+from .model import Model
+from .pipeline import Options, predict_volume
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan to predict: its name in the output folder and where it lies."""
+
+    name: str
+    path: Path
+
+
+def list_cases(source: str | Path) -> list[Case]:
+    """Cases behind `source`: a scan file, a folder with one DICOM series, or a folder of such (any names; nnU-Net's `_0000` is cut)."""
+    source = Path(source)
+    if not source.exists():
+        raise InputError(f"Input {source} does not exist.")
+    if source.is_file():
+        return [Case(case_name(source), source)]
+    if is_dicom_folder(source):
+        return [Case(case_name(source), source)]
+    entries = sorted(e for e in source.iterdir() if not e.name.startswith("."))
+    cases = [Case(case_name(e), e) for e in entries if e.is_file() and e.name.lower().endswith(FILE_ENDINGS)]
+    cases += [Case(case_name(e), e) for e in entries if e.is_dir() and is_dicom_folder(e)]
+    if not cases:
+        raise InputError(f"Input folder {source} holds no scan ({', '.join(FILE_ENDINGS)}, or DICOM folders).")
+    names = [case.name for case in cases]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        files = ", ".join(case.path.name for case in cases if case.name == doubled[0])
+        raise InputError(f"Input folder {source}: {files} would both become case '{doubled[0]}'; rename one.")
+    return cases
+
+
+def case_name(path: Path) -> str:
+    """Name of a case: the file name without its ending and without nnU-Net's channel number."""
+    name = path.resolve().name
+    if path.is_file():
+        for ending in FILE_ENDINGS:
+            if name.lower().endswith(ending):
+                name = name[:-len(ending)]
+                break
+    return name[:-5] if name.endswith("_0000") else name
+
+
+def predict(source: str | Path, output: str | Path, model: Model, options: Options | None = None, continue_prediction: bool = False,
+            num_parts: int = 1, part_id: int = 0, save_probabilities: bool = False, report: bool = True,
+            progress: bool = True) -> dict[str, str | None]:
+    """Predict every case of `source` into `output`; {case: None or the sentence of its failure}.
+
+    A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete.
+    """
+    from tqdm import tqdm
+
+    if not 0 <= part_id < num_parts:
+        raise InputError(f"-part_id is {part_id}; expected 0..{num_parts - 1} with -num_parts {num_parts}.")
+    cases, output = list_cases(source), Path(output)
+    single = len(cases) == 1
+    cases = cases[part_id::num_parts]
+    _prepare_output(output, model, options, source)
+    outcome: dict[str, str | None] = {}
+    for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
+        if continue_prediction and _complete(output, case.name):
+            outcome[case.name] = None
+            continue
+        try:
+            predict_case(case, output, model, options, save_probabilities, report)
+            outcome[case.name] = None
+        except InputError as error:
+            if single:
+                raise
+            outcome[case.name] = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if single:
+                raise
+            logger.exception("Case %s failed.", case.name)
+            outcome[case.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return outcome
+
+
+def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
+                 report: bool = True) -> SpineResult:
+    """Predict one case and write its files; CASE.json last."""
+    started = time.perf_counter()
+    volume = read_volume(case.path)
+    read = time.perf_counter() - started
+    result, geometry = predict_volume(volume, model, options)
+    result.seconds["read"] = read
+    for stale in (f"{case.name}.json",):  # an older complete result must not vouch for half-replaced files
+        (output / stale).unlink(missing_ok=True)
+    if report:
+        from .report import write_report
+
+        drawing = time.perf_counter()
+        write_report(result, geometry, volume, output / f"{case.name}.png", case.name)
+        result.seconds["report"] = time.perf_counter() - drawing
+    if save_probabilities:
+        _save_probabilities(result, output / f"{case.name}.npz")
+    result.seconds["total"] = time.perf_counter() - started
+    export_case(result, geometry, volume.geometry, output, case.name, model.record)
+    return result
+
+
+def _complete(output: Path, name: str) -> bool:
+    return all((output / f"{name}{ending}").exists() for ending in (".json", ".nii.gz", "_ctd.json"))
+
+
+def _save_probabilities(result: SpineResult, path: Path) -> None:
+    """`probabilities` (n, 24) over C1..L5 and `body_centre_mm` (n, 3), one row per vertebra from head to foot."""
+    rows = [v.probabilities for v in result.vertebrae if v.probabilities is not None]
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, probabilities=np.array(rows, dtype=np.float32).reshape(-1, 24),
+                            body_centre_mm=np.array([v.body_centre for v in result.vertebrae], dtype=np.float32).reshape(-1, 3))
+
+
+def _prepare_output(output: Path, model: Model, options: Options | None, source: str | Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise InputError(f"Output {output} is a file; give a folder.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Output folder {output} cannot be made: {error.strerror}.") from error
+    arguments: dict[str, Any] = {"input": str(source), "model": model.record, "options": vars(options or Options())}
+    write_json(output / "predict_args.json", arguments)
+    model.plans.save(output / "plans.json")
