@@ -23,13 +23,13 @@ from spineclue_v2.preprocessing import check_same_grid, label_boxes, oriented_vi
 from spineclue_v2.storage import read_json, write_json
 from spineclue_v2.volume import Volume, read_labels, read_volume
 
-from .integrity import ISLAND_ML, Finding, check_case, distance_mm, table
+from .integrity import ISLAND_ML, Finding, are_neighbours, check_case, distance_mm, table
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "dataset_fingerprint.json"
 CACHE_NAME = "fingerprint_cases.json"
-VERSION = 1                     # raise when a measurement changes: remembered cases are measured again
+VERSION = 2                     # raise when a measurement changes: remembered cases are measured again
 QUANTILES = 401                 # of the foreground HU, per case
 SHAPE_MM = 1.5                  # masks are looked at on about this grid
 MAX_FOREGROUND = 200_000        # foreground voxels per case whose HU are kept for the quantiles
@@ -156,7 +156,7 @@ def _spine_statistics(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         names = list(record["vertebrae"])
         for a, b in zip(names, names[1:], strict=False):
             transitions[f"{a}->{b}"] += 1
-            if ORDER_INDEX[b] - ORDER_INDEX[a] == 1:
+            if are_neighbours(a, b):
                 gaps.setdefault(f"{a}-{b}", []).append(distance_mm(record["vertebrae"][a], record["vertebrae"][b]))
     whole = [v for _, v in rows if not v["touches_border"]] or [v for _, v in rows]
     every_gap = [g for values in gaps.values() for g in values]

@@ -17,6 +17,7 @@ MAX_LISTED = 30
 ISLAND_ML = 0.3
 DUPLICATE_SHARE = 0.3
 CLOSE_RATIO, FAR_RATIO = 0.5, 1.7
+BEHIND_MM = -2.0               # real vertebrae measure +2 (neck) to +12 (lumbar)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def missing_levels(names: Sequence[str]) -> list[str]:
     return [name for name in between if name not in names and name not in ("T13", "L6", "T12")]
 
 
+def are_neighbours(upper: str, lower: str) -> bool:
+    """True when no level lies between the two in a usual spine (T13 may be absent)."""
+    return set(ANATOMICAL_ORDER[ORDER_INDEX[upper] + 1:ORDER_INDEX[lower]]) <= {"T13"} and ORDER_INDEX[upper] < ORDER_INDEX[lower]
+
+
 def table(findings: Sequence[Finding], limit: int = MAX_LISTED) -> str:
     """Findings as aligned text, errors first; notes are counted, not listed."""
     rank = {"error": 0, "warning": 1}
@@ -96,29 +102,25 @@ def _orientation(case: str, names: Sequence[str], vertebrae: Mapping[str, Mappin
 
     Vertebrae are symmetric, so left and right are only judged through the other two: an odd number of flips mirrors the scan.
     """
-    findings = []
-    heights = [vertebrae[name]["centroid_mm"][0] for name in names]
-    steps = np.diff(heights)
+    steps = np.diff([vertebrae[name]["centroid_mm"][0] for name in names])
     upside_down = len(steps) > 0 and float(np.mean(steps > 0)) > 0.5
     whole = [v for v in vertebrae.values() if not v["touches_border"]] or list(vertebrae.values())
-    back_to_front = float(np.median([v["thick_in_front_mm"] for v in whole])) < 0
+    back_to_front = len(whole) > 1 and float(np.median([v["thick_in_front_mm"] for v in whole])) < BEHIND_MM
+    mirrored = " (and so are left and right: one flip mirrors the scan)" if upside_down != back_to_front else ""
+    findings = []
     if upside_down:
-        findings.append(Finding(case, "error", "flip", f"head and feet are swapped: {names[0]} lies below {names[-1]}"))
-    elif len(steps):
+        findings.append(Finding(case, "error", "flip", f"head and feet are swapped: {names[0]} lies below {names[-1]}{mirrored}"))
+    elif (steps > 0).any():
         wrong = [f"{names[i]} below {names[i + 1]}" for i in np.flatnonzero(steps > 0)]
-        if wrong:
-            findings.append(Finding(case, "warning", "order", f"levels out of order along the body axis: {', '.join(wrong)}"))
-    if back_to_front and len(whole) > 1:
-        severity = "error" if upside_down else "warning"
-        findings.append(Finding(case, severity, "flip", "front and back seem swapped: the bodies lie behind the arches"))
-    if upside_down != (back_to_front and len(whole) > 1) and findings and findings[-1].check == "flip":
-        findings.append(Finding(case, "warning", "mirror", "an odd number of flips also exchanges left and right"))
+        findings.append(Finding(case, "warning", "order", f"levels out of order along the body axis: {', '.join(wrong)}"))
+    if back_to_front:
+        findings.append(Finding(case, "error", "flip", f"front and back are swapped: the bodies lie behind the arches{mirrored}"))
     return findings
 
 
 def _distances(case: str, names: Sequence[str], vertebrae: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Neighbours much closer or farther than the spine's own rhythm: one vertebra labelled twice, or a level skipped."""
-    pairs = [(a, b) for a, b in zip(names, names[1:], strict=False) if ORDER_INDEX[b] - ORDER_INDEX[a] == 1]
+    pairs = [(a, b) for a, b in zip(names, names[1:], strict=False) if are_neighbours(a, b)]
     if len(pairs) < 3:
         return []
     gaps = [distance_mm(vertebrae[a], vertebrae[b]) for a, b in pairs]

@@ -1,4 +1,5 @@
 """Small made-up spines for tests: a box for each body, a ring and a plate behind it, in any spacing and orientation."""
+
 from __future__ import annotations
 
 import json
@@ -11,12 +12,13 @@ from spineclue_v2.anatomy import LABEL_OF_NAME, dataset_labels
 from spineclue_v2.geometry import Geometry
 from spineclue_v2.volume import Volume, write_volume
 
-BODY = (16.0, 20.0, 24.0)            # mm: height, depth, width of a body
-STEP = 22.0                          # mm between neighbours
+BODY = (16.0, 20.0, 24.0)  # mm: height, depth, width of a body
+STEP = 22.0  # mm between neighbours
 
 
-def spine(names: Sequence[str], spacing: Sequence[float] = (2.0, 2.0, 2.0), step: float = STEP,
-          margin: float = 14.0) -> tuple[Volume, Volume, dict[str, tuple[float, float, float]]]:
+def spine(
+    names: Sequence[str], spacing: Sequence[float] = (2.0, 2.0, 2.0), step: float = STEP, margin: float = 14.0
+) -> tuple[Volume, Volume, dict[str, tuple[float, float, float]]]:
     """(CT int16, labels uint8, body centres (z, y, x) mm from the first voxel) of a straight spine, LPS, first name on top."""
     size = np.array([step * len(names) + 2 * margin - (step - BODY[0]), 68.0, 64.0])
     shape = np.round(size / spacing).astype(int)
@@ -39,14 +41,23 @@ def spine(names: Sequence[str], spacing: Sequence[float] = (2.0, 2.0, 2.0), step
     return Volume(ct.astype(np.int16), geometry), Volume(labels, geometry), centres
 
 
-def write_dataset(folder: Path, cases: Mapping[str, tuple[Volume, Volume]], labels: Mapping[str, int] | None = None,
-                  ending: str = ".nii.gz", **extra: object) -> Path:
+def write_dataset(
+    folder: Path,
+    cases: Mapping[str, tuple[Volume, Volume]],
+    labels: Mapping[str, int] | None = None,
+    ending: str = ".nii.gz",
+    **extra: object,
+) -> Path:
     """A raw dataset of (CT, labels) pairs; `extra` goes to dataset.json."""
     for case, (image, label) in cases.items():
         write_volume(image, folder / "imagesTr" / f"{case}_0000{ending}")
         write_volume(label, folder / "labelsTr" / f"{case}{ending}")
-    content = {"channel_names": {"0": "CT"}, "labels": dict(labels or dataset_labels()), "numTraining": len(cases),
-               "file_ending": ending} | extra
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": dict(labels or dataset_labels()),
+        "numTraining": len(cases),
+        "file_ending": ending,
+    } | extra
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder
 

@@ -1,4 +1,5 @@
 """Raw datasets, splits and preprocessed folders as training meets them."""
+
 from __future__ import annotations
 
 import json
@@ -39,14 +40,22 @@ def test_raw_dataset_lists_cases_with_their_files(lumbar: Path) -> None:
         raw.image("case_99")
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"labels": None}, "lacks labels"), ({"numTraining": 7}, "numTraining 7 but 3"), ({"channel_names": {"1": "CT"}}, "channel_names"),
-    ({"labels": {"background": 0, "liver": 1}}, "no label is named after a vertebra"), ({"labels": {"L1": 20}}, "background"),
-    ({"labels": {"background": 0, "L1": 1, "vertebrae_L1": 2}}, "mean the same vertebra"),
-    ({"labels": {"background": 0, "L1": [1, 2]}}, "regions"), ({"labels": {"background": 0, "L1": 1, "L2": 1}}, "share a value"),
-    ({"file_ending": "nii"}, "file_ending"), ({"patients": {"nobody": "p"}}, "unknown cases"),
-    ({"dataset": {"case_00": {}}}, "'dataset' must be"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, "lacks labels"),
+        ({"numTraining": 7}, "numTraining 7 but 3"),
+        ({"channel_names": {"1": "CT"}}, "channel_names"),
+        ({"labels": {"background": 0, "liver": 1}}, "no label is named after a vertebra"),
+        ({"labels": {"L1": 20}}, "background"),
+        ({"labels": {"background": 0, "L1": 1, "vertebrae_L1": 2}}, "mean the same vertebra"),
+        ({"labels": {"background": 0, "L1": [1, 2]}}, "regions"),
+        ({"labels": {"background": 0, "L1": 1, "L2": 1}}, "share a value"),
+        ({"file_ending": "nii"}, "file_ending"),
+        ({"patients": {"nobody": "p"}}, "unknown cases"),
+        ({"dataset": {"case_00": {}}}, "'dataset' must be"),
+    ],
+)
 def test_a_broken_dataset_json_is_named(lumbar: Path, tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         RawDataset(edited(lumbar, tmp_path / "Dataset501_Lumbar", **changes))

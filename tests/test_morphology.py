@@ -1,4 +1,5 @@
 """Body against arch, islands, holes: known answers and real masks."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,7 +23,7 @@ def test_body_centre_ignores_arch_and_spinous_process(spacing: tuple[float, floa
     found = np.array(body_centre(mask, spacing)) * spacing
     centroid = np.argwhere(mask).mean(0) * spacing
     assert np.abs(found - centres["L1"]).max() <= max(1.5, max(spacing))
-    assert centroid[1] - found[1] > 3                     # the mask's centroid is pulled towards the arch
+    assert centroid[1] - found[1] > 3  # the mask's centroid is pulled towards the arch
 
 
 @settings(max_examples=20, deadline=None)
@@ -54,9 +55,9 @@ def test_empty_mask_is_refused_and_a_single_voxel_answers_itself() -> None:
 def test_largest_component_and_holes() -> None:
     mask = np.zeros((12, 12, 12), bool)
     mask[1:8, 1:8, 1:8] = True
-    mask[4, 4, 4] = False                                 # a cavity
-    mask[1, 4, 4] = False                                 # a dent, open to the outside
-    mask[10, 10, 10] = True                               # an island
+    mask[4, 4, 4] = False  # a cavity
+    mask[1, 4, 4] = False  # a dent, open to the outside
+    mask[10, 10, 10] = True  # an island
     body = largest_component(mask)
     assert body.sum() == mask.sum() - 1 and not body[10, 10, 10]
     filled = fill_holes(body)

@@ -1,4 +1,5 @@
 """Plans: typed, readable, and fingerprinted in three groups, field by field."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,7 +14,9 @@ from spineclue_v2.errors import InputError
 from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans import GROUP_TYPES, GROUPS, STAGES, Plans
 
-FIELDS = [(stage, group, field.name) for stage in STAGES for group in GROUPS for field in dataclasses.fields(GROUP_TYPES[stage][group])]
+FIELDS = [
+    (stage, group, field.name) for stage in STAGES for group in GROUPS for field in dataclasses.fields(GROUP_TYPES[stage][group])
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +84,20 @@ def test_a_plain_value_may_stand_for_a_reasoned_one(plans: Plans) -> None:
     assert Plans.from_json(content).stage("identify").run.theta == 0.2
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    (lambda c: c["stages"]["segment"]["run"].update(batchsize=3), "unknown key 'batchsize' .did you mean 'batch_size'"),
-    (lambda c: c["stages"]["segment"]["network"].pop("crop_size"), "missing crop_size"),
-    (lambda c: c["stages"]["segment"].pop("run"), "segment.run is missing"),
-    (lambda c: c["stages"].update(segmnt={}), "unknown stage 'segmnt' .did you mean 'segment'"),
-    (lambda c: c["stages"]["identify"]["run"]["mc_samples"].update(value="many"), "mc_samples is 'many'"),
-    (lambda c: c["stages"]["identify"]["network"]["crop_size"].update(value=[1, 2]), "crop_size"),
-    (lambda c: c["stages"]["localize"]["run"]["batch_size"].update(value=True), "batch_size is True"),
-    (lambda c: c.update(format=99), "Update spineclue_v2"), (lambda c: c.pop("stages"), "no SpineCLUE plan"),
-])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c["stages"]["segment"]["run"].update(batchsize=3), "unknown key 'batchsize' .did you mean 'batch_size'"),
+        (lambda c: c["stages"]["segment"]["network"].pop("crop_size"), "missing crop_size"),
+        (lambda c: c["stages"]["segment"].pop("run"), "segment.run is missing"),
+        (lambda c: c["stages"].update(segmnt={}), "unknown stage 'segmnt' .did you mean 'segment'"),
+        (lambda c: c["stages"]["identify"]["run"]["mc_samples"].update(value="many"), "mc_samples is 'many'"),
+        (lambda c: c["stages"]["identify"]["network"]["crop_size"].update(value=[1, 2]), "crop_size"),
+        (lambda c: c["stages"]["localize"]["run"]["batch_size"].update(value=True), "batch_size is True"),
+        (lambda c: c.update(format=99), "Update spineclue_v2"),
+        (lambda c: c.pop("stages"), "no SpineCLUE plan"),
+    ],
+)
 def test_a_mistake_is_named_with_its_place(plans: Plans, edit: Any, message: str) -> None:
     content = json.loads(json.dumps(plans.to_json()))
     edit(content)

@@ -1,4 +1,5 @@
 """Model space: exact geometry, faithful values, resumable folders."""
+
 from __future__ import annotations
 
 import shutil
@@ -78,7 +79,7 @@ def test_coarser_grids_average_noise_and_do_not_alias() -> None:
     rng = np.random.default_rng(2)
     geometry = Geometry((64, 64, 64), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
     noise = Volume(rng.normal(0, 100, geometry.shape).astype(np.float32), geometry)
-    assert to_model_space(noise, Data(2.0)).array.std() < 45          # 100 / sqrt(8) for whole voxels
+    assert to_model_space(noise, Data(2.0)).array.std() < 45  # 100 / sqrt(8) for whole voxels
     stripes = Volume(np.broadcast_to(np.where(np.arange(64) % 2, 500, -500), geometry.shape).astype(np.int16), geometry)
     assert np.abs(to_model_space(stripes, Data(3.0)).array[4:-4, 4:-4, 4:-4]).max() < 60
 
@@ -87,10 +88,10 @@ def test_labels_are_mapped_and_keep_their_volume() -> None:
     ct, labels, centres = spine(["T12", "L1", "L2"], (1.0, 1.0, 1.0))
     model = to_model_space(ct, Data(1.5))
     stored = Volume(labels.array * (labels.array != 21), labels.geometry)
-    table = {0: 0, 19: 22, 20: 0, 24: 24}                             # T12 stored where L3 is meant; L1 is no vertebra here
+    table = {0: 0, 19: 22, 20: 0, 24: 24}  # T12 stored where L3 is meant; L1 is no vertebra here
     result = labels_to_model_space(stored, model.geometry, table)
     assert set(np.unique(result.array)) == {0, 22}
-    assert (result.array == 22).sum() * 1.5 ** 3 == pytest.approx((labels.array == 19).sum(), rel=0.05)
+    assert (result.array == 22).sum() * 1.5**3 == pytest.approx((labels.array == 19).sum(), rel=0.05)
     everything = labels_to_model_space(labels, model.geometry)
     assert everything.geometry is model.geometry and everything.array.dtype == np.uint8
     properties = vertebra_properties(everything)
@@ -224,8 +225,12 @@ def test_processes_give_the_same_files(raw: RawDataset, plans: Plans, tmp_path: 
 
 def test_a_label_value_keeps_its_meaning_through_dataset_json(plans: Plans, tmp_path: Path) -> None:
     ct, labels, _ = spine(["L4", "L5"])
-    own = Volume(np.where(labels.array == LABEL_OF_NAME["L4"], 2, np.where(labels.array > 0, 1, 0)).astype(np.uint8), labels.geometry)
-    raw = RawDataset(write_dataset(tmp_path / "Dataset505_Own", {"a": (ct, own)}, {"background": 0, "vertebrae_L5": 1, "vertebrae_L4": 2}))
+    own = Volume(
+        np.where(labels.array == LABEL_OF_NAME["L4"], 2, np.where(labels.array > 0, 1, 0)).astype(np.uint8), labels.geometry
+    )
+    raw = RawDataset(
+        write_dataset(tmp_path / "Dataset505_Own", {"a": (ct, own)}, {"background": 0, "vertebrae_L5": 1, "vertebrae_L4": 2})
+    )
     preprocess_dataset(raw, plans, tmp_path / "out", ["segment"], progress=False)
     data = PreprocessedDataset(tmp_path / "out" / plans.stage("segment").data_fingerprint)
     assert {n: v["label"] for n, v in data.properties("a")["vertebrae"].items()} == {"L4": 23, "L5": 24}
