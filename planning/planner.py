@@ -127,7 +127,7 @@ class SpineCLUEPlanner:
                    "projection_dim": Choice(128, "Khosla et al. 2020", {}),
                    "dropout": Choice(0.3, "Monte-Carlo dropout in the head; strong enough to spread uncertain cases", {})}
         built = IdentifyNetwork(**{k: c.value for k, c in network.items()})
-        batch = self.batch(32, 64, lambda n: memory.identify_bytes(built, 2 * n, self.value_bytes))
+        batch = self.batch(24, 64, lambda n: memory.identify_bytes(built, 2 * n, self.value_bytes))
         run = {"batch_size": batch,
                "contrastive_epochs": self.of_class(machine.epochs[2], "500 in the paper"),
                "classifier_epochs": self.of_class(machine.epochs[3], "100 in the paper"),
@@ -136,7 +136,7 @@ class SpineCLUEPlanner:
                "classifier_lr": Choice(1e-3, "AdamW on a head of few parameters; the paper's 1e-5 needs its long schedule", {}),
                "weight_decay": Choice(1e-4, "the paper's", {}),
                "contrastive_loss": Choice("out", "mean over positives outside the logarithm, as Khosla et al. recommend", {}),
-               "freeze_backbone": Choice(True, "the paper fine-tunes the head only", {}), **method_choices()}
+               "freeze_backbone": Choice(False, "the contrastive phase is far shorter than the paper's 500 epochs: the backbone learns on", {}), **method_choices()}
         return stage_plan("identify", data, network, run)
 
     def batch(self, low: int, high: int, bytes_of: Any) -> Choice:

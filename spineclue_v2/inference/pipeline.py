@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plans import Data, StagePlan
+from ..plans import StagePlan
 from ..preprocessing import oriented_view, to_model_space
 from ..vertebra import SpineResult, Vertebra
 from ..volume import THICK_SLICE_MM, Geometry, Volume
@@ -65,8 +65,7 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
     geometry = fine.geometry
     del fine
     with clock("identify"):
-        result = identify(found, model.stages["identify"], model.geometry, plans["identify"], model.device,
-                          plans["segment"].data.spacing_mm, options)
+        result = identify(found, model.stages["identify"], model.geometry, plans["identify"], model.device, options)
     return SpineResult(result.vertebrae, result.numbering_anchored, result.margin, clock.seconds, notes, result.extra), geometry
 
 
@@ -104,9 +103,9 @@ def _notes(volume: Volume) -> tuple[str, ...]:
     return ()
 
 
-def identify_masks(vertebrae: list[Vertebra], model: Model, data: Data, options: Options | None = None) -> SpineResult:
+def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | None = None) -> SpineResult:
     """Names for vertebrae whose masks are known (true masks, another tool's instances): stage 3 alone."""
     from ..stages.identify.predictor import identify
 
     plan = model.plans.stage("identify")
-    return identify(vertebrae, model.stages["identify"], model.geometry, plan, model.device, data.spacing_mm, options or Options())
+    return identify(vertebrae, model.stages["identify"], model.geometry, plan, model.device, options or Options())
