@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from spineclue_v2 import anatomy
 from spineclue_v2.errors import InputError
 from spineclue_v2.parallel import run_tasks
-from spineclue_v2.storage import atomic_path, write_json
+from spineclue_v2.storage import atomic_path, read_json, write_json
 
 PARTS = (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz"), ("centroidsTr", "_ctd.json"), ("gradesTr", ".json"))
 
 
-def convert(output_folder: str | Path, cases: int, seed: int = 1, num_processes: int = 1, **what: Any) -> list[str]:
+def convert(
+    output_folder: str | Path, cases: int, seed: int = 1, num_processes: int = 1, pathology: str = "", **what: Any
+) -> list[str]:
     """Write `cases` phantoms (seeds seed * 100000 + i, i from 1) into a DatasetXXX folder; complete cases are kept as they are.
 
-    Layout: imagesTr/CASE_0000.nii.gz (int16 HU), labelsTr/CASE.nii.gz (uint8, VerSe values), centroidsTr/CASE_ctd.json (whole-mask
-    centroids, VerSe format, voxels along P, I, R), gradesTr/CASE.json (level name -> Genant grade), dataset.json.
-    `what` goes to `spineclue_v2.phantom.sample`. Returns the case names.
+    Layout: imagesTr/CASE_0000.nii.gz (int16 HU), labelsTr/CASE.nii.gz (uint8, VerSe values), centroidsTr/CASE_ctd.json (whole
+    masks' centroids, VerSe format, voxels along P, I, R), gradesTr/CASE.json (level name -> Genant grade), dataset.json.
+    `pathology` is text for `phantom.parse_pathology`; `what` goes to `phantom.sample`. Returns the case names. InputError for
+    bad numbers or switches, and for a folder that holds phantoms of another seed or of other switches.
     """
+    from spineclue_v2.phantom import parse_pathology
+
     if cases < 1 or seed < 1:
         raise InputError(f"Phantom cases and seed must be at least 1, found {cases} cases and seed {seed}.")
     folder = Path(output_folder)
+    what = parse_pathology(pathology) | what
+    made_by = json.loads(json.dumps({"seed": seed, "what": what}))
+    description = folder / "dataset.json"
+    if description.is_file() and read_json(description, "dataset.json").get("phantom", made_by) != made_by:
+        raise InputError(f"{folder} holds a dataset of another seed or pathology; choose another -d, or delete the folder.")
     names = [f"phantom_{i:04d}" for i in range(1, cases + 1)]
     jobs = [(name, seed * 100000 + i) for i, name in enumerate(names, 1) if not _complete(folder, name)]
     tasks = {name: (name, case_seed, folder, what) for name, case_seed in jobs}
@@ -30,18 +41,10 @@ def convert(output_folder: str | Path, cases: int, seed: int = 1, num_processes:
     if failures:
         name, why = next(iter(failures.items()))
         raise InputError(f"{len(failures)} of {len(jobs)} phantoms could not be written, first {name}: {why}")
-    write_json(
-        folder / "dataset.json",
-        {
-            "channel_names": {"0": "CT"},
-            "labels": anatomy.dataset_labels(),
-            "numTraining": cases,
-            "file_ending": ".nii.gz",
-            "name": folder.name,
-            "description": f"Synthetic spines of spineclue_v2.phantom, seed {seed}",
-            "patients": {name: name for name in names},
-        },
-    )
+    write_json(description, {
+        "channel_names": {"0": "CT"}, "labels": anatomy.dataset_labels(), "numTraining": cases, "file_ending": ".nii.gz",
+        "name": folder.name, "description": f"Synthetic spines of spineclue_v2.phantom, seed {seed}", "phantom": made_by,
+        "patients": {name: name for name in names}})  # fmt: skip
     return names
 
 

@@ -14,10 +14,19 @@ from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import LABEL_OF_NAME, ORDER_INDEX
 from spineclue_v2.errors import InputError
-from spineclue_v2.phantom import sample, shapes, spine, tables
+from spineclue_v2.phantom import parse_pathology, pathology, sample, shapes, spine, tables
 from spineclue_v2.phantom.primitives import Points, capsule, ellipsoid
 
 LUMBAR = {"first": "L2", "last": "L4", "spacing": 2.0, "variant": None, "wide": False, "fractures": {}, "screws": 0, "cement": 0}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Many small tensors: a second thread costs more than it brings, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +175,7 @@ def test_bad_switches_are_one_sentence(what):
 
 def test_raw_dataset(tmp_path: Path):
     sitk = pytest.importorskip("SimpleITK")
-    from dataset_conversion import phantom
+    from spineclue_v2.dataset_conversion import phantom
 
     folder = tmp_path / "Dataset500_SpinePhantom"
     names = phantom.convert(folder, 2, 1, 1, **(LUMBAR | {"spacing": 3.0}))
@@ -187,3 +196,70 @@ def test_raw_dataset(tmp_path: Path):
     phantom.convert(folder, 2, 1, 1, **(LUMBAR | {"spacing": 3.0}))
     assert image_path.stat().st_mtime_ns == before and (folder / "imagesTr" / f"{names[0]}_0000.nii.gz").is_file()
     assert not list(folder.rglob(".part_*"))
+    with pytest.raises(InputError, match="another seed"):
+        phantom.convert(folder, 2, 2, 1, **(LUMBAR | {"spacing": 3.0}))
+
+
+def test_pathology_is_read_from_text():
+    assert parse_pathology("scoliosis=50,screws,fracture=L1:3:crush,fracture=T12:1,T13") == {
+        "cobb": 50.0,
+        "screws": 4,
+        "fractures": {"L1": (3, "crush"), "T12": (1, "wedge")},
+        "variant": "T13",
+    }
+    assert parse_pathology("") == {} and parse_pathology("negative") == {"spine": False}
+
+
+@pytest.mark.parametrize("text", ["scoliosys", "screws=many", "screws=-1", "fracture=L1:x", "motion=nan"])
+def test_a_wrong_pathology_is_one_sentence(text):
+    with pytest.raises(InputError):
+        parse_pathology(text)
+
+
+def test_screws_are_metal_and_streak(lumbar):
+    case = sample(9001, **(LUMBAR | {"screws": 2}))
+    assert np.array_equal(case.labels, lumbar.labels) and len(case.meta["screws"]) == 2
+    assert (case.ct >= 2900).sum() > 20 > (lumbar.ct >= 2900).sum()
+    changed = np.abs(case.ct.astype(int) - lumbar.ct) > 40
+    assert changed[lumbar.labels == 0].sum() > 500  # rays reach outside the bone
+
+
+def test_motion_moves_image_labels_and_centres_together(lumbar):
+    case = sample(9001, **(LUMBAR | {"motion": 6}))
+    assert not np.array_equal(case.labels, lumbar.labels)
+    for name, centre in case.centroids.items():
+        index = tuple(int(round(c / 2.0)) for c in centre["body"][::-1])
+        assert case.labels[index] == LABEL_OF_NAME[name]
+    assert abs(case.ct[case.labels > 0].mean() - lumbar.ct[lumbar.labels > 0].mean()) < 25
+
+
+def test_scoliosis_reaches_its_angle():
+    subject = spine.draw_subject(np.random.default_rng(3), None, 50.0, {}, 0.0)
+    centres = np.array([v.centre for v in subject.placed[7:]])
+    steps = np.diff(centres, axis=0)
+    angle = np.degrees(np.arctan2(steps[:, 0], -steps[:, 2]))
+    assert 35 < np.ptp(angle) < 75
+    turns = [abs(np.degrees(np.arctan2(v.rotation[1, 0], v.rotation[0, 0]))) for v in subject.placed]
+    assert max(turns) > 10  # axial rotation goes with it
+
+
+def test_short_field_and_thick_slices():
+    case = sample(9060, short=2, thick=4.0, wide=False, variant=None)
+    assert case.spacing[0] == 4.0 and 1 <= len(case.centroids) <= 4
+
+
+def test_regions_split_the_labels():
+    case = sample(9061, **(LUMBAR | {"regions": True, "spacing": 3.0}))
+    assert np.array_equal(np.isin(case.regions, (1, 2)), case.labels > 0)
+    share = (case.regions == 1).sum() / (case.labels > 0).sum()
+    assert 0.45 < share < 0.8 and (case.regions == 3).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 1))
+def test_remapping_keeps_the_order_of_tissues(seed, strength):
+    values = torch.arange(-1024, 3072, 7).float()
+    mapped = pathology.remap(values, strength, np.random.default_rng(seed))
+    assert (mapped.diff() >= 0).all() and float(mapped[0]) == -1024
+    if strength == 0:
+        assert torch.allclose(mapped, values, atol=1)

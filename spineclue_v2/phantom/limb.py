@@ -11,10 +11,8 @@ from .canvas import Canvas, noise, smooth_field
 from .primitives import capsule, superellipse_radius
 
 
-def sample_limb(seed: int, rng: np.random.Generator, generator: torch.Generator, o: dict[str, Any]):
+def limb(rng: np.random.Generator, generator: torch.Generator, o: dict[str, Any]) -> tuple[np.ndarray, tuple[float, ...]]:
     """A leg or arm: fat, muscle, one or two tubular bones with thick cortex and a joint end; labels are all 0."""
-    from .sampling import PhantomCase
-
     spacing = np.broadcast_to(np.asarray(o["spacing"] if o["spacing"] is not None else rng.uniform(1.2, 2.0), float), 3)
     extent = np.array([rng.uniform(120, 260), rng.uniform(110, 190), rng.uniform(110, 190)])
     shape = tuple(int(n) for n in np.ceil(extent / spacing))
@@ -40,4 +38,4 @@ def sample_limb(seed: int, rng: np.random.Generator, generator: torch.Generator,
     sd = o["noise"] if o["noise"] is not None else rng.uniform(8, 40)
     ct = canvas.hu + noise(shape, (0.6, 0.6, 0.6), generator) * sd
     ct = ct.clamp(-1024, 3071).round().to(torch.int16).numpy()
-    return PhantomCase(ct, np.zeros(shape, np.uint8), canvas.spacing, "LPS", {}, {}, (), {"seed": int(seed), "spine": False})
+    return ct, canvas.spacing

@@ -13,6 +13,7 @@ from ..errors import InputError
 from . import paint, pathology, scanner, spine
 from .canvas import Canvas
 from .fields import distance_fields, label_volume, region_volume, world_extent
+from .limb import limb
 from .spine import Subject
 
 DEFAULTS: dict[str, Any] = {
@@ -74,12 +75,16 @@ def sample(seed: int, **what: Any) -> PhantomCase:
         raise InputError(f"Phantom switch '{sorted(unknown)[0]}' is unknown; known: {', '.join(DEFAULTS)}.")
     o = DEFAULTS | what
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(int(seed))
-    with torch.no_grad():
-        if not o["spine"]:
-            from .limb import sample_limb
-
-            return sample_limb(seed, rng, generator, o)
-        return _sample_spine(seed, rng, generator, o)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small tensors: more threads only wait for each other, badly so on a busy machine
+    try:
+        with torch.no_grad():
+            if not o["spine"]:
+                ct, spacing = limb(rng, generator, o)
+                return PhantomCase(ct, np.zeros(ct.shape, np.uint8), spacing, "LPS", {}, {}, (), {"seed": int(seed), "spine": False})
+            return _sample_spine(seed, rng, generator, o)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _sample_spine(seed: int, rng: np.random.Generator, generator: torch.Generator, o: dict[str, Any]) -> PhantomCase:
