@@ -31,6 +31,13 @@ class Converter:
 CONVERTERS = {
     "phantom": Converter("SpinePhantom", "synthetic spines (--cases, --seed)", needs_source=False),
     "nnunet": Converter("Spine", "any nnU-Net v2 raw dataset whose labels name vertebrae"),
+    "verse19": Converter("VerSe19", "VerSe 2019, subject-based or MICCAI release (CT)"),
+    "verse20": Converter("VerSe20", "VerSe 2020, subject-based or MICCAI release (CT)"),
+    "ctspine1k": Converter("CTSpine1K", "CTSpine1K (CT)"),
+    "totalsegmentator": Converter("TotalSegmentatorSpine", "TotalSegmentator v2, one file per structure (CT)"),
+    "csi2014": Converter("CSI2014", "CSI 2014 challenge, T1..L5 (CT)"),
+    "mrspineseg": Converter("MRSpineSeg", "MRSpineSeg challenge (MR)"),
+    "spider": Converter("SPIDER", "SPIDER, lumbar (MR)"),
 }
 
 
