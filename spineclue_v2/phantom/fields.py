@@ -30,34 +30,41 @@ def world_extent(v: Placed) -> np.ndarray:
     return v.centre + (both * v.scale) @ v.rotation.T
 
 
+def corners(v: Placed) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest (x, y, z) mm of a vertebra's box in its own frame."""
+    (z0, z1), (y0, y1), x1 = shapes.local_box(v.name, v.params)
+    return np.array([-x1, y0, z0]) * v.scale, np.array([x1, y1, z1]) * v.scale
+
+
+def distance(v: Placed, local: Points, seed: int) -> Tensor:
+    """Signed distance (mm) of a vertebra at points (mm) of its own frame that fill its box, under the random warp of `seed`."""
+    s, (low, high) = v.scale, corners(v)
+    q, shape = shapes.local_points(v.name, v.params)
+    half = shapes.half_distance(v.name, v.params, q, v.bifid)
+    cells = tuple(int((h - a) / (12 * s)) + 2 for a, h in zip(low[::-1], high[::-1], strict=True))
+    own = torch.Generator().manual_seed(seed)
+    # two scales of warp; trilinear stretching of a coarse field lowers its deviation to some 2/3
+    fine = smooth_field(local.x.shape, cells, own, 3) * 1.1
+    move = fine + smooth_field(local.x.shape, tuple(max(c // 3, 2) for c in cells), own, 3) * 0.7
+    (z0, _), (y0, _), _ = shapes.local_box(v.name, v.params)
+    coordinates = (
+        (local.x + move[2]).abs() / s / (shape[2] - 1),
+        ((local.y + move[1]) / s - y0) / (shape[1] - 1),
+        ((local.z + move[0]) / s - z0) / (shape[0] - 1),
+    )
+    grid = torch.stack(coordinates, -1).mul_(2).sub_(1)
+    return F.grid_sample(half[None, None], grid[None], align_corners=True, padding_mode="border")[0, 0] * s
+
+
 def distance_fields(canvas: Canvas, subject: Subject, generator: torch.Generator) -> list[tuple[Placed, tuple, Tensor]]:
     """Signed distance (mm) of every vertebra in its own box, warped at random, joint spaces cut between neighbours."""
     fields = []
     for v in subject.placed:
-        (z0, z1), (y0, y1), x1 = shapes.local_box(v.name, v.params)
-        s = v.scale
-        low, high = np.array([-x1, y0, z0]) * s, np.array([x1, y1, z1]) * s
+        low, high = corners(v)
         seed = int(torch.randint(0, 2**31, (1,), generator=generator))
         box, local = canvas.local_box(v.centre, v.rotation, tuple(low), tuple(high))
-        if box is None:
-            continue
-        q, shape = shapes.local_points(v.name, v.params)
-        half = shapes.half_distance(v.name, v.params, q, v.bifid)
-        cells = tuple(int((h - a) / (12 * s)) + 2 for a, h in zip(low[::-1], high[::-1], strict=True))
-        own = torch.Generator().manual_seed(seed)
-        # two scales of warp; trilinear stretching of a coarse field lowers its deviation to some 2/3
-        move = (
-            smooth_field(local.x.shape, cells, own, 3) * 1.1
-            + smooth_field(local.x.shape, tuple(max(c // 3, 2) for c in cells), own, 3) * 0.7
-        )
-        coordinates = (
-            (local.x + move[2]).abs() / s / (shape[2] - 1),
-            ((local.y + move[1]) / s - y0) / (shape[1] - 1),
-            ((local.z + move[0]) / s - z0) / (shape[0] - 1),
-        )
-        grid = torch.stack(coordinates, -1).mul_(2).sub_(1)
-        d = F.grid_sample(half[None, None], grid[None], align_corners=True, padding_mode="border")[0, 0] * s
-        fields.append((v, box, d))
+        if box is not None:
+            fields.append((v, box, distance(v, local, seed)))
     original = [f[2].clone() for f in fields]
     for i in range(len(fields)):
         for j in (i - 1, i + 1):
