@@ -58,6 +58,17 @@ def load_shipped(device: torch.device) -> Model:
 def load_trained(folder: Path, folds: list[int | str] | None, device: torch.device, plans_name: str = DEFAULT_PLANS_NAME,
                  trainers: dict[str, str] | None = None, checkpoint_name: str = CHECKPOINT_NAME) -> Model:
     """Model of a results folder `DatasetXXX_Name` (or an installed one). `folds` None: every fold that all stages finished."""
+    files = trained_files(folder, folds, plans_name, trainers, checkpoint_name)
+    plans = Plans.load(files["localize"][0].parents[1] / "plans.json")
+    for stage, found in files.items():
+        plans.stages[stage] = Plans.load(found[0].parents[1] / "plans.json").stage(stage)
+    names = ", ".join(file.parent.name[5:] for file in files["localize"])
+    return _assemble(files, plans, device, f"{folder.name}, folds {names}")
+
+
+def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str = DEFAULT_PLANS_NAME,
+                  trainers: dict[str, str] | None = None, checkpoint_name: str = CHECKPOINT_NAME) -> dict[str, list[Path]]:
+    """Checkpoints of every stage, one per fold, in the layout `TRAINER__PLANS__STAGE/fold_X/CHECKPOINT`; InputError names the missing."""
     if not folder.is_dir():
         raise InputError(f"Model folder {folder} does not exist; train with spineclue_train, or give -m the folder of a model.")
     stage_folders = {stage: folder / stage_folder_name(stage, plans_name, (trainers or {}).get(stage)) for stage in STAGES}
@@ -75,11 +86,7 @@ def load_trained(folder: Path, folds: list[int | str] | None, device: torch.devi
             if not file.exists():
                 raise InputError(f"Fold {file.parent.name[5:]} of stage {stage} was never trained to its end ({file} is missing); "
                                  f"run spineclue_train {folder.name[7:10]} {stage} {file.parent.name[5:]}.")
-    plans = Plans.load(stage_folders["localize"] / "plans.json")
-    for stage, place in stage_folders.items():
-        own = Plans.load(place / "plans.json").stage(stage)
-        plans.stages[stage] = own
-    return _assemble(files, plans, device, f"{folder.name}, folds {', '.join(map(str, folds))}")
+    return files
 
 
 def _assemble(files: dict[str, list[Path]], plans: Plans | None, device: torch.device, source: str) -> Model:
