@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import paths
 from ..dataset import PreprocessedDataset, fold_cases, load_splits
 from ..errors import InputError
@@ -31,8 +29,9 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     data = PreprocessedDataset(base / plans.stage(stage).data_fingerprint)
     train_cases, val_cases = fold_cases(load_splits(base, data.cases, patients_of(base)), fold, data.cases)
     where = resolve_device(device)
-    if num_gpus > 1 and torch.cuda.device_count() < num_gpus:
-        raise InputError(f"-num_gpus is {num_gpus} but torch sees {torch.cuda.device_count()} NVIDIA GPUs.")
+    if num_gpus != 1:
+        raise InputError(f"-num_gpus is {num_gpus}; a training runs on one GPU so far. Train folds side by side instead, one per GPU "
+                         "(CUDA_VISIBLE_DEVICES=0 spineclue_train ... 0).")
     run = kind(plans, fold, data, train_cases, val_cases, folder / f"fold_{fold}", where)
     _copy_descriptions(base, folder, plans, stage)
     if only_validate:
