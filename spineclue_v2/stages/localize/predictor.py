@@ -14,6 +14,9 @@ from .data import PLANES, take_slice
 from .network import SliceDetector
 
 STRIDE = 32
+FINE_GAP_MM = 5.0        # slices this close need no second look
+REFINE_SHARE = 0.7       # the second look must narrow the field of view to less than this
+BAND_MARGIN_MM = 35.0    # half the width of a vertebra around the outermost box centres
 TILE_OVERLAP_MM = 64.0  # the tallest vertebra with its processes lies whole in one of two neighbouring tiles
 
 
@@ -26,19 +29,44 @@ def slice_positions(length: int, wanted: int) -> np.ndarray:
 def detect(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device) -> tuple[Boxes, dict[str, float]]:
     """Boxes of all slices and folds in model-space mm, and the gap between slices per plane (mm).
 
-    `volume`: int16 HU in the stage's model space.
+    `volume`: int16 HU in the stage's model space. The plan's slices first cover the whole field of view; where that leaves wide
+    gaps (a body scan), the same number of slices is laid again through the part where boxes were found, and those count.
     """
-    spacing = plan.data.spacing_mm
+    spacing, shape = plan.data.spacing_mm, volume.array.shape
+    whole = {plane: (0, shape[2 if plane == "sagittal" else 1]) for plane in PLANES}
+    boxes, gaps = _detect_within(volume, networks, plan, device, whole)
+    band = _spine_band(boxes, shape, spacing)
+    if band is not None and any(band[p][1] - band[p][0] < REFINE_SHARE * (whole[p][1] - whole[p][0]) and gaps[p] > FINE_GAP_MM
+                                for p in PLANES):
+        boxes, gaps = _detect_within(volume, networks, plan, device, band)
+    return boxes, gaps
+
+
+def _detect_within(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device,
+                   ranges: dict[str, tuple[int, int]]) -> tuple[Boxes, dict[str, float]]:
+    """Boxes of evenly spread slices whose positions lie in `ranges` (first, stop voxel per plane), and the gaps (mm)."""
     parts: list[Boxes] = []
     gaps: dict[str, float] = {}
     for number, plane in enumerate(PLANES):
-        length = volume.array.shape[2 if plane == "sagittal" else 1]
-        positions = slice_positions(length, plan.run.slices_per_plane)
-        gaps[plane] = length * spacing / len(positions)
+        first, stop = ranges[plane]
+        positions = first + slice_positions(stop - first, plan.run.slices_per_plane)
+        gaps[plane] = (stop - first) * plan.data.spacing_mm / len(positions)
         for begin, rows in _tiles(volume.array.shape[0], plan):
             for chunk in np.array_split(positions, max(1, int(np.ceil(len(positions) / plan.run.inference_batch)))):
                 parts += _detect_chunk(volume, networks, plan, device, number, chunk, begin, rows)
     return Boxes.concatenate(parts), gaps
+
+
+def _spine_band(boxes: Boxes, shape: tuple[int, ...], spacing: float) -> dict[str, tuple[int, int]] | None:
+    """Voxel range of slice positions per plane (sagittal: x, coronal: y) around the boxes found; None without boxes."""
+    if not len(boxes):
+        return None
+    band = {}
+    for plane, axis in (("sagittal", 2), ("coronal", 1)):
+        low, high = np.quantile(boxes.points[:, axis], (0.06, 0.94)) / spacing
+        margin = BAND_MARGIN_MM / spacing
+        band[plane] = (max(0, int(low - margin)), min(shape[axis], int(np.ceil(high + margin))))
+    return band
 
 
 def locate(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device) -> list[Vertebra]:
