@@ -85,8 +85,9 @@ class SpineCLUEPlanner:
                "min_score": Choice(0.25, "weaker boxes are mostly false; the clustering forgives missed ones", {}),
                "nms_iou": Choice(0.5, "neighbouring vertebrae overlap less than half in any slice", {}),
                "eps_mm": eps, "axis_scale": rules.axis_scale(facts, slices.value, eps.value),
-               "min_samples_share": Choice(0.25, "a vertebra shows in at least a quarter of the slices that should cross it", {}),
-               "size_eps": Choice(0.25, "boxes of one vertebra agree within a quarter of their median height and width", {}),
+               "min_samples_share": Choice(0.2, "a vertebra shows in at least a fifth of the slices that should cross it; segment can "
+                                           "still drop what is found twice, but what is missed stays missed", {}),
+               "size_eps": Choice(0.35, "boxes of one vertebra agree within a third of their median height and width", {}),
                "spacing_between_mm": rules.spacing_between_mm(facts)}
         return stage_plan("localize", data, network, run)
 
@@ -136,7 +137,8 @@ class SpineCLUEPlanner:
                "classifier_lr": Choice(1e-3, "AdamW on a head of few parameters; the paper's 1e-5 needs its long schedule", {}),
                "weight_decay": Choice(1e-4, "the paper's", {}),
                "contrastive_loss": Choice("out", "mean over positives outside the logarithm, as Khosla et al. recommend", {}),
-               "freeze_backbone": Choice(False, "the contrastive phase is far shorter than the paper's 500 epochs: the backbone learns on", {}), **method_choices()}
+               "freeze_backbone": Choice(False, "the contrastive phase is far shorter than the paper's: the backbone learns on", {}),
+               **method_choices()}
         return stage_plan("identify", data, network, run)
 
     def batch(self, low: int, high: int, bytes_of: Any) -> Choice:

@@ -8,7 +8,7 @@ have, is the number of slices expected to cross it; merged and split clusters ar
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from ...plans import LocalizeRun
 
 TYPICAL_WIDTH_MM = {"sagittal": 40.0, "coronal": 55.0}  # thickness of a vertebra across the slices of that plane
 SPLIT_HEIGHT_RATIO = 1.6      # taller than this times its neighbours: two vertebrae in one cluster
+BACK_QUANTILE = 0.95
+NEXT_SLICE = 1.25              # the next slice must lie within eps, with room for the boxes' own scatter
 MERGE_SPACING_RATIO = 0.55    # closer than this times the local spacing: one vertebra in two clusters
 
 
@@ -93,6 +95,7 @@ def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: dict[str, float]
     if not len(boxes):
         return []
     expected = expected_boxes(slice_gap_mm) * folds
+    run = replace(run, axis_scale=reaching_scale(run, slice_gap_mm))
     labels = position_clusters(boxes.points, run.axis_scale, run.eps_mm, max(2, round(run.min_samples_share * expected)))
     clusters = []
     for label in range(labels.max() + 1):
@@ -100,6 +103,12 @@ def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: dict[str, float]
     clusters.sort(key=lambda c: -c.centre[0])
     clusters = _split_tall(clusters, boxes, run, expected)
     return _merge_close(clusters, boxes, run, expected)
+
+
+def reaching_scale(run: LocalizeRun, slice_gap_mm: dict[str, float]) -> tuple[float, float, float]:
+    """The plan's axis scale, larger across where this scan's slices lie so far apart that the next one would be out of reach."""
+    z, y, x = run.axis_scale
+    return z, max(y, NEXT_SLICE * slice_gap_mm["coronal"] / run.eps_mm), max(x, NEXT_SLICE * slice_gap_mm["sagittal"] / run.eps_mm)
 
 
 def position_clusters(points: np.ndarray, axis_scale: tuple[float, float, float], eps: float, min_samples: int) -> np.ndarray:
@@ -136,7 +145,10 @@ def _make_clusters(boxes: Boxes, members: np.ndarray, run: LocalizeRun, expected
 
 
 def _summarise(boxes: Boxes, members: np.ndarray, expected: float) -> Cluster:
-    """Corners from the outer deciles of the boxes' edges: single stray boxes do not move them."""
+    """Corners from outer quantiles of the boxes' edges: single stray boxes do not move them.
+
+    The back edge takes a far quantile, since only the few slices through the middle show the spinous process.
+    """
     own = boxes.take(members)
     sagittal, coronal = own.plane == 0, own.plane == 1
     start, stop = np.zeros(3), np.zeros(3)
@@ -144,7 +156,8 @@ def _summarise(boxes: Boxes, members: np.ndarray, expected: float) -> Cluster:
     for axis, inside in ((1, sagittal), (2, coronal)):
         across = ~inside
         if inside.any():
-            start[axis], stop[axis] = np.quantile(own.low[inside], 0.15), np.quantile(own.high[inside], 0.85)
+            far = BACK_QUANTILE if axis == 1 else 0.85
+            start[axis], stop[axis] = np.quantile(own.low[inside], 0.15), np.quantile(own.high[inside], far)
         else:  # only the other plane saw it: the range of its slices
             start[axis], stop[axis] = own.across[across].min(), own.across[across].max()
     score = float(own.score.mean() * min(1.0, len(members) / (0.5 * expected)))
