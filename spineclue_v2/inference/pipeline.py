@@ -16,6 +16,8 @@ from .model import Model
 
 logger = logging.getLogger(__name__)
 
+MISSING_STEP = 1.6  # a gap this many times the expected one holds a vertebra that was not located
+
 
 @dataclass(frozen=True)
 class Options:
@@ -60,7 +62,11 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
         return SpineResult((), True, None, clock.seconds, notes), oriented_view(volume).geometry
     with clock("segment"):
         fine = spine_box(volume, located, plans["segment"])
-        found = segment(fine, located, model.stages["segment"].networks, plans["segment"], model.device, options.mirror)
+        networks = model.stages["segment"].networks
+        found = segment(fine, located, networks, plans["segment"], model.device, options.mirror)
+        missed = missed_between(found)
+        if missed:
+            found = segment(fine, [*found, *missed], networks, plans["segment"], model.device, options.mirror)
         found = [mark_border(v, fine.geometry, volume.geometry) for v in found]
     geometry = fine.geometry
     del fine
@@ -78,6 +84,26 @@ def spine_box(volume: Volume, located: list[Vertebra], plan: StagePlan) -> Volum
     low = np.floor(np.maximum(centres.min(0) - reach, 0)).astype(int)
     high = np.ceil(np.minimum(centres.max(0) + reach + 1, view.array.shape)).astype(int)
     return to_model_space(view.cropped(low, high), plan.data)
+
+
+def missed_between(vertebrae: list[Vertebra]) -> list[Vertebra]:
+    """Candidates where two consecutive vertebrae lie so far apart that others must be between them.
+
+    They get a score of 0: where one turns out to be a vertebra that was found already, the found one stays.
+    """
+    from ..stages.identify.steps import steps_along_spine
+
+    if len(vertebrae) < 3:
+        return []
+    ordered = sorted(vertebrae, key=lambda v: -v.body_centre[2])  # type: ignore[index]
+    candidates = []
+    for upper, lower, step in zip(ordered, ordered[1:], steps_along_spine(np.array([v.body_centre for v in ordered])), strict=False):
+        count = int(round(step)) - 1 if step >= MISSING_STEP else 0
+        for k in range(1, count + 1):
+            share = k / (count + 1)
+            place = (1 - share) * np.array(upper.box_centre) + share * np.array(lower.box_centre)
+            candidates.append(Vertebra(tuple(map(float, place)), upper.extent, 0.0))
+    return candidates
 
 
 def mark_border(vertebra: Vertebra, model: Geometry, scan: Geometry) -> Vertebra:
