@@ -14,7 +14,11 @@ def build_network(network: SegmentNetwork, windows: int) -> nn.Module:
     """The plan's network for `windows` CT channels plus the heat map: (B, windows + 1, z, y, x) -> logits (B, 2, z, y, x)."""
     if network.architecture == "ResEnc":
         return residual_encoder_unet(network, windows + 1)
-    raise InputError(f"Segmentation architecture '{network.architecture}' is unknown; known: ResEnc.")
+    if network.architecture == "TransUNet3D":
+        from .transunet import TransUNet3D
+
+        return TransUNet3D(windows + 1, CLASSES, network.features, network.blocks, network.crop_size)
+    raise InputError(f"Segmentation architecture '{network.architecture}' is unknown; known: ResEnc, TransUNet3D.")
 
 
 def residual_encoder_unet(network: SegmentNetwork, channels: int) -> nn.Module:
