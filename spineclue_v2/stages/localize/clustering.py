@@ -1,24 +1,36 @@
 """From 2D boxes to vertebrae: dual-factor density clustering (SpineCLUE, stage 1).
 
-Every box is a 3D point (slice position and box centre, mm) with a height and a width. Factor 1: density clustering on the
-positions; the number of clusters is not assumed. Factor 2: inside a cluster, density clustering on (height, width) drops boxes
-that cover several vertebrae or only a part of one. Decisions of ours: distances are divided by a scale per axis, because
-neighbours are separated along the spine while one vertebra's boxes spread across it; l, the number of boxes a vertebra should
-have, is the number of slices expected to cross it; merged and split clusters are mended from the spacing along the spine.
+Every box is a 3D point (slice position and a place in the slice, mm) with a height and a width. Factor 1: density clustering on
+the positions; the number of clusters is not assumed. Factor 2: inside a cluster, density clustering on (height, width) finds the
+usual size, and boxes that cover several vertebrae or only a part of one are dropped.
+
+Decisions of ours: a box stands for the vertebral *body*, not for its own middle. A vertebra's sections differ (body with spinous
+process, body with facets, process alone), so their middles scatter by more than half the distance to the next vertebra, while the
+body's upper end plate is the upper edge of every section through the body. Coronal boxes behind the bodies are left out. Distances
+are divided by a scale per axis, because neighbours are separated along the spine while one vertebra's boxes spread across it; l,
+the number of boxes a vertebra should have, is the number of slices expected to cross its body; merged and split clusters are
+mended from the spacing along the spine.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ...plans import LocalizeRun
 
-TYPICAL_WIDTH_MM = {"sagittal": 40.0, "coronal": 55.0}  # thickness of a vertebra across the slices of that plane
-SPLIT_HEIGHT_RATIO = 1.6      # taller than this times its neighbours: two vertebrae in one cluster
-BACK_QUANTILE = 0.95
-NEXT_SLICE = 1.25              # the next slice must lie within eps, with room for the boxes' own scatter
-MERGE_SPACING_RATIO = 0.55    # closer than this times the local spacing: one vertebra in two clusters
+BODY_MM = {"sagittal": 30.0, "coronal": 22.0}  # how far a body reaches across the slices of that plane
+LINK = 1.25                   # the next slice lies within eps, with a quarter to spare
+BODY_DEPTH_SHARE = 0.42       # of a section's depth from the front of the body to the spinous process
+NEAR_MM = 20.0                # boxes this near along the spine tell where the front of the bodies is
+FEW = 4                       # sagittal boxes needed to tell it at all
+SIZE_RANGE = (0.5, 1.6)       # heights that belong to one vertebra, relative to the densest size
+WIDTH_RANGE = (0.4, 2.5)
+SPACING_PER_HEIGHT = 1.15     # distance of neighbours from the height of a body: body and disc
+SPLIT_SPREAD = 0.7            # bodies spread over more than this times the spacing: two vertebrae in one cluster
+MERGE_SPACING_RATIO = 0.55    # closer than this times the spacing: one vertebra in two clusters
+MERGE_ACROSS_MM = 50.0        # the two halves of one vertebra lie no farther apart from left to right
 
 
 @dataclass(frozen=True)
@@ -58,12 +70,25 @@ class Boxes:
 
 
 @dataclass(frozen=True)
+class Bodies:
+    """What each box says about the vertebral body it cuts: `place` (N, 3) (z, y, x) mm, local body `height` (N,) mm, and whether it
+    cuts a body at all (`usable`, (N,))."""
+
+    place: np.ndarray
+    height: np.ndarray
+    usable: np.ndarray
+
+
+@dataclass(frozen=True)
 class Cluster:
-    """A located vertebra: `start` and `stop` corners and centre (z, y, x) mm in model space, score 0..1, supporting box indices."""
+    """A located vertebra: `start` and `stop` corners (z, y, x) mm in model space, score 0..1, the place and height of its body, and
+    the indices of the boxes that support it."""
 
     start: np.ndarray
     stop: np.ndarray
     score: float
+    body: np.ndarray
+    body_height: float
     members: np.ndarray = field(repr=False)
 
     @property
@@ -75,9 +100,33 @@ class Cluster:
         return self.stop - self.start
 
 
-def expected_boxes(slice_gap_mm: dict[str, float]) -> float:
-    """l: slices of both planes together that should cross a vertebra, from the gaps between the slices."""
-    return sum(TYPICAL_WIDTH_MM[plane] / max(gap, 1e-6) for plane, gap in slice_gap_mm.items())
+def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: Mapping[str, float], folds: int = 1) -> list[Cluster]:
+    """Vertebrae from head to foot (z descending). `folds`: detectors whose boxes were pooled."""
+    if not len(boxes):
+        return []
+    # A fixed order of the boxes: the density clustering gives a box between two clusters to the first that reaches it.
+    order = np.lexsort((boxes.score, boxes.high, boxes.low, boxes.z1, boxes.z0, boxes.across, boxes.plane))
+    boxes = boxes.take(order)
+    expected = expected_boxes(slice_gap_mm) * folds
+    least = max(3, run.min_samples_share * expected)
+    bodies = body_places(boxes)
+    index = np.flatnonzero(bodies.usable)
+    scale = linked_scale(run, slice_gap_mm)
+    labels = position_clusters(bodies.place[index], scale, run.eps_mm, max(2, round(run.min_samples_share * expected)))
+    groups = []
+    for label in range(labels.max(initial=-1) + 1):
+        members = index[labels == label]
+        members = members[size_inliers(boxes.sizes[members], boxes.plane[members], run.size_eps)]
+        groups += _split(members, bodies, run)
+    clusters = [_summarise(boxes, bodies, group, expected) for group in groups if len(group) >= 2]
+    clusters.sort(key=lambda c: -c.body[0])
+    clusters = [c for c in _merge(clusters, boxes, bodies, run, expected) if len(c.members) >= least]
+    return [Cluster(c.start, c.stop, c.score, c.body, c.body_height, np.sort(order[c.members])) for c in clusters]
+
+
+def expected_boxes(slice_gap_mm: Mapping[str, float]) -> float:
+    """l: slices of both planes together that should cross a vertebral body, from the gaps between the slices."""
+    return sum(BODY_MM[plane] / max(gap, 1e-6) for plane, gap in slice_gap_mm.items())
 
 
 def density(points: np.ndarray, eps: float, expected: float) -> np.ndarray:
@@ -90,114 +139,135 @@ def density(points: np.ndarray, eps: float, expected: float) -> np.ndarray:
     return np.asarray(graph.sum(axis=1)).ravel() / expected
 
 
-def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: dict[str, float], folds: int = 1) -> list[Cluster]:
-    """Vertebrae from head to foot (z descending). `folds`: detectors whose boxes were pooled."""
-    if not len(boxes):
-        return []
-    expected = expected_boxes(slice_gap_mm) * folds
-    run = replace(run, axis_scale=reaching_scale(run, slice_gap_mm))
-    labels = position_clusters(boxes.points, run.axis_scale, run.eps_mm, max(2, round(run.min_samples_share * expected)))
-    clusters = []
-    for label in range(labels.max() + 1):
-        clusters += _make_clusters(boxes, np.flatnonzero(labels == label), run, expected)
-    clusters.sort(key=lambda c: -c.centre[0])
-    clusters = _split_tall(clusters, boxes, run, expected)
-    return _merge_close(clusters, boxes, run, expected)
+def linked_scale(run: LocalizeRun, slice_gap_mm: Mapping[str, float]) -> np.ndarray:
+    """The plan's axis scale (z, y, x), in y and x made larger where this scan's slices lie so far apart that the next one would be
+    out of reach (coronal slices follow each other along y, sagittal ones along x)."""
+    needed = [0.0] + [LINK * slice_gap_mm.get(plane, 0.0) / run.eps_mm for plane in ("coronal", "sagittal")]
+    return np.maximum(np.asarray(run.axis_scale, dtype=float), needed)
 
 
-def reaching_scale(run: LocalizeRun, slice_gap_mm: dict[str, float]) -> tuple[float, float, float]:
-    """The plan's axis scale, larger across where this scan's slices lie so far apart that the next one would be out of reach."""
-    z, y, x = run.axis_scale
-    return z, max(y, NEXT_SLICE * slice_gap_mm["coronal"] / run.eps_mm), max(x, NEXT_SLICE * slice_gap_mm["sagittal"] / run.eps_mm)
+def body_places(boxes: Boxes) -> Bodies:
+    """Where each box has the vertebral body.
+
+    The sagittal boxes near a box tell where the bodies' front is and how deep the bodies are; coronal boxes between front and back
+    of the bodies are body sections as they are, and tell the bodies' height. A sagittal box has its body at its upper front corner.
+    """
+    place, height, usable = boxes.points, boxes.z1 - boxes.z0, np.ones(len(boxes), dtype=bool)
+    sagittal = boxes.plane == 0
+    if sagittal.sum() < FEW:
+        return Bodies(place, height, usable)
+    tops = boxes.z1[sagittal]
+    front = _local_quantile(boxes.z1, tops, boxes.low[sagittal], 0.3, NEAR_MM)
+    depth = BODY_DEPTH_SHARE * _local_quantile(boxes.z1, tops, (boxes.high - boxes.low)[sagittal], 0.7, NEAR_MM)
+    usable = np.where(sagittal, boxes.low <= front + 0.7 * depth, (boxes.across >= front - 3) & (boxes.across <= front + depth))
+    sections = usable & ~sagittal
+    if sections.sum() >= FEW:
+        body_height = _local_quantile(boxes.z1, boxes.z1[sections], height[sections], 0.5, NEAR_MM)
+    else:  # sagittal boxes alone: the lowest of them hold no process
+        body_height = _local_quantile(boxes.z1, tops, height[sagittal], 0.25, NEAR_MM)
+    place[sagittal, 0] = boxes.z1[sagittal] - np.minimum(height, body_height)[sagittal] / 2
+    place[sagittal, 1] = boxes.low[sagittal] + depth[sagittal] / 2
+    return Bodies(place, body_height, usable)
 
 
-def position_clusters(points: np.ndarray, axis_scale: tuple[float, float, float], eps: float, min_samples: int) -> np.ndarray:
+def _local_quantile(at: np.ndarray, positions: np.ndarray, values: np.ndarray, share: float, reach: float) -> np.ndarray:
+    """Quantile `share` of those `values` whose `positions` lie within `reach` of each point of `at`, of at least the FEW nearest."""
+    order = np.argsort(positions, kind="stable")
+    positions, values = positions[order], values[order]
+    middle = np.searchsorted(positions, at)
+    first = np.minimum(np.searchsorted(positions, at - reach), np.maximum(0, middle - FEW))
+    stop = np.maximum(np.searchsorted(positions, at + reach), np.minimum(len(positions), middle + FEW))
+    known: dict[tuple[int, int], float] = {}
+    for window in zip(first.tolist(), stop.tolist(), strict=True):
+        if window not in known:
+            known[window] = float(np.quantile(values[slice(*window)], share))
+    return np.array([known[window] for window in zip(first.tolist(), stop.tolist(), strict=True)])
+
+
+def position_clusters(points: np.ndarray, axis_scale: np.ndarray, eps: float, min_samples: int) -> np.ndarray:
     """Factor 1: DBSCAN labels (N,) of points (N, 3) mm after division by `axis_scale`; -1 is noise."""
     from sklearn.cluster import DBSCAN
 
+    if not len(points):
+        return np.zeros(0, dtype=int)
     return DBSCAN(eps=eps, min_samples=min_samples).fit_predict(points / np.asarray(axis_scale))
 
 
 def size_inliers(sizes: np.ndarray, planes: np.ndarray, eps: float) -> np.ndarray:
-    """Factor 2: per plane, the densest group of (height, width) relative to their medians. Bool (N,)."""
+    """Factor 2, per plane: the densest group of (height, width) gives the usual size; bool (N,) of the boxes that agree with it.
+
+    Sections of one vertebra have several sizes (with and without processes), so boxes need not be in that group themselves.
+    """
     from sklearn.cluster import DBSCAN
 
     kept = np.zeros(len(sizes), dtype=bool)
     for plane in (0, 1):
         index = np.flatnonzero(planes == plane)
-        if len(index) < 3:
-            kept[index] = True
+        if not len(index):
             continue
-        relative = sizes[index] / np.maximum(np.median(sizes[index], axis=0), 1e-6)
-        labels = DBSCAN(eps=eps, min_samples=2).fit_predict(relative)
-        if labels.max() < 0:
-            kept[index] = True
-            continue
-        kept[index[labels == np.bincount(labels[labels >= 0]).argmax()]] = True
+        logs = np.log(np.maximum(sizes[index], 1e-6))
+        labels = DBSCAN(eps=eps, min_samples=2).fit_predict(logs)
+        if labels.max() >= 0:
+            usual = np.median(logs[labels == np.bincount(labels[labels >= 0]).argmax()], axis=0)
+        else:
+            usual = np.median(logs, axis=0)
+        ratio = np.exp(logs - usual)
+        kept[index] = ((ratio[:, 0] > SIZE_RANGE[0]) & (ratio[:, 0] < SIZE_RANGE[1])
+                       & (ratio[:, 1] > WIDTH_RANGE[0]) & (ratio[:, 1] < WIDTH_RANGE[1]))
     return kept
 
 
-def _make_clusters(boxes: Boxes, members: np.ndarray, run: LocalizeRun, expected: float) -> list[Cluster]:
-    members = members[size_inliers(boxes.sizes[members], boxes.plane[members], run.size_eps)]
-    if len(members) < max(2, run.min_samples_share * expected):
-        return []
-    return [_summarise(boxes, members, expected)]
+def _split(members: np.ndarray, bodies: Bodies, run: LocalizeRun) -> list[np.ndarray]:
+    """Cut a cluster where the box that tied it together is gone, or where its bodies spread over more than one vertebra can."""
+    members = members[np.argsort(bodies.place[members, 0], kind="stable")]
+    heights = bodies.place[members, 0]
+    gaps = np.diff(heights)
+    parts = np.split(members, np.flatnonzero(gaps > run.eps_mm) + 1)
+    result = []
+    for part in parts:
+        heights = bodies.place[part, 0]
+        spacing = np.clip(SPACING_PER_HEIGHT * np.median(bodies.height[part]), *run.spacing_between_mm) if len(part) else 0.0
+        if len(part) < 6 or np.quantile(heights, 0.9) - np.quantile(heights, 0.1) < SPLIT_SPREAD * spacing:
+            result.append(part)
+            continue
+        # The two vertebrae are where most boxes are; the cut minimises the spread of both sides.
+        costs = [heights[:i].var() * i + heights[i:].var() * (len(heights) - i) for i in range(2, len(heights) - 1)]
+        cut = int(np.argmin(costs)) + 2
+        result += [part[:cut], part[cut:]]
+    return result
 
 
-def _summarise(boxes: Boxes, members: np.ndarray, expected: float) -> Cluster:
-    """Corners from outer quantiles of the boxes' edges: single stray boxes do not move them.
-
-    The back edge takes a far quantile, since only the few slices through the middle show the spinous process.
-    """
+def _summarise(boxes: Boxes, bodies: Bodies, members: np.ndarray, expected: float) -> Cluster:
+    """Corners from the outer parts of the boxes' edges: single stray boxes do not move them."""
     own = boxes.take(members)
     sagittal, coronal = own.plane == 0, own.plane == 1
     start, stop = np.zeros(3), np.zeros(3)
-    start[0], stop[0] = np.quantile(own.z0, 0.15), np.quantile(own.z1, 0.85)
+    whole = sagittal if sagittal.any() else coronal  # only sagittal sections show body and spinous process at once
+    start[0], stop[0] = np.quantile(own.z0[whole], 0.15), np.quantile(own.z1[whole], 0.85)
     for axis, inside in ((1, sagittal), (2, coronal)):
-        across = ~inside
         if inside.any():
-            far = BACK_QUANTILE if axis == 1 else 0.85
-            start[axis], stop[axis] = np.quantile(own.low[inside], 0.15), np.quantile(own.high[inside], far)
+            start[axis], stop[axis] = np.quantile(own.low[inside], 0.15), np.quantile(own.high[inside], 0.85)
         else:  # only the other plane saw it: the range of its slices
-            start[axis], stop[axis] = own.across[across].min(), own.across[across].max()
+            start[axis], stop[axis] = own.across.min(), own.across.max()
     score = float(own.score.mean() * min(1.0, len(members) / (0.5 * expected)))
-    return Cluster(start, stop, score, members)
+    return Cluster(start, stop, score, np.median(bodies.place[members], axis=0), float(np.median(bodies.height[members])), members)
 
 
-def local_spacing(centres: np.ndarray) -> np.ndarray:
-    """Expected distance to the next centre at each of the (n - 1) gaps: running median of the neighbouring gaps (mm)."""
-    gaps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-    return np.array([np.median(gaps[max(0, i - 2):i + 3]) for i in range(len(gaps))])
+def _merge(clusters: list[Cluster], boxes: Boxes, bodies: Bodies, run: LocalizeRun, expected: float) -> list[Cluster]:
+    """Join neighbours whose bodies lie much closer than a body and a disc are high, closest first.
 
-
-def _split_tall(clusters: list[Cluster], boxes: Boxes, run: LocalizeRun, expected: float) -> list[Cluster]:
-    """A cluster much taller than its neighbours holds two vertebrae: cluster its boxes again with a smaller radius."""
-    if len(clusters) < 3:
-        return clusters
-    result = []
-    for i, cluster in enumerate(clusters):
-        neighbours = [c.extent[0] for c in clusters[max(0, i - 2):i + 3] if c is not cluster]
-        parts = [cluster]
-        if cluster.extent[0] > SPLIT_HEIGHT_RATIO * np.median(neighbours):
-            labels = position_clusters(boxes.points[cluster.members], run.axis_scale, 0.6 * run.eps_mm, 2)
-            finer = [p for label in range(labels.max() + 1) for p in _make_clusters(boxes, cluster.members[labels == label], run, expected)]
-            parts = finer if len(finer) > 1 else parts
-        result += parts
-    return sorted(result, key=lambda c: -c.centre[0])
-
-
-def _merge_close(clusters: list[Cluster], boxes: Boxes, run: LocalizeRun, expected: float) -> list[Cluster]:
-    """Two clusters much closer than the local spacing are one vertebra, unless together they would be too tall."""
-    i = 0
-    while len(clusters) > 1 and i < len(clusters) - 1:
-        centres = np.array([c.centre for c in clusters])
-        gap = float(np.linalg.norm(centres[i + 1] - centres[i]))
-        wanted = float(np.clip(local_spacing(centres)[i], *run.spacing_between_mm))
+    Distances are taken in the sagittal plane: the two sides of one vertebra lie apart from left to right, two vertebrae do not.
+    """
+    clusters = list(clusters)
+    while len(clusters) > 1:
+        ratios = []
+        for upper, lower in zip(clusters[:-1], clusters[1:], strict=True):
+            step = np.abs(upper.body - lower.body)
+            wanted = np.clip(SPACING_PER_HEIGHT * max(upper.body_height, lower.body_height), *run.spacing_between_mm)
+            ratios.append(np.hypot(step[0], step[1]) / wanted if step[2] < MERGE_ACROSS_MM else np.inf)
+        i = int(np.argmin(ratios))
+        if ratios[i] >= MERGE_SPACING_RATIO:
+            break
         members = np.concatenate([clusters[i].members, clusters[i + 1].members])
-        tall = np.median([c.extent[0] for c in clusters])
-        merged = _summarise(boxes, members, expected)
-        if gap < MERGE_SPACING_RATIO * wanted and merged.extent[0] < SPLIT_HEIGHT_RATIO * tall:
-            clusters = [*clusters[:i], merged, *clusters[i + 2:]]
-        else:
-            i += 1
+        clusters[i:i + 2] = [_summarise(boxes, bodies, members, expected)]
     return clusters
