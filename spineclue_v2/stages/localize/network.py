@@ -14,6 +14,7 @@ from ...plans import LocalizeNetwork
 
 LOSS_GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 MAX_BOXES = 100
+NMS_SECONDS = 60.0  # per slice; ultralytics' own limit leaves slices without boxes on a busy machine
 
 
 def _ultralytics() -> Any:
@@ -64,7 +65,8 @@ class SliceDetector(torch.nn.Module):
 
         heads = self.model(slices)
         decoded = heads[0] if isinstance(heads, list | tuple) else heads
-        kept = non_max_suppression(decoded.float(), conf_thres=min_score, iou_thres=nms_iou, max_det=MAX_BOXES)
+        kept = non_max_suppression(decoded.float(), conf_thres=min_score, iou_thres=nms_iou, max_det=MAX_BOXES,
+                                   max_time_img=NMS_SECONDS)
         return [k[:, :5].cpu() for k in kept]
 
 

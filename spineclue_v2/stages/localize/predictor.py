@@ -86,7 +86,8 @@ def _tiles(rows: int, plan: StagePlan) -> list[tuple[int, int]]:
     size = plan.network.slice_size[0]
     if rows <= size:
         return [(0, rows)]
-    step = max(1, size - int(round(TILE_OVERLAP_MM / plan.data.spacing_mm)))
+    # Plans of short scans have tiles hardly taller than the overlap: half a tile is the least step.
+    step = max(size // 2, size - int(round(TILE_OVERLAP_MM / plan.data.spacing_mm)))
     count = int(np.ceil((rows - size) / step)) + 1
     return [(int(b), size) for b in np.unique(np.linspace(0, rows - size, count).round().astype(int))]
 

@@ -102,7 +102,7 @@ def _without_duplicates(probabilities: list[np.ndarray], starts: np.ndarray, sco
 
 
 def resolve_ownership(probabilities: list[np.ndarray], starts: np.ndarray) -> list[np.ndarray]:
-    """Boolean masks: where two vertebrae claim a voxel, the higher probability has it (ties: the upper one).
+    """Boolean masks: where two vertebrae claim a voxel, the higher probability has it (ties: the one whose crop starts higher up).
 
     All pairs are compared on the untouched probabilities, so the result does not depend on their order.
     """
@@ -113,8 +113,9 @@ def resolve_ownership(probabilities: list[np.ndarray], starts: np.ndarray) -> li
             if boxes is None:
                 continue
             first, second = probabilities[i][boxes[0]], probabilities[j][boxes[1]]
-            masks[i][boxes[0]] &= first >= second
-            masks[j][boxes[1]] &= second > first
+            wins = first >= second if tuple(starts[i]) >= tuple(starts[j]) else first > second
+            masks[i][boxes[0]] &= wins
+            masks[j][boxes[1]] &= ~wins
     return masks
 
 
