@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
+
+from ._common import INTERRUPTED
 
 DESCRIPTION = "Train a stage (localize, segment, identify) on a fold (0..4 or all) of a planned and preprocessed dataset."
 
@@ -23,10 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..training.run import train
+    from ..training.trainer import Interrupted
 
-    folder, summary = train(args.dataset, args.stage, args.fold, trainer=args.tr, plans_name=args.p, device=args.device,
-                            num_gpus=args.num_gpus, pretrained_weights=args.pretrained_weights, resume=args.c,
-                            only_validate=args.val, validate_best=args.val_best, save_probabilities=args.npz)
+    try:
+        folder, summary = train(args.dataset, args.stage, args.fold, trainer=args.tr, plans_name=args.p, device=args.device,
+                                num_gpus=args.num_gpus, pretrained_weights=args.pretrained_weights, resume=args.c,
+                                only_validate=args.val, validate_best=args.val_best, save_probabilities=args.npz)
+    except Interrupted as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return INTERRUPTED
     figures = {key: value for key, value in summary.items() if isinstance(value, int | float) and key != "stage"}
     figures |= summary.get("foreground_mean", {})
     print(f"Validation of {args.stage} fold {args.fold}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if v is not None))

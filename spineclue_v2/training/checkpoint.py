@@ -31,7 +31,7 @@ class Checkpoint:
         def shrink(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             tensors = {k: v.detach().cpu() for k, v in tensors.items()}
             if half:
-                tensors = {k: v.half() if v.is_floating_point() and v.abs().max() < HALF_PRECISION_RATIO else v
+                tensors = {k: v.half() if v.is_floating_point() and v.numel() and v.abs().max() < HALF_PRECISION_RATIO else v
                            for k, v in tensors.items()}
             return tensors
 
@@ -55,14 +55,23 @@ class Checkpoint:
         except Exception as error:  # torch raises many kinds for broken or foreign files
             raise InputError(f"Checkpoint {path} is damaged or no checkpoint of ours ({type(error).__name__}); "
                              "train again or copy it again.") from error
+        foreign = InputError(f"Checkpoint {path} is no checkpoint of spineclue_v2; give one that spineclue_train wrote.")
         if not isinstance(content, dict) or "network_weights" not in content or "meta" not in content:
-            raise InputError(f"Checkpoint {path} is no checkpoint of spineclue_v2.")
-        if content.get("format", 0) > FORMAT:
+            raise foreign
+        if isinstance(content.get("format"), int) and content["format"] > FORMAT:
             raise InputError(f"Checkpoint {path} has format {content['format']}; this version reads up to {FORMAT}.")
-        return Checkpoint({k: v.float() if v.is_floating_point() else v for k, v in content["network_weights"].items()},
-                          json.loads(content["meta"]),
-                          {k: v.float() if v.is_floating_point() else v for k, v in content.get("extra", {}).items()},
-                          content.get("optimizer_state"), content.get("grad_scaler_state"))
+        try:
+            meta = json.loads(content["meta"])
+            network, extra = (_full_precision(content.get(key, {})) for key in ("network_weights", "extra"))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise foreign from error
+        if not isinstance(meta, dict):
+            raise foreign
+        return Checkpoint(network, meta, extra, content.get("optimizer_state"), content.get("grad_scaler_state"))
+
+
+def _full_precision(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 def file_sha256(path: Path) -> str:

@@ -24,7 +24,7 @@ def resolve_device(name: str | None) -> torch.device:
 
 def native_bfloat16() -> bool:
     """True when this CPU multiplies bfloat16 in hardware (otherwise it is slower than float32)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def autocast(device: torch.device) -> Any:

@@ -13,7 +13,7 @@ logger = logging.getLogger("spineclue_v2.training")
 def open_log(folder: Path) -> logging.Handler:
     """Add a file handler `training_log_<time>.txt` in `folder` to the training logger and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / time.strftime("training_log_%Y_%m_%d_%H_%M_%S.txt"))
+    handler = logging.FileHandler(folder / time.strftime("training_log_%Y_%m_%d_%H_%M_%S.txt"), encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -27,7 +27,8 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     kind = trainer_class(stage, trainer)
     folder = paths.results_folder() / name / f"{kind.__name__}__{plans_name}__{stage}"
     data = PreprocessedDataset(base / plans.stage(stage).data_fingerprint)
-    train_cases, val_cases = fold_cases(load_splits(base, data.cases, patients_of(base)), fold, data.cases)
+    patients = patients_of(base)
+    train_cases, val_cases = fold_cases(load_splits(base, data.cases, patients), fold, data.cases, patients)
     where = resolve_device(device)
     if num_gpus != 1:
         raise InputError(f"-num_gpus is {num_gpus}; a training runs on one GPU so far. Train folds side by side instead, one per GPU "

@@ -35,7 +35,7 @@ HISTORY = ("train_loss", "val_loss", "val_score", "ema_score", "learning_rate", 
 
 
 class Interrupted(Exception):
-    """The run was asked to stop (SIGTERM); a checkpoint of the last full epoch is in place."""
+    """The run was asked to stop (SIGTERM); `checkpoint_latest.pth` holds the state after the last full epoch."""
 
 
 class BatchSource(Dataset):
@@ -124,8 +124,12 @@ class BaseTrainer:
             logger.info("%s, fold %s: %d training and %d validation cases, %d epochs x %d iterations on %s.", self.stage, self.fold,
                         len(self.train_cases), len(self.val_cases), self.epochs, self.iterations, self.device)
             batches = self._batches(training=True, start=self.epoch * self.iterations, stop=self.epochs * self.iterations)
+            if not resume:
+                # From here on a run cut at any moment can be continued, within the first epoch too.
+                self.checkpoint(with_optimizer=True).save(self.folder / "checkpoint_latest.pth")
             while self.epoch < self.epochs:
                 self._run_epoch(batches)
+            torch.manual_seed(self.seed * 100_003 + self.epochs)  # what is fitted does not depend on where the run was resumed
             self.on_train_end()
             self.checkpoint().save(self.folder / "checkpoint_final.pth")
             (self.folder / "checkpoint_latest.pth").unlink(missing_ok=True)
@@ -143,9 +147,7 @@ class BaseTrainer:
         started, losses = time.perf_counter(), []
         self.network.train()
         for _ in range(self.iterations):
-            if self._stop:
-                raise Interrupted(f"Stopped in epoch {self.epoch}; continue with --c.")
-            losses.append(self.train_step(next(batches)))
+            losses.append(self.train_step(self._next(batches)))
         figures = self._validate()
         previous = self.history["ema_score"][-1] if self.history["ema_score"] else figures["score"]
         ema = EMA_WEIGHT * previous + (1 - EMA_WEIGHT) * figures["score"]
@@ -161,6 +163,18 @@ class BaseTrainer:
             self.checkpoint().save(self.folder / "checkpoint_best.pth")
         self.checkpoint(with_optimizer=True).save(self.folder / "checkpoint_latest.pth")
         plot_progress(self.history, self.folder / "progress.png", f"{self.plans.dataset_name} {self.stage} fold {self.fold}")
+
+    def _next(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The next batch; Interrupted when the run was asked to stop, the worker's own error when making the batch failed."""
+        stopped = Interrupted(f"Stopped in epoch {self.epoch} of {self.stage}, fold {self.fold}; continue with --c.")
+        if self._stop:
+            raise stopped
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            if self._stop:  # who stops a whole process group stops the workers too
+                raise stopped from error
+            raise
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> float:
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,25 +219,30 @@ class BaseTrainer:
         return Checkpoint(self.network.state_dict(), meta, self.extra, optimizer, self.scaler.state_dict() if with_optimizer else None)
 
     def _resume(self) -> None:
-        for name in ("checkpoint_final.pth", "checkpoint_latest.pth"):
+        # A latest checkpoint is removed when a run ends: where there is one, it is newer than the final one of an earlier run.
+        for name in ("checkpoint_latest.pth", "checkpoint_final.pth"):
             if (self.folder / name).exists():
                 break
         else:
             raise InputError(f"--c was given but {self.folder} holds no checkpoint to continue from; start without --c.")
         saved = self.load(self.folder / name)
-        self.epoch, self.best, self.history = saved.meta["epoch"], saved.meta["best_ema"], saved.meta["history"]
+        self.best, self.history = saved.meta["best_ema"], saved.meta["history"]
         if saved.optimizer is not None:
+            # The saved optimiser is the one of the last epoch that was run; a phase that begins now makes its own.
+            self.epoch = max(0, saved.meta["epoch"] - 1)
             self.on_epoch_start()
             self.optimizer.load_state_dict(saved.optimizer["optimizer"])
             self.scheduler.load_state_dict(saved.optimizer["scheduler"])
             self.scaler.load_state_dict(saved.scaler or {})
+        self.epoch = saved.meta["epoch"]
         logger.info("Continuing after epoch %d.", self.epoch)
 
     def load(self, path: Path) -> Checkpoint:
         """Load weights, fitted values and extra tensors of a checkpoint that fits this plan."""
         saved = Checkpoint.load(path, self.device)
-        if saved.meta["model_fingerprint"] != self.plan.model_fingerprint:
-            raise InputError(f"Checkpoint {path} was trained with model fingerprint {saved.meta['model_fingerprint']}, the plan has "
+        found = saved.meta.get("model_fingerprint")
+        if found != self.plan.model_fingerprint:
+            raise InputError(f"Checkpoint {path} was trained with model fingerprint {found}, the plan has "
                              f"{self.plan.model_fingerprint}; restore that plan, or train again without --c.")
         load_weights(self.network, saved, path)
         self.extra, self.fitted = saved.extra, saved.meta.get("fitted", {})
@@ -262,8 +281,11 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
 def default_workers() -> int:
     """Processes that make batches: `spineclue_n_proc_DA`, else `nnUNet_n_proc_DA`, else one per core beyond the first, at most 12."""
     for variable in ("spineclue_n_proc_DA", "nnUNet_n_proc_DA"):
-        if os.environ.get(variable):
-            return int(os.environ[variable])
+        text = os.environ.get(variable)
+        if text:
+            if not text.isdigit():
+                raise InputError(f"{variable} is '{text}'; expected a number of processes.")
+            return int(text)
     return min(12, max(1, (os.cpu_count() or 2) - 1))
 
 
