@@ -75,7 +75,9 @@ def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str =
     for stage, place in stage_folders.items():
         if not place.is_dir():
             raise InputError(f"{folder} has no {place.name}; train stage {stage} first: spineclue_train {folder.name[7:10]} {stage} FOLD.")
-    if folds is None:
+    if folds is not None:
+        folds = list(dict.fromkeys(map(str, folds)))  # the same fold twice would count double in every mean
+    else:
         done = [{p.parent.name[5:] for p in place.glob(f"fold_*/{checkpoint_name}")} for place in stage_folders.values()]
         folds = sorted(set.intersection(*done))
         if not folds:
@@ -96,6 +98,7 @@ def _assemble(files: dict[str, list[Path]], plans: Plans | None, device: torch.d
         plans = parts["localize"]
         for stage in STAGES:
             plans.stages[stage] = parts[stage].stage(stage)
+    _check_one_space(plans, source)
     stages = {}
     for stage, checkpoints in loaded.items():
         networks = []
@@ -110,6 +113,14 @@ def _assemble(files: dict[str, list[Path]], plans: Plans | None, device: torch.d
               "fingerprints": {s: plans.stage(s).model_fingerprint for s in STAGES},
               "weights": {s: stages[s].sha256 for s in STAGES}}
     return Model(plans, device, stages, _geometry_witness(), source, record)
+
+
+def _check_one_space(plans: Plans, source: str) -> None:
+    """Masks go from segment to identify as they are: both must have been trained in the same model space."""
+    spaces = [(plans.stage(stage).data.spacing_mm, plans.stage(stage).data.orientation) for stage in ("segment", "identify")]
+    if spaces[0] != spaces[1]:
+        raise InputError(f"The model of {source} segments at {spaces[0][0]:g} mm {spaces[0][1]} but identifies at {spaces[1][0]:g} mm "
+                         f"{spaces[1][1]}; give both stages the same spacing and orientation in the plan and train again.")
 
 
 def _check_fingerprint(checkpoint: Checkpoint, plans: Plans, stage: str, file: Path) -> None:

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,8 @@ def list_cases(source: str | Path) -> list[Case]:
 
 def case_name(path: Path) -> str:
     """Name of a case: the file name without its ending and without nnU-Net's channel number."""
-    name = path.resolve().name
+    # Links keep their own name: what they point to may be called after its hash.
+    name = os.path.basename(os.path.abspath(path))
     if path.is_file():
         for ending in FILE_ENDINGS:
             if name.lower().endswith(ending):
@@ -66,7 +70,8 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
             progress: bool = True) -> dict[str, str | None]:
     """Predict every case of `source` into `output`; {case: None or the sentence of its failure}.
 
-    A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete.
+    A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete. Nothing is
+    written before a scan could be read.
     """
     from tqdm import tqdm
 
@@ -74,21 +79,22 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
         raise InputError(f"-part_id is {part_id}; expected 0..{num_parts - 1} with -num_parts {num_parts}.")
     cases, output = list_cases(source), Path(output)
     single = len(cases) == 1
+    _check_output(output, cases)
     cases = cases[part_id::num_parts]
-    _prepare_output(output, model, options, source)
     outcome: dict[str, str | None] = {}
+    describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
         if continue_prediction and _complete(output, case.name):
             outcome[case.name] = None
             continue
         try:
-            predict_case(case, output, model, options, save_probabilities, report)
+            predict_case(case, output, model, options, save_probabilities, report, describe)
             outcome[case.name] = None
         except InputError as error:
             if single:
                 raise
             outcome[case.name] = str(error)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # whatever is wrong with one scan, the others are worth having
             if single:
                 raise
             logger.exception("Case %s failed.", case.name)
@@ -97,15 +103,16 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
 
 
 def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
-                 report: bool = True) -> SpineResult:
-    """Predict one case and write its files; CASE.json last."""
+                 report: bool = True, on_read: Callable[[], object] | None = None) -> SpineResult:
+    """Predict one case and write its files; CASE.json last. `on_read` is called when the scan is read and nothing written yet."""
     started = time.perf_counter()
     volume = read_volume(case.path)
     read = time.perf_counter() - started
+    if on_read is not None:
+        on_read()
     result, geometry = predict_volume(volume, model, options)
     result.seconds["read"] = read
-    for stale in (f"{case.name}.json",):  # an older complete result must not vouch for half-replaced files
-        (output / stale).unlink(missing_ok=True)
+    (output / f"{case.name}.json").unlink(missing_ok=True)  # an older complete result must not vouch for half-replaced files
     if report:
         from .report import write_report
 
@@ -131,13 +138,23 @@ def _save_probabilities(result: SpineResult, path: Path) -> None:
                             body_centre_mm=np.array([v.body_centre for v in result.vertebrae], dtype=np.float32).reshape(-1, 3))
 
 
-def _prepare_output(output: Path, model: Model, options: Options | None, source: str | Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise InputError(f"Output {output} is a file; give a folder.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"Output folder {output} cannot be made: {error.strerror}.") from error
+def _check_output(output: Path, cases: list[Case]) -> None:
+    """InputError, before time is spent, when `output` cannot be written to or a result would replace a scan."""
+    place = output.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"Output {output} cannot be made: {place} is a file; give a folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"Output {output} cannot be written: {place} is not writable; give another folder.")
+    for case in cases:
+        target = output / f"{case.name}.nii.gz"
+        if target.exists() and target.samefile(case.path):
+            raise InputError(f"The labels of {case.path} would replace the scan itself; give another output folder than {output}.")
+
+
+def _describe(output: Path, model: Model, options: Options | None, source: str | Path) -> None:
+    """predict_args.json and plans.json: what was asked for, and by which numbers it was done."""
     arguments: dict[str, Any] = {"input": str(source), "model": model.record, "options": vars(options or Options())}
     write_json(output / "predict_args.json", arguments)
     model.plans.save(output / "plans.json")
