@@ -207,9 +207,12 @@ def _write_blosc2(path: Path, volume: Volume) -> None:
     patch = [max(1, round(READ_MM / s)) for s in volume.spacing]
     chunks, blocks = blosc2_layout(array.shape, patch, array.itemsize)
     with atomic_path(path) as temporary:
-        # The file's header records the thread count: fixed, so that equal volumes are equal files.
-        blosc2.asarray(array, urlpath=str(temporary), mode="w", chunks=chunks, blocks=blocks, dparams={"nthreads": 1},
-                       cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1})
+        try:
+            # The file's header records the thread count: fixed, so that equal volumes are equal files.
+            blosc2.asarray(array, urlpath=str(temporary), mode="w", chunks=chunks, blocks=blocks, dparams={"nthreads": 1},
+                           cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1})
+        except RuntimeError as error:  # how blosc2 reports a full disk
+            raise InputError(f"Cannot write {path} ({error}); choose a folder that is writable and has space.") from error
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
