@@ -13,6 +13,7 @@ from blocks import BODY, STEP, lumbar_dataset, spine, write_dataset
 from example_fingerprint import fingerprint
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planning_table import against_the_paper, for_other_datasets
 
 from spineclue_v2.cli._common import main
 from spineclue_v2.dataset import PreprocessedDataset, RawDataset
@@ -182,8 +183,7 @@ def facts(**changes: Any) -> Facts:
         (rules.slices_per_plane(facts(fov=(300, 400, 400), extent_p5=(20, 40, 50)), 12, 999), 120),
         (rules.slices_per_plane(facts(fov=(300, 400, 400), extent_p5=(20, 10, 50)), 12, 999), 200),
         (rules.eps_mm(facts(spacing_between=(16, 25, 40))), 4.0),
-        (rules.axis_scale(facts(fov=(300, 200, 200)), 100, 4.0), (1.0, 1.5, 2.0)),
-        (rules.axis_scale(facts(fov=(300, 320, 200)), 25, 4.0), (1.0, 4.0, 4.0)),
+        (rules.axis_scale(4.0), (1.0, 4.0, 4.0)),
         (rules.spacing_between_mm(facts(spacing_between=(16, 25, 40))), (12.0, 50.0)),
         (rules.centre_jitter_mm(facts(spacing_between=(16, 25, 40))), 8.0),
         (rules.centre_jitter_mm(facts(spacing_between=(30, 35, 40))), 10.0),
@@ -239,8 +239,8 @@ def test_any_dataset_gets_a_plan_that_can_be_built(voxel: float, length: float, 
     assert all(n % pooled == 0 for n in segment.network.crop_size) and all(n % 16 == 0 for n in identify.network.crop_size)
     assert 1.0 <= segment.data.spacing_mm <= max(3.0, voxel + 0.125) and identify.data == segment.data
     assert 2 * localize.run.eps_mm < low
-    gap = 1.25 * max(localize.run.axis_scale)
-    assert gap > 0 and Plans.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert localize.run.eps_mm * localize.run.axis_scale[1] == pytest.approx(rules.REACH_MM, rel=0.01)
+    assert Plans.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_a_small_budget_coarsens_the_segmentation() -> None:
@@ -254,15 +254,20 @@ def test_a_small_budget_coarsens_the_segmentation() -> None:
 def test_the_tiny_budget_is_what_a_laptop_can_train() -> None:
     plan = SpineCLUEPlanner("raw", fingerprint(), 1, "cpu").plan()
     localize, segment, identify = (plan.stage(s) for s in STAGES)
-    assert (localize.data.spacing_mm, localize.network, localize.run.batch_size) == (
-        2.0,
-        LocalizeNetwork("yolo11", "n", (256, 160)),
-        8,
-    )
-    assert (segment.data.spacing_mm, segment.network.features, segment.run.batch_size) == (1.5, (12, 24, 48, 96), 2)
-    assert (identify.network.depth, identify.network.width, identify.run.batch_size) == (18, 12, 32)
+    assert (localize.data.spacing_mm, localize.network) == (2.0, LocalizeNetwork("yolo11", "n", (256, 160)))
+    assert (segment.data.spacing_mm, identify.network.depth, localize.run.batch_size, segment.run.batch_size) == (1.5, 18, 8, 2)
+    channels = len(segment.data.windows_hu) + 1
+    assert memory.detector_bytes(localize.network, localize.run.batch_size) < 1e9
+    assert memory.segment_bytes(segment.network, channels, segment.run.batch_size) < 1e9
+    assert memory.identify_bytes(identify.network, 2 * identify.run.batch_size) < 1.5e9
     assert (identify.run.mc_samples, identify.run.theta, identify.run.hops, identify.run.neighbours) == (20, 0.1, 3, 7)
     assert plan.budget["machine_class"] == "laptop"
+
+
+def test_the_tables_of_the_documentation_are_what_the_planners_say() -> None:
+    text = (Path(__file__).parents[1] / "documentation" / "planning.md").read_text()
+    for made in (against_the_paper(), for_other_datasets()):
+        assert made in text, "print them with: python tests/planning_table.py"
 
 
 PAPER = [
