@@ -85,7 +85,7 @@ class SpineCLUEPlanner:
                "min_score": Choice(0.25, "weaker boxes are mostly false; the clustering forgives missed ones", {}),
                "nms_iou": Choice(0.5, "neighbouring vertebrae overlap less than half in any slice", {}),
                "eps_mm": eps, "axis_scale": rules.axis_scale(eps.value),
-               "min_samples_share": Choice(0.2, "a vertebra shows in at least a fifth of the slices that should cross it; segment can "
+               "min_samples_share": Choice(0.25, "a body shows in at least a quarter of the slices that should cross it; segment can "
                                            "still drop what is found twice, but what is missed stays missed", {}),
                "size_eps": Choice(0.35, "boxes of one vertebra agree within a third of their median height and width", {}),
                "spacing_between_mm": rules.spacing_between_mm(facts)}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 FINEST_MM = 1.0                  # CT masks of vertebrae carry no shape below a millimetre, and cost grows with the cube
 MAX_SLICES = 200                 # the paper's k; more slices add boxes, not vertebrae
 MAX_SLICE_SIZE = 640             # the paper's slice
-REACH_MM = 16.0                  # how far one vertebra's boxes are linked across it
+REACH_MM = 12.0                  # how far one vertebra's boxes are linked across it
 SPINE_BAND_MM = 320.0            # in-plane width that holds spine, ribs and a scoliotic curve
 
 
@@ -163,7 +163,7 @@ def eps_mm(facts: Facts) -> Choice:
 def axis_scale(eps: float) -> Choice:
     """(z, y, x) divisors of distances before clustering."""
     value = (1.0, round(REACH_MM / eps, 2), round(REACH_MM / eps, 2))
-    return Choice(value, "neighbours part along z, one vertebra's boxes spread in y and x: there eps reaches 16 mm, several slices (best "
+    return Choice(value, "neighbours part along z, one vertebra's boxes spread in y and x: there eps reaches 12 mm, several slices (best "
                          "of 60 settings on validation phantoms); wider where a scan's slices lie farther apart",
                   {"eps_mm": eps, "reach_mm": REACH_MM})
 
