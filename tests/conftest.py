@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,18 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("SPINECLUE_HOME", str(tmp_path_factory.mktemp("home")))
     for variable in ("spineclue_raw", "spineclue_preprocessed", "spineclue_results", "nnUNet_raw"):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_dataset import make
+
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tiny(tiny_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Preprocessed folder of `tiny_dataset`, shared by all tests (leave it as it is); results go to the test's own home."""
+    monkeypatch.setenv("spineclue_preprocessed", str(tiny_once.parent))
+    monkeypatch.setenv("spineclue_n_proc_DA", "0")  # batches are made in this process: no time is lost on starting others
+    return tiny_once

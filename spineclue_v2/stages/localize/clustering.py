@@ -243,10 +243,11 @@ def _summarise(boxes: Boxes, bodies: Bodies, members: np.ndarray, expected: floa
     sagittal, coronal = own.plane == 0, own.plane == 1
     start, stop = np.zeros(3), np.zeros(3)
     whole = sagittal if sagittal.any() else coronal  # only sagittal sections show body and spinous process at once
-    start[0], stop[0] = np.quantile(own.z0[whole], 0.15), np.quantile(own.z1[whole], 0.85)
-    for axis, inside in ((1, sagittal), (2, coronal)):
+    start[0], stop[0] = np.quantile(own.z0[whole], 0.2), np.quantile(own.z1[whole], 0.95)
+    # Few slices reach the tip of the spinous process, many the front of the body.
+    for axis, inside, share in ((1, sagittal, 0.95), (2, coronal, 0.85)):
         if inside.any():
-            start[axis], stop[axis] = np.quantile(own.low[inside], 0.15), np.quantile(own.high[inside], 0.85)
+            start[axis], stop[axis] = np.quantile(own.low[inside], 0.15), np.quantile(own.high[inside], share)
         else:  # only the other plane saw it: the range of its slices
             start[axis], stop[axis] = own.across.min(), own.across.max()
     score = float(own.score.mean() * min(1.0, len(members) / (0.5 * expected)))
