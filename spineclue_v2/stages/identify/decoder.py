@@ -2,8 +2,8 @@
 
 A path gives every detection a vertebra name or None (a false detection), names in cranio-caudal order. Its weight (log) is
 
-    sum over named      log p(name's level) + offset of a variant (T13 starts from T12, L6 from L5)
-  + sum over false      log p(not a vertebra) + price of a false detection
+    sum over named      evidence * log p(name's level) + offset of a variant (T13 starts from T12, L6 from L5)
+  + sum over false      evidence * log p(not a vertebra) + price of a false detection
   + sum over pairs of consecutive named ones   log sum over the ways from one to the other.
 
 A way goes down the spine one vertebra at a time. Each vertebra on the way that was not detected pays `missed`; a transition
@@ -31,7 +31,7 @@ NEVER = -np.inf
 
 @dataclass(frozen=True)
 class Prices:
-    """Log weights of what is rare, learned from data by `decoder_fit.fit_prices`; more negative = rarer."""
+    """Log weights of what is rare, learned from held-out scans by `decoder_fit.fit_prices`; more negative = rarer."""
 
     t13: float = -5.5                 # transition T12 -> T13
     l6: float = -4.0                  # transition L5 -> L6
@@ -42,6 +42,7 @@ class Prices:
     l6_offset: float = 0.0            # added to L5's evidence when it is read as L6's
     step_sigma: float = 0.2           # spread of log(measured steps / steps of the way)
     step_floor: float = -6.0          # the most a strange gap can cost
+    evidence: float = 1.0             # multiplies the log-probabilities: detections of one scan share the mistakes of a witness
     shifted_limit: float = 0.05       # numbering is anchored while shifted paths hold no more than this
 
     @classmethod
@@ -135,11 +136,11 @@ class Decoder:
         n = len(given)
         if given.shape != (n, NUM_LEVELS + 1):
             raise ValueError(f"log_probabilities must be (n, {NUM_LEVELS + 1}), got {given.shape}")
-        given = np.maximum(np.nan_to_num(given, nan=FLOOR), FLOOR)
+        given = np.maximum(np.nan_to_num(given, nan=FLOOR), FLOOR) * self.prices.evidence
         emission = given[:, EMITTING].copy()
         if variants is not None:
             own = np.asarray(variants, dtype=float).reshape(n, 2)
-            emission[:, VARIANTS] = np.where(np.isnan(own), emission[:, VARIANTS], np.maximum(own, FLOOR))
+            emission[:, VARIANTS] = np.where(np.isnan(own), emission[:, VARIANTS], np.maximum(own, FLOOR) * self.prices.evidence)
         emission[:, VARIANTS] += (self.prices.t13_offset, self.prices.l6_offset)
         gaps = np.full(max(n - 1, 0), np.nan) if steps is None else np.asarray(steps, dtype=float)
         if gaps.shape != (max(n - 1, 0),):

@@ -24,7 +24,7 @@ UNKNOWN = -1
 UNIT_MM = 30.0
 """Distances are divided by this, about one vertebra, to keep features near 1."""
 
-FEATURES = 52
+FEATURES = 51
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Landmarks:
 
     `centres` (n, 3) body centres; `targets` (n,) class per detection (0..23, `NOT_A_VERTEBRA`, `L6`) or None; `left`, `right`
     (n, 3) pedicle centres; `ctl` (n, 3) probabilities of cervical, thoracic, lumbar, need not add up to 1; `extents` (n, 3)
-    millimetres (z, y, x); `rank` (n,) place in the detector's own order, 0 = surest .. 1; `inferred` (n,) 1 where no body was
-    detected and the centre was inferred from pedicles. NaN, or None for all, where unknown.
+    millimetres (z, y, x); `rank` (n,) place in the detector's own order, 0 = surest .. 1 = least sure. NaN, or None for all,
+    where unknown.
     """
 
     centres: np.ndarray
@@ -44,11 +44,10 @@ class Landmarks:
     ctl: np.ndarray | None = None
     extents: np.ndarray | None = None
     rank: np.ndarray | None = None
-    inferred: np.ndarray | None = None
 
 
 POINTS = ("centres", "left", "right", "ctl", "extents")
-NUMBERS = ("rank", "inferred")
+"""Fields of three numbers per detection; `rank` has one."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,6 @@ class Batch:
     ctl: Tensor
     extents: Tensor
     rank: Tensor
-    inferred: Tensor
     present: Tensor
     targets: Tensor
 
@@ -70,7 +68,7 @@ class Batch:
         """Pad; `spare` empty places at the end leave room for inserted detections."""
         longest = max((len(scan.centres) for scan in scans), default=0) + spare
         arrays = {name: np.full((len(scans), longest, 3), np.nan, dtype=np.float32) for name in POINTS}
-        arrays |= {name: np.full((len(scans), longest), np.nan, dtype=np.float32) for name in NUMBERS}
+        arrays["rank"] = np.full((len(scans), longest), np.nan, dtype=np.float32)
         present, targets = np.zeros((len(scans), longest), dtype=bool), np.full((len(scans), longest), UNKNOWN)
         arrays["centres"][:] = 0.0
         for i, scan in enumerate(scans):
@@ -147,7 +145,8 @@ def features(batch: Batch) -> Tensor:
     fine = [(logit + 3.7).clamp(-2.0, 2.0), (logit - 4.6).clamp(-2.0, 2.0)]           # small and large values apart, magnified
     parts = [gaps / UNIT_MM, (gaps / typical).log(), (gaps[..., 2:3] / gaps[..., 1:2]).log(), up, down,
              3.0 * torch.linalg.cross(up, down), place, ends, left, right, width / UNIT_MM, (width / local).log(),
-             logit / 4.0, *fine, batch.rank[..., None], batch.rank.isnan()[..., None].float(), batch.inferred[..., None], (batch.extents / 50.0).log(), (batch.extents / local).log(), unknown.float()]
+             logit / 4.0, *fine, batch.rank[..., None], batch.rank.isnan()[..., None].float(),
+             (batch.extents / 50.0).log(), (batch.extents / local).log(), unknown.float()]
     return torch.nan_to_num(torch.cat(parts, dim=-1), nan=0.0, posinf=0.0, neginf=0.0).clamp(-5.0, 5.0)
 
 
@@ -168,6 +167,7 @@ class Augmentation:
     hide_ctl: float = 0.5
     hide_extents: float = 0.5
     hide_rank: float = 0.5
+    exchange: float = 0.0             # share of scans whose region probabilities come from the same levels of other scans
 
 
 def augment(batch: Batch, how: Augmentation, generator: torch.Generator) -> Batch:
@@ -183,6 +183,7 @@ def augment(batch: Batch, how: Augmentation, generator: torch.Generator) -> Batc
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
+    batch = _exchange_ctl(batch, happens(how.exchange)[..., 0], generator)
     batch = _insert(_lose(batch, how, generator), happens(how.insert)[:, 0, 0], generator)
     mirrored = happens(0.5)
     flip = torch.where(mirrored, torch.tensor([-1.0, 1.0, 1.0]), torch.ones(3))
@@ -229,6 +230,22 @@ def _lose(batch: Batch, how: Augmentation, generator: torch.Generator) -> Batch:
     return replace(batch, present=present, targets=batch.targets.masked_fill(~present, UNKNOWN)).head_to_foot()
 
 
+def _exchange_ctl(batch: Batch, chosen: Tensor, generator: torch.Generator) -> Batch:
+    """Region probabilities of other detections of the same class, drawn within the batch.
+
+    A detector that calls T12 lumbar does so in few scans; seen with the geometry of many, the mistake cannot be memorised.
+    """
+    known = (batch.targets != UNKNOWN) & ~batch.ctl.isnan().any(dim=-1) & chosen
+    places = torch.nonzero(known.flatten())[:, 0]
+    classes = batch.targets.flatten()[places]
+    sorted_in_file = classes.argsort(stable=True)
+    shuffled = torch.randperm(len(places), generator=generator)
+    sorted_at_random = shuffled[classes[shuffled].argsort(stable=True)]
+    ctl = batch.ctl.flatten(0, 1).clone()
+    ctl[places[sorted_in_file]] = batch.ctl.flatten(0, 1)[places[sorted_at_random]]
+    return replace(batch, ctl=ctl.view_as(batch.ctl))
+
+
 def _insert(batch: Batch, chosen: Tensor, generator: torch.Generator) -> Batch:
     """One false detection in each chosen scan, between two detections and off the line, or beyond an end."""
     scans, longest = batch.present.shape
@@ -242,13 +259,13 @@ def _insert(batch: Batch, chosen: Tensor, generator: torch.Generator) -> Batch:
     share = draw[:, 1] * 2.0 - 0.5                        # -0.5 .. 1.5 of the gap
     a, b = batch.centres[rows, upper], batch.centres[rows, upper + 1]
     centres, present, targets = batch.centres.clone(), batch.present.clone(), batch.targets.clone()
-    centres[rows, count] = a + share[:, None] * (b - a) + torch.tensor([10.0, 10.0, 4.0]) * torch.randn(len(rows), 3, generator=generator)
+    off_line = torch.tensor([10.0, 10.0, 4.0]) * torch.randn(len(rows), 3, generator=generator)
+    centres[rows, count] = a + share[:, None] * (b - a) + off_line
     present[rows, count], targets[rows, count] = True, NOT_A_VERTEBRA
     others = {}
-    for name in (*POINTS[1:], *NUMBERS):
+    for name in (*POINTS[1:], "rank"):
         others[name] = getattr(batch, name).clone()
         # to the detector a false one looks like its neighbours; pedicles it has none
         others[name][rows, count] = others[name][rows, upper] if name in ("ctl", "extents") else torch.nan
-    others["inferred"][rows, count] = 0.0
     others["rank"][rows, count] = (0.7 + 0.3 * draw[:, 1]).where(~batch.rank[rows, upper].isnan(), torch.nan)
     return replace(batch, centres=centres, present=present, targets=targets, **others).head_to_foot()

@@ -84,7 +84,7 @@ class Schedule:
 
 
 def train(scans: Sequence[Landmarks], shape: Shape, schedule: Schedule) -> SequenceNetwork:
-    """Train on labelled scans (`targets` given), every one seen once per epoch in a new random view; deterministic by the seed."""
+    """Train on labelled scans (`targets` given), each seen once per epoch in a new random view; deterministic by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)
         generator = torch.Generator().manual_seed(schedule.seed)

@@ -1,0 +1,93 @@
+"""`spineclue_benchmark_vid`: the public VID benchmark, from a detector's keypoints to levels."""
+from __future__ import annotations
+
+import argparse
+
+DESCRIPTION = ("The VID benchmark (Buergin et al. 2023): levels for a detector's body keypoints. crossval FILE: 5-fold "
+               "cross-validation; train FILE -m MODEL: train on all scans; predict FILE [-m MODEL] -o OUT.json: name the "
+               "keypoints.")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["crossval", "train", "predict"], help="what to do")
+    parser.add_argument("file", metavar="FILE", help="landmark file (.json or .json.gz)")
+    parser.add_argument("-m", default=None, metavar="MODEL",
+                        help="model file: written by train, read by predict (default there: the weights of the package)")
+    parser.add_argument("-o", default=None, metavar="OUT.json",
+                        help="predict: the levels; crossval: the figures (default: only printed)")
+    parser.add_argument("-epochs", type=int, default=None, help="training epochs (default: those of the published figures)")
+    parser.add_argument("-members", type=int, default=None, help="networks in the ensemble (default: as published)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..errors import InputError
+
+    wants = {"train": ("-m", args.m), "predict": ("-o", args.o)}
+    flag, given = wants.get(args.action, ("", "given"))
+    if given is None:
+        raise InputError(f"spineclue_benchmark_vid {args.action} needs {flag}.")
+    for flag, value in (("-epochs", args.epochs), ("-members", args.members)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} must be at least 1, got {value}.")
+    return {"crossval": _crossval, "train": _train, "predict": _predict}[args.action](args)
+
+
+def _settings(args: argparse.Namespace) -> dict:
+    from dataclasses import replace
+
+    from ..stages.identify import vid
+
+    schedule = vid.SCHEDULE if args.epochs is None else replace(vid.SCHEDULE, epochs=args.epochs)
+    return {"schedule": schedule, "members": args.members or vid.MEMBERS}
+
+
+def _labelled(path: str) -> list:
+    from ..errors import InputError
+    from ..stages.identify import vid
+
+    scans = vid.read_scans(path)
+    labelled = [scan for scan in scans if scan.names]
+    if len(labelled) < 2 * vid.FOLDS:
+        raise InputError(f"VID file {path} has {len(labelled)} scans with 'truth'; training needs at least {2 * vid.FOLDS}.")
+    return labelled
+
+
+def _crossval(args: argparse.Namespace) -> int:
+    from ..stages.identify import vid
+    from ..stages.identify.vid_evaluation import evaluate, report
+    from ..storage import write_json
+
+    scans = _labelled(args.file)
+    figures = evaluate(scans, vid.crossval(scans, **_settings(args)))
+    print(report(figures))
+    if args.o:
+        write_json(args.o, figures)
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from ..stages.identify import vid
+
+    scans = _labelled(args.file)
+    vid.train(scans, **_settings(args), about={"trained_on": f"{len(scans)} scans of a VID file"}).save(args.m)
+    print(f"{args.m}: trained on {len(scans)} scans")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ..paths import weights_folder
+    from ..stages.identify import vid
+    from ..stages.identify.vid_evaluation import evaluate, report
+    from ..storage import write_json
+
+    model = vid.VidModel.load(Path(args.m) if args.m else weights_folder() / "vid.pth")
+    scans = vid.read_scans(args.file)
+    numberings = model.number(scans)
+    write_json(args.o, vid.predictions(scans, numberings))
+    print(f"{args.o}: {len(scans)} scans")
+    figures = evaluate(scans, numberings)
+    if figures["scans"]:
+        print(report(figures))
+    return 0

@@ -1,0 +1,219 @@
+"""The geometry witness on made spines: it learns, forgets how a patient lies, knows up from down, is saved without pickle."""
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spineclue_v2.anatomy import LEVELS
+from spineclue_v2.errors import InputError
+from spineclue_v2.stages.identify import geometry_features as gf
+from spineclue_v2.stages.identify import geometry_variants as gv
+from spineclue_v2.stages.identify.geometry import GeometryWitness, load_weights
+from spineclue_v2.stages.identify.geometry_network import Schedule, SequenceNetwork, Shape
+
+POSITIONS = ("centres", "left", "right")
+SMALL = Shape(width=32, layers=2, heads=2, dropout=0.0)
+
+
+def made_spine(seed: int, first: int = 0, last: int = 23) -> gf.Landmarks:
+    """A spine with gaps that grow downwards, two lordoses and a kyphosis, pedicles and region probabilities."""
+    generator = np.random.default_rng(seed)
+    level = np.arange(23)
+    gaps = np.interp(level, [0, 2, 6, 12, 18, 21, 22], [20, 16, 18, 22, 29, 34, 32]) * generator.normal(1, 0.08)
+    tilt = np.radians(np.interp(level, [0, 6, 12, 18, 22], [15, 25, 0, -12, 12]) + generator.normal(0, 4))
+    steps = np.stack([generator.normal(0, 0.5, 23), gaps * np.sin(tilt), -gaps * np.cos(tilt)], axis=1)
+    centres = np.concatenate([np.zeros((1, 3)), np.cumsum(steps, axis=0)]) + generator.normal(0, 0.5, (24, 3))
+    half = np.interp(np.arange(24), [0, 7, 12, 18, 23], [17, 14, 11, 14, 22])[:, None]
+    left, right = centres + half * [1, 0, 0] + [0, 25, 5], centres - half * [1, 0, 0] + [0, 25, 5]
+    region = np.array([0] * 7 + [1] * 12 + [2] * 5)
+    ctl = np.where(np.arange(3) == region[:, None], 0.97, 0.03)
+    cut = slice(first, last + 1)
+    return gf.Landmarks(centres[cut], np.arange(24)[cut], left[cut], right[cut], ctl[cut])
+
+
+@pytest.fixture(scope="module")
+def witness() -> GeometryWitness:
+    scans = [made_spine(seed, first=seed % 12) for seed in range(120)]
+    schedule = Schedule(epochs=25, batch=16, learning_rate=1e-2, augmentation=gf.Augmentation(noise=1.0, window=0.3, drop=0.2))
+    return GeometryWitness.fit(scans, SMALL, schedule, members=1)
+
+
+def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
+    x, y, z = np.radians(degrees)
+    about_x = np.array([[1, 0, 0], [0, math.cos(x), -math.sin(x)], [0, math.sin(x), math.cos(x)]])
+    about_y = np.array([[math.cos(y), 0, math.sin(y)], [0, 1, 0], [-math.sin(y), 0, math.cos(y)]])
+    about_z = np.array([[math.cos(z), -math.sin(z), 0], [math.sin(z), math.cos(z), 0], [0, 0, 1]])
+    return about_x @ about_y @ about_z
+
+
+def named_right(witness: GeometryWitness, seed: int, change=lambda scan: scan) -> float:
+    scan = change(made_spine(1000 + seed))
+    pedicles = None if scan.left is None else np.stack([scan.left, scan.right], axis=1)
+    answer = witness.log_probabilities(scan.centres, pedicles=pedicles, ctl=scan.ctl)
+    assert answer.shape == (len(scan.centres), 25)
+    np.testing.assert_allclose(np.exp(answer).sum(axis=1), 1.0, atol=1e-5)
+    return float((answer.argmax(axis=1) == scan.targets).mean())
+
+
+def test_learns_whole_spines_and_misses_optional_inputs_little(witness):
+    assert np.mean([named_right(witness, seed) for seed in range(6)]) > 0.8
+    bare = [named_right(witness, seed, lambda s: replace(s, left=None, right=None, ctl=None)) for seed in range(6)]
+    assert np.mean(bare) > 0.75
+
+
+def test_does_not_care_how_the_patient_lies_but_knows_up_from_down(witness):
+    def turned(scan):
+        turn = rotation((9.0, -6.0, 6.0))
+        return replace(scan, **{name: getattr(scan, name) @ turn.T + [40.0, -80.0, 900.0] for name in POSITIONS})
+
+    def upside_down(scan):
+        flip = np.array([1.0, 1.0, -1.0])
+        return replace(scan, **{name: (getattr(scan, name) * flip)[::-1] for name in POSITIONS}, ctl=None)
+    assert np.mean([named_right(witness, seed, turned) for seed in range(6)]) > 0.8
+    assert np.mean([named_right(witness, seed, upside_down) for seed in range(6)]) < 0.4
+
+
+def test_a_false_detection_far_off_the_line_is_doubted(witness):
+    scan = made_spine(2000)
+    centres = np.insert(scan.centres, 12, scan.centres[11] + [14.0, 16.0, -11.0], axis=0)
+    doubt = witness.log_probabilities(centres)[:, gf.NOT_A_VERTEBRA]
+    assert doubt[12] == doubt.max()
+
+
+def test_saved_and_loaded_it_answers_the_same(witness, tmp_path):
+    file = tmp_path / "geometry.pth"
+    witness.save(file)
+    assert isinstance(torch.load(file, weights_only=True)["description"], str)
+    tensors, description = witness.state()
+    assert json.loads(json.dumps(description)) == description and all(value.dtype == torch.float16 for value in tensors.values())
+    centres = made_spine(3).centres
+    loaded = GeometryWitness.load(file)
+    np.testing.assert_allclose(np.exp(loaded.log_probabilities(centres)), np.exp(witness.log_probabilities(centres)), atol=0.02)
+
+
+def test_other_files_are_refused_with_a_sentence(witness, tmp_path):
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="broken.pth"):
+        GeometryWitness.load(broken)
+    with pytest.raises(InputError, match="do not exist"):
+        GeometryWitness.load(tmp_path / "none.pth")
+    torch.save({"weights": torch.zeros(2)}, broken)
+    with pytest.raises(InputError, match="not a file of"):
+        GeometryWitness.load(broken)
+    witness.save(tmp_path / "geometry.pth")
+    with pytest.raises(InputError, match="expected a spineclue_v2 other"):
+        load_weights(tmp_path / "geometry.pth", "spineclue_v2 other")
+    with pytest.raises(InputError, match="cannot be trained"):
+        GeometryWitness.fit([replace(made_spine(0), targets=None)])
+
+
+def test_inputs_that_training_never_showed_are_ignored(witness):
+    centres = made_spine(4).centres
+    without = witness.log_probabilities(centres)
+    np.testing.assert_array_equal(witness.log_probabilities(centres, extents=np.full((24, 3), 80.0)), without)
+    assert "extents" not in witness.inputs and "ctl" in witness.inputs
+
+
+def test_no_or_one_detection_is_answered(witness):
+    assert witness.log_probabilities(np.zeros((0, 3))).shape == (0, 25)
+    assert np.isfinite(witness.log_probabilities(np.zeros((1, 3)))).all()
+    rows = witness.probabilities([made_spine(1), gf.Landmarks(np.zeros((0, 3))), made_spine(2, 5, 9)])
+    assert [len(row) for row in rows] == [24, 0, 5]
+
+
+def test_l6_counts_as_l5_in_the_folded_answer(witness):
+    scan = made_spine(5, 15)
+    logs, variants = witness.evidence(scan)
+    folded = witness.log_probabilities(scan.centres, pedicles=np.stack([scan.left, scan.right], 1), ctl=scan.ctl)
+    np.testing.assert_allclose(np.exp(folded[:, 23]), np.exp(logs[:, 23]) + np.exp(variants[:, 1]), rtol=1e-6)
+    assert np.isnan(variants[:, 0]).all()
+
+
+def test_training_is_deterministic_and_leaves_the_global_state():
+    scans = [made_spine(seed) for seed in range(8)]
+    state = torch.random.get_rng_state()
+    schedule = Schedule(epochs=2, batch=4)
+    first, second = (GeometryWitness.fit(scans, SMALL, schedule, members=1) for _ in range(2))
+    centres = made_spine(9).centres
+    np.testing.assert_array_equal(first.log_probabilities(centres), second.log_probabilities(centres))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.floats(0.5, 2.0), st.integers(0, 20), st.integers(2, 24))
+def test_features_are_finite_and_ratios_ignore_size_and_place(seed, factor, first, length):
+    scan = made_spine(seed, first, min(first + length - 1, 23))
+    moved = replace(scan, **{name: getattr(scan, name) * factor + 50.0 for name in POSITIONS})
+    one, other = (gf.features(gf.Batch.of([s]))[0] for s in (scan, moved))
+    assert one.shape[-1] == gf.FEATURES and torch.isfinite(one).all() and torch.isfinite(other).all()
+    ratios = slice(4, 9)                                  # gap to typical gap, next gap to last gap
+    torch.testing.assert_close(one[:, ratios], other[:, ratios], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(one[:, 9:18], other[:, 9:18], atol=1e-3, rtol=1e-3)      # directions and bends
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31 - 1))
+def test_augmented_scans_stay_spines(seed):
+    """Levels still run downwards, what is gone carries no target, and at least one detection stays."""
+    batch = gf.Batch.of([made_spine(seed + i, i, 23 - i) for i in range(4)], spare=1)
+    how = gf.Augmentation(window=1.0, drop=1.0, drop_rate=0.5, insert=1.0, exchange=1.0)
+    view = gf.augment(batch, how, torch.Generator().manual_seed(seed % 1000))
+    assert (view.present.sum(dim=1) >= 1).all()
+    assert (view.targets[~view.present] == gf.UNKNOWN).all() and (view.targets[view.present] != gf.UNKNOWN).all()
+    for present, targets, centres in zip(view.present, view.targets, view.centres, strict=True):
+        levels = targets[present & (targets < len(LEVELS))]
+        assert (levels.diff() > 0).all()
+        assert (centres[present][:, 2].diff() <= 0).all()
+
+
+def test_exchange_keeps_the_class_of_region_probabilities():
+    scans = [made_spine(seed) for seed in range(3)]
+    for number, scan in enumerate(scans):
+        scan.ctl[:, 0] = np.arange(24) + 0.1 * number     # says which class and scan it came from
+    view = gf.augment(gf.Batch.of(scans, spare=1), gf.Augmentation(window=0, drop=0, insert=0, hide_ctl=0, exchange=1),
+                      torch.Generator().manual_seed(0))
+    came_from = view.ctl[:, :24, 0]
+    assert torch.equal(came_from.floor().long(), view.targets[:, :24])
+    assert len(set((came_from[0] - came_from[0].floor()).round(decimals=1).tolist())) > 1
+
+
+def test_padding_does_not_change_an_answer():
+    torch.manual_seed(0)
+    network = SequenceNetwork(SMALL).eval()
+    alone, padded = gf.Batch.of([made_spine(0, 10)]), gf.Batch.of([made_spine(0, 10), made_spine(1)])
+    with torch.inference_mode():
+        torch.testing.assert_close(network(alone)[0], network(padded)[0, :14], atol=1e-5, rtol=1e-4)
+
+
+def test_a_sixth_lumbar_is_made_in_order_and_in_place():
+    scan = made_spine(1, 17)
+    made = gv.with_sixth_lumbar(scan, np.random.default_rng(0))
+    assert made.targets.tolist() == [17, 18, 19, 20, 21, 22, 23, gf.L6]
+    gaps = np.linalg.norm(np.diff(made.centres, axis=0), axis=1)
+    assert gaps.min() > 25 and gaps.max() < 45 and (np.diff(made.centres[:, 2]) < 0).all()
+    assert len(made.ctl) == len(made.left) == 8
+    assert gv.with_sixth_lumbar(made_spine(1, 17, 22), np.random.default_rng(0)) is None
+
+
+def test_a_missing_t12_is_made_without_a_hole():
+    scan = made_spine(2, 12)
+    made = gv.without_twelfth_thoracic(scan)
+    assert made.targets.tolist() == [12, 13, 14, 15, 16, 17, 19, 20, 21, 22, 23]
+    gap = np.linalg.norm(made.centres[6] - made.centres[5])
+    before = np.linalg.norm(np.diff(scan.centres, axis=0), axis=1)
+    assert gap == pytest.approx(0.5 * (before[5] + before[6]), rel=0.05)
+    assert gv.without_twelfth_thoracic(made_spine(2, 18)) is None
+
+
+def test_rare_numberings_are_repeated():
+    rare, plain = gv.with_sixth_lumbar(made_spine(1, 17), np.random.default_rng(0)), made_spine(1, 15)
+    out = gv.with_rare_numberings([rare, plain], seed=0)
+    assert sum(scan is rare for scan in out) == 3 and sum(scan is plain for scan in out) == 1

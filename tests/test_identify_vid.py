@@ -1,0 +1,192 @@
+"""The VID benchmark on made scans: reading, metric, folds, prediction format, commands; and the real file's ceilings."""
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spineclue_v2.anatomy import LEVELS
+from spineclue_v2.cli import _common
+from spineclue_v2.errors import InputError
+from spineclue_v2.stages.identify import vid, vid_evaluation
+from spineclue_v2.stages.identify.decoder import Numbering
+from spineclue_v2.stages.identify.geometry_features import L6, NOT_A_VERTEBRA
+
+REAL = Path(__file__).parents[1].parent / "shared" / "data" / "landmarks" / "vid_training.json.gz"
+
+
+def entry(name, first=14, last=23, seed=0, false=0, missed=()):
+    """A scan of LEVELS[first..last] with noise; `missed` levels are not detected, `false` ones lie below."""
+    generator = np.random.default_rng(seed)
+    gaps = np.interp(np.arange(24), [0, 7, 18, 23], [17, 20, 29, 34])
+    height = -np.cumsum(gaps)
+    truth, detections = [], []
+    for level in range(first, last + 1):
+        xyz = [float(v) for v in generator.normal([5.0, -90.0, height[level]], 0.5)]
+        truth.append({"xyz": xyz, "type": "body", "level": LEVELS[level]})
+        if LEVELS[level] in missed:
+            continue
+        region = 0 if level < 7 else 1 if level < 19 else 2
+        p = [0.03, 0.03, 0.03]
+        p[region] = float(generator.uniform(0.9, 0.995))
+        seen = [float(v) for v in generator.normal(xyz, 0.5)]
+        detections.append({"xyz": seen, "type": "body", "p_ctl": p})
+        for side, sign in (("left", 1), ("right", -1)):
+            detections.append({"xyz": [seen[0] + sign * 15, seen[1] + 25, seen[2] + 5], "type": side})
+    for k in range(false):
+        detections.append({"xyz": [5.0, -90.0, height[last] - 60.0 * (k + 1)], "type": "body", "p_ctl": [0.05, 0.05, 0.3]})
+    generator.shuffle(detections)
+    return {"scan": name, "collection": "made", "truth": truth, "detections": detections}
+
+
+def write(path, scans):
+    path.write_bytes(gzip.compress(json.dumps(scans).encode()) if path.suffix == ".gz" else json.dumps(scans).encode())
+    return path
+
+
+def numbering(names, shifted=0.0):
+    n = len(names)
+    return Numbering(tuple(names), np.zeros((n, 27)), np.full(n, 0.9), 1.0, shifted, shifted, shifted <= 0.05)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz"])
+def test_reading_sorts_head_to_foot_and_pairs_truth_and_pedicles(tmp_path, suffix):
+    raw = entry("a", 17, 20, false=1, missed=("L1",))
+    scan = vid.read_scans(write(tmp_path / f"scans{suffix}", [raw]))[0]
+    assert scan.names == ("T11", "T12", "L1", "L2")
+    assert scan.landmarks.targets.tolist() == [17, 18, 20, NOT_A_VERTEBRA]
+    assert scan.nearest.tolist() == [0, 1, -1, 2] and not scan.fully_detected
+    for place, centre in zip(scan.index, scan.landmarks.centres, strict=True):
+        assert raw["detections"][place]["type"] == "body" and raw["detections"][place]["xyz"] == centre.tolist()
+    assert (scan.landmarks.left[:3, 0] > scan.landmarks.centres[:3, 0]).all() and np.isnan(scan.landmarks.left[3]).all()
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"{", "readable JSON"), (b"[]", "at least one scan"), (b'{"a": 1}', "list of scans"), (b'[{"scan": "a"}]', "scan 0"),
+    (b'[{"scan": "a", "detections": [{"type": "body", "xyz": [1, 2], "p_ctl": [0, 0, 1]}]}]', "three finite numbers"),
+    (b'[{"scan": "a", "detections": []}, {"scan": "a", "detections": []}]', "two scans of one name"),
+    (b'[{"scan": "a", "detections": [], "truth": [{"type": "body", "xyz": [1, 2, 3], "level": "L7"}]}]', "L7")])
+def test_broken_files_are_named(tmp_path, content, message):
+    file = tmp_path / "broken.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        vid.read_scans(file)
+    with pytest.raises(InputError, match="does not exist"):
+        vid.read_scans(tmp_path / "none.json")
+
+
+def test_identification_rate_known_answers(tmp_path):
+    scans = vid.read_scans(write(tmp_path / "s.json", [entry("a", 17, 20), entry("b", 17, 20, false=1, missed=("L1",))]))
+    right = [numbering(["T11", "T12", "L1", "L2"]), numbering(["T11", "T12", "L2", None])]
+    figures = vid_evaluation.evaluate(scans, right)
+    assert figures["identification_rate"] == figures["identification_rate_ceiling"] == 7 / 8
+    assert figures["all_right"] == figures["all_right_ceiling"] == 0.5 and figures["all_right_fully_detected"] == 1.0
+    shifted = [numbering(["T12", "L1", "L2", "L3"], 0.4), numbering(["T11", "T12", "L2", "L3"])]
+    figures = vid_evaluation.evaluate(scans, shifted)
+    assert figures["identification_rate"] == 3 / 8         # a false detection that is named costs nothing here
+    half, *_, whole = figures["risk_coverage"]
+    assert half["error"] == 0.0 and whole["error"] == 4 / 7 and whole["scan_error"] == 0.5
+    assert "37.50 %" in vid_evaluation.report(figures)
+
+
+def test_a_nearer_false_detection_takes_the_hit(tmp_path):
+    raw = entry("a", 20, 20)
+    x, y, z = raw["truth"][0]["xyz"]
+    raw["detections"] = [{"xyz": xyz, "type": "body", "p_ctl": [0, 0, 1]} for xyz in ([x, y, z], [x + 5, y, z])]
+    scan = vid.read_scans(write(tmp_path / "s.json", [raw]))
+    nearest = int(scan[0].nearest[0])
+    names = [None, None]
+    names[1 - nearest] = "L2"                              # the level sits on the detection 5 mm away
+    assert vid_evaluation.evaluate(scan, [numbering(names)])["identification_rate"] == 0.0
+    names[nearest] = "L2"
+    assert vid_evaluation.evaluate(scan, [numbering(names)])["identification_rate"] == 1.0
+
+
+def test_anomalies_are_counted_apart(tmp_path):
+    raw = entry("a", 19, 23, false=1)
+    below = next(d for d in raw["detections"] if d["type"] == "body" and max(d["p_ctl"]) < 0.5)
+    raw["truth"].append({"xyz": below["xyz"], "type": "body", "level": "L6"})
+    scans = vid.read_scans(write(tmp_path / "s.json", [raw]))
+    assert scans[0].landmarks.targets[-1] == L6
+    row = vid_evaluation.evaluate(scans, [numbering(["L1", "L2", "L3", "L4", "L5", None])])["anomalies"]
+    assert row["L6"] == {"scans": 1, "all_right": 0, "named": 0} and row["T11-L1"]["scans"] == 0
+    row = vid_evaluation.evaluate(scans, [numbering(["L1", "L2", "L3", "L4", "L5", "L6"])])["anomalies"]
+    assert row["L6"] == {"scans": 1, "all_right": 1, "named": 1}
+
+
+def test_folds_keep_repeated_truth_together(tmp_path):
+    raws = [entry(f"s{k}", seed=k % 10) for k in range(30)]
+    scans = vid.read_scans(write(tmp_path / "s.json", raws))
+    fold = vid.folds(scans)
+    assert all(len(set(fold[k::10])) == 1 for k in range(10))
+    assert sorted(np.bincount(fold)) == [6] * 5
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vid")
+    raws = [entry(f"s{k}", first=10 + k % 6, last=23 - k % 2, seed=k, false=k % 3 == 0) for k in range(60)]
+    data = write(folder / "train.json.gz", raws)
+    assert _common.main("benchmark_vid", ["train", str(data), "-m", str(folder / "m.pth"), "-epochs", "12", "-members", "1"]) == 0
+    return folder / "m.pth"
+
+
+def test_train_then_predict_writes_the_format(model_file, tmp_path, capsys):
+    raws = [entry("x", 12, 23, seed=500, false=1), entry("y", 15, 23, seed=501)]
+    raws[1].pop("truth")
+    out = tmp_path / "OUT.json"
+    file = write(tmp_path / "f.json", raws)
+    assert _common.main("benchmark_vid", ["predict", str(file), "-m", str(model_file), "-o", str(out)]) == 0
+    answer = json.loads(out.read_text())
+    assert list(answer) == ["x", "y"]
+    for raw in raws:
+        bodies = [i for i, d in enumerate(raw["detections"]) if d["type"] == "body"]
+        assert [row["index"] for row in answer[raw["scan"]]] == bodies
+        assert all(set(row) == {"index", "level", "confidence"} and 0 <= row["confidence"] <= 1 for row in answer[raw["scan"]])
+        assert all(row["level"] is None or row["level"] in (*LEVELS, "L6") for row in answer[raw["scan"]])
+    assert "identification rate" in capsys.readouterr().out
+    named = {row["index"]: row["level"] for row in answer["x"]}
+    scan = vid.read_scans(tmp_path / "f.json")[0]
+    right = [named[int(scan.index[k])] == name for k, name in zip(scan.nearest, scan.names, strict=True)]
+    assert np.mean(right) > 0.7
+
+
+def test_predicting_without_truth_or_bodies(model_file, tmp_path):
+    out = tmp_path / "OUT.json"
+    file = write(tmp_path / "f.json", [{"scan": "empty", "detections": [], "truth": []}])
+    assert _common.main("benchmark_vid", ["predict", str(file), "-m", str(model_file), "-o", str(out)]) == 0
+    assert json.loads(out.read_text()) == {"empty": []}
+
+
+def test_crossval_reports_every_scan(tmp_path, capsys):
+    file = write(tmp_path / "f.json", [entry(f"s{k}", first=14, seed=k) for k in range(20)])
+    out = tmp_path / "figures.json"
+    assert _common.main("benchmark_vid", ["crossval", str(file), "-epochs", "2", "-members", "1", "-o", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["scans"] == 20 and figures["identification_rate_ceiling"] == 1.0
+    assert "ceiling" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["train", "F"], "needs -m"), (["predict", "F"], "needs -o"), (["crossval", "F", "-epochs", "0"], "-epochs"),
+    (["crossval", "F"], "at least 10"), (["predict", "F", "-o", "o.json", "-m", "none.pth"], "none.pth")])
+def test_bad_calls_end_with_a_sentence_and_code_2(tmp_path, capsys, arguments, message):
+    file = write(tmp_path / "f.json", [entry("a")])
+    assert _common.main("benchmark_vid", [str(file) if a == "F" else a for a in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real landmarks are not at hand")
+def test_real_file_has_the_known_ceilings():
+    scans = vid.read_scans(REAL)
+    nothing = [numbering([None] * len(scan.index)) for scan in scans]
+    figures = vid_evaluation.evaluate(scans, nothing)
+    assert figures["scans"] == 1944 and figures["identification_rate"] == 0.0
+    assert figures["identification_rate_ceiling"] == pytest.approx(0.990, abs=0.0005)
+    assert figures["all_right_ceiling"] == pytest.approx(0.921, abs=0.0005)
+    assert figures["anomalies"]["L6"]["scans"] == 46 and figures["anomalies"]["T11-L1"]["scans"] == 8
+    fold = vid.folds(scans)
+    assert len(set(zip(fold, (scan.name for scan in scans), strict=True))) == 1944 and np.bincount(fold).min() > 380
