@@ -39,10 +39,8 @@ class RawDataset:
         self._files = self._referenced_files() if "dataset" in self.json else self._listed_files()
         self.cases: list[str] = sorted(self._files)
         self._check_cases()
+        self.test_sets = _test_sets(self.folder)
         self.patients = self._read_patients()
-        self.test_sets: dict[str, list[str]] = {}
-        if (self.folder / "test_sets.json").is_file():
-            self.test_sets = read_json(self.folder / "test_sets.json", "test sets")
 
     @property
     def channel_name(self) -> str:
@@ -104,6 +102,9 @@ class RawDataset:
                              ) from error
 
     def _check_cases(self) -> None:
+        unsafe = [case for case in self.cases if not re.fullmatch(r"[^/\\\x00-\x1f]+", case) or case in (".", "..")]
+        if unsafe:
+            raise InputError(f"{self.folder / 'dataset.json'}: case {unsafe[0]!r} cannot be a file name; rename it.")
         if not self.cases:
             raise InputError(f"{self.folder} holds no training case; expected imagesTr/CASE_0000{self.file_ending} with "
                              f"labelsTr/CASE{self.file_ending}.")
@@ -122,7 +123,9 @@ class RawDataset:
     def _read_patients(self) -> dict[str, str]:
         """case -> patient of every case; empty when dataset.json names none."""
         given = self.json.get("patients") or {}
-        unknown = sorted(set(given) - set(self.cases) - set(sum(_test_cases(self.folder), [])))
+        if not isinstance(given, dict) or not all(isinstance(patient, str | int) for patient in given.values()):
+            raise InputError(f"{self.folder / 'dataset.json'}: 'patients' must be {{case: patient}}.")
+        unknown = sorted(set(given) - set(self.cases) - set(sum(self.test_sets.values(), [])))
         if unknown:
             raise InputError(f"{self.folder / 'dataset.json'}: 'patients' names {len(unknown)} unknown cases ('{unknown[0]}').")
         return {case: str(given.get(case, case)) for case in self.cases} if given else {}
@@ -183,7 +186,11 @@ class PreprocessedDataset:
         """{"geometry", "source_geometry": Geometry.to_json(), "vertebrae": {name: {"label", "start", "stop", "centroid",
         "body_centre", "voxels", "touches_border"}}}; positions are model-space indices (z, y, x), present vertebrae only."""
         if case not in self._properties:
-            self._properties[case] = read_json(self.folder / f"{case}.json", "preprocessed case")
+            path = self.folder / f"{case}.json"
+            content = read_json(path, "preprocessed case")
+            if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("geometry", "vertebrae")):
+                raise InputError(f"{path} does not describe a preprocessed case; run spineclue_preprocess --clean.")
+            self._properties[case] = content
         return self._properties[case]
 
     @cached_property
@@ -198,7 +205,10 @@ def _open_blosc2(path: Path) -> Any:
         raise InputError(f"{path} is missing although its case was complete; run spineclue_preprocess --clean.")
     # Loader workers are many; each decompresses with one thread. Memory mapping is not available on Windows.
     extra = {} if os.name == "nt" else {"mmap_mode": "r"}
-    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **extra)
+    try:
+        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **extra)
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise InputError(f"{path} is no intact blosc2 array; run spineclue_preprocess --clean.") from error
 
 
 def load_splits(preprocessed_dataset_folder: str | Path, cases: Sequence[str],
@@ -324,9 +334,14 @@ def _label_values(labels: Any, folder: Path) -> dict[str, int]:
     return values
 
 
-def _test_cases(folder: Path) -> list[list[str]]:
+def _test_sets(folder: Path) -> dict[str, list[str]]:
+    """{set: cases} of test_sets.json; empty without that file."""
     path = folder / "test_sets.json"
-    return [list(cases) for cases in read_json(path, "test sets").values()] if path.is_file() else []
+    content = read_json(path, "test sets") if path.is_file() else {}
+    if not isinstance(content, dict) or not all(isinstance(cases, list) and all(isinstance(case, str) for case in cases)
+                                                for cases in content.values()):
+        raise InputError(f"{path} is no list of test sets; expected {{\"public\": [case, ...], \"hidden\": [...]}}.")
+    return content
 
 
 def _file_digest(path: Path) -> str:

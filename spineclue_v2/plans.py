@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import reprlib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,10 +173,14 @@ class Plans:
     @staticmethod
     def from_json(content: dict[str, Any], source: str = "plan") -> Plans:
         """Typed plan from its JSON form. Unknown or missing keys and wrong types are InputErrors that name the place."""
-        if not isinstance(content, dict) or "stages" not in content:
+        if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
             raise InputError(f"{source} is no SpineCLUE plan (no 'stages').")
-        if content.get("format", 0) > FORMAT:
-            raise InputError(f"{source} has format {content['format']}; this version reads up to {FORMAT}. Update spineclue_v2.")
+        version = content.get("format", 0)
+        if type(version) is not int or version > FORMAT:
+            raise InputError(f"{source} has format {version!r}; this version reads up to {FORMAT}. Update spineclue_v2.")
+        for key, kind in (("plans_name", str), ("planner", str), ("dataset_name", str), ("dataset_hash", str), ("budget", dict)):
+            if not isinstance(content.get(key, kind()), kind):
+                raise InputError(f"{source}: {key} is {content[key]!r}; expected {kind.__name__}.")
         stages = {}
         for name, groups in content["stages"].items():
             if name not in GROUP_TYPES:
@@ -209,6 +215,7 @@ def _parse_group(groups: Any, stage: str, group: str, reasons: dict[str, dict[st
             raise InputError(f"{place}: unknown key '{key}'{_nearest(key, hints)}.")
         value = entry["value"] if isinstance(entry, dict) and "value" in entry else entry
         values[key] = _typed(value, hints[key], f"{place}.{key}")
+        _check_range(values[key], key, f"{place}.{key}")
         if isinstance(entry, dict) and "value" in entry:
             reasons[f"{group}.{key}"] = {k: v for k, v in entry.items() if k != "value"}
     missing = [f.name for f in dataclasses.fields(kind)
@@ -221,7 +228,7 @@ def _parse_group(groups: Any, stage: str, group: str, reasons: dict[str, dict[st
 def _typed(value: Any, hint: Any, place: str) -> Any:
     """`value` as the annotated type; lists become tuples; anything that does not fit is an InputError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    wrong = InputError(f"{place} is {value!r}; expected {getattr(hint, '__name__', None) or hint}.")
+    wrong = InputError(f"{place} is {reprlib.repr(value)}; expected {getattr(hint, '__name__', None) or hint}.")
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise wrong
@@ -235,10 +242,51 @@ def _typed(value: Any, hint: Any, place: str) -> Any:
             raise wrong
         return {str(k): _typed(v, arguments[1], place) for k, v in value.items()}
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) > MAX_NUMBER:
+            raise wrong
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
     raise wrong
+
+
+MAX_NUMBER = 10 ** 9
+POSITIVE = {"spacing_mm", "slice_size", "crop_size", "features", "blocks", "width", "stem_stride", "pool_grid", "hidden", "projection_dim",
+            "heatmap_sigma_mm", "batch_size", "inference_batch", "iterations_per_epoch", "slices_per_plane", "eps_mm", "axis_scale",
+            "temperature", "mc_samples", "neighbours", "spacing_between_mm"}
+ANY_SIGN = {"hu_min", "hu_max", "windows_hu", "decoder_prices", "witness_weights"}
+LARGEST = {"crop_size": 1024, "slice_size": 4096, "features": 8192, "blocks": 256, "width": 4096, "pool_grid": 1024, "hidden": 1 << 16,
+           "projection_dim": 1 << 16, "spacing_mm": 50, "batch_size": 1 << 16, "inference_batch": 1 << 16, "slices_per_plane": 1 << 16,
+           "mc_samples": 1 << 16, "dropout": 1, "nms_iou": 1, "min_score": 1, "overlap_dice": 1, "min_samples_share": 1}
+SIDES = {"L": "L", "R": "L", "P": "P", "A": "P", "S": "S", "I": "S"}
+CHOICES = {"contrastive_loss": ("in", "out"), "depth": (18, 34, 50, 101), "scale": ("n", "s", "m", "l", "x")}
+
+
+def _check_range(value: Any, key: str, place: str) -> None:
+    """Refuse numbers that no stage could work with: not finite, negative or zero where it makes no sense, absurdly large."""
+    if key in CHOICES and value not in CHOICES[key]:
+        raise InputError(f"{place} is {value!r}; known: {', '.join(map(str, CHOICES[key]))}.")
+    if key == "orientation" and sorted(SIDES.get(letter, "") for letter in value) != ["L", "P", "S"]:
+        raise InputError(f"{place} is {value!r}; expected one letter for each axis, such as LPS.")
+    if isinstance(value, tuple) and not value:
+        raise InputError(f"{place} is empty; expected at least one value.")
+    for number in _numbers(value):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise InputError(f"{place} holds {number}, which is not finite.")
+        if key not in ANY_SIGN and (number < 0 or (number == 0 and key in POSITIVE)):
+            raise InputError(f"{place} holds {number}; expected a number {'above' if key in POSITIVE else 'of at least'} 0.")
+        if abs(number) > LARGEST.get(key, MAX_NUMBER):
+            raise InputError(f"{place} holds a number above {LARGEST.get(key, MAX_NUMBER)}, the largest that is accepted.")
+    if key == "windows_hu" and any(low >= high for low, high in value):
+        raise InputError(f"{place} holds {value!r}; each window needs its lower limit first.")
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple):
+        return [number for part in value for number in _numbers(part)]
+    return [] if isinstance(value, str | bool) else [value]
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from .errors import InputError
 from .geometry import Geometry
+from .scan_headers import check_header, stored_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ MAX_VOXELS = 2 ** 31
 MIN_SLICES = 5
 # Deflate never packs better than about 1032:1, so a smaller file cannot hold what its header claims.
 MAX_PACKING = 1040
+MAX_HEADER_BYTES = 64 << 20  # NIfTI extensions included
+_DICOM_LOOK_BYTES = 1 << 20
+_PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _SPACING_RANGE_MM = (1e-3, 100.0)
 
 
@@ -53,8 +57,8 @@ def is_dicom_folder(folder: Path) -> bool:
         return bool(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
 
 
-def _check_grid(path: Path, size: Sequence[int], spacing: Sequence[float], voxel_bytes: int) -> None:
-    """Refuse what is no 3D scan. `size` and `spacing` in the file's order (x, y, z, ...)."""
+def _check_grid(path: Path, size: Sequence[int], spacing: Sequence[float], voxel_bytes: int, stored_bytes: int) -> None:
+    """Refuse what is no 3D scan. `size` and `spacing` in the file's order (x, y, z, ...); `stored_bytes`: where the voxels lie."""
     size = [int(n) for n in size]
     if len(size) < 3:
         raise InputError(f"{path} is {len(size)}D with size {tuple(size)}; expected a 3D scan.")
@@ -70,9 +74,8 @@ def _check_grid(path: Path, size: Sequence[int], spacing: Sequence[float], voxel
     if not all(np.isfinite(s) and lowest <= s <= highest for s in spacing[:3]):
         raise InputError(f"{path} has spacing {tuple(float(s) for s in spacing[:3])} mm; expected {lowest:g} to {highest:g} mm "
                          "along each axis. Mend the header.")
-    # The voxels of .mhd and .nhdr lie in another file.
-    if not path.name.lower().endswith((".mhd", ".nhdr")) and voxels * voxel_bytes > path.stat().st_size * MAX_PACKING:
-        raise InputError(f"{path} claims {voxels} voxels but its {path.stat().st_size} bytes cannot hold them; is it truncated? "
+    if voxels * voxel_bytes > stored_bytes * MAX_PACKING:
+        raise InputError(f"{path} claims {voxels} voxels but its {stored_bytes} bytes cannot hold them; is it truncated? "
                          "Copy it again.")
 
 
@@ -86,6 +89,7 @@ def _check_placement(path: Path, geometry: Geometry) -> None:
 def _read_with_itk(path: Path) -> tuple[np.ndarray, Geometry]:
     import SimpleITK as sitk
 
+    fields = check_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -94,7 +98,8 @@ def _read_with_itk(path: Path) -> tuple[np.ndarray, Geometry]:
         raise InputError(f"{path} is no readable image of its kind ({_reason(error)}).") from error
     if reader.GetNumberOfComponents() > 1:
         raise InputError(f"{path} holds {reader.GetNumberOfComponents()} values per voxel (colour?); expected one, in HU.")
-    _check_grid(path, reader.GetSize(), reader.GetSpacing(), sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent())
+    _check_grid(path, reader.GetSize(), reader.GetSpacing(), sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent(),
+                stored_bytes(path, fields))
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -120,7 +125,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
         if dtype.kind not in "iuf":
             what = "colour" if dtype.names else f"voxels of type {dtype}"
             raise InputError(f"{path} holds {what}; expected one HU value per voxel.")
-        _check_grid(path, size, header["pixdim"][1:4], dtype.itemsize)
+        _check_grid(path, size, header["pixdim"][1:4], dtype.itemsize, path.stat().st_size)
         shape = (size[2], size[1], size[0])
         array = _nifti_voxels(path, header, shape)
         geometry = _nifti_geometry(path, header, shape)
@@ -161,8 +166,11 @@ def _nifti_header(path: Path, head: bytes) -> Any:
 def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.ndarray:
     dtype = header.get_data_dtype()
     wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= MAX_HEADER_BYTES:
+        raise InputError(f"{path} says that its voxels begin at byte {offset:g}; expected 0 to {MAX_HEADER_BYTES}. Mend the header.")
     with _unpacked(path) as stream:
-        stream.read(max(int(header["vox_offset"]), int(header["sizeof_hdr"])))
+        stream.read(max(int(offset), int(header["sizeof_hdr"])))
         content = stream.read(wanted)
         if len(content) < wanted:
             raise InputError(f"{path} ends after {len(content)} of its {wanted} bytes of voxels; is it truncated? Copy it again.")
@@ -174,7 +182,8 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
         return array  # as the standard says: a slope of 0 means no scaling
     if not np.isfinite(intercept):
         raise InputError(f"{path} has a scaling that is not finite; mend the header.")
-    if dtype.kind in "iu" and slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2 ** 15:
+    whole = slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2 ** 15
+    if dtype.kind in "iu" and dtype.itemsize <= 2 and whole:
         return array.astype(np.int32) * np.int32(slope) + np.int32(intercept)
     return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
@@ -232,11 +241,20 @@ def _read_dicom_series(folder: Path) -> tuple[np.ndarray, Geometry]:
     if not series:
         raise InputError(f"{folder} holds no DICOM series; expected one, or a scan file ({', '.join(FILE_ENDINGS)}).")
     files = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), identifier) for identifier in series]
+    _check_leftovers(folder, {Path(name).name for names in files for name in names})
     names = max(files, key=len)
     if len(files) > 1:
         logger.warning("%s holds %d DICOM series; the longest one (%d slices) is used.", folder.name, len(files), len(names))
     if len(names) < MIN_SLICES:
         raise InputError(f"{folder} holds a DICOM series of {len(names)} slices; expected {MIN_SLICES} or more.")
+    first = sitk.ImageFileReader()
+    first.SetFileName(names[0])
+    try:
+        first.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"The DICOM series in {folder} cannot be read ({_reason(error)}).") from error
+    stored = sum(Path(name).stat().st_size for name in names)
+    _check_grid(folder, (*first.GetSize()[:2], len(names)), (1.0, 1.0, 1.0), 1, stored)  # before anything is allocated
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(names)
     reader.MetaDataDictionaryArrayUpdateOn()
@@ -249,9 +267,25 @@ def _read_dicom_series(folder: Path) -> tuple[np.ndarray, Geometry]:
     if image.GetDimension() == 4:
         image = image[:, :, :, 0]
     spacing = (*image.GetSpacing()[:2], _slice_step(folder, reader, len(names)) or image.GetSpacing()[2])
-    _check_grid(folder, image.GetSize(), spacing, voxel_bytes=0)
+    _check_grid(folder, image.GetSize(), spacing, 1, stored)
     image.SetSpacing(spacing)
     return _from_itk(folder, image)
+
+
+def _check_leftovers(folder: Path, used: set[str]) -> None:
+    """Files that GDCM left out without a word: a damaged slice is refused, other DICOM objects (reports, ...) are mentioned."""
+    others = []
+    for entry in folder.iterdir():
+        if entry.name not in used and entry.is_file() and entry.name.upper() != "DICOMDIR":
+            with open(entry, "rb") as file:
+                content = file.read(_DICOM_LOOK_BYTES)
+            if content[128:132] == b"DICM":
+                others.append(entry.name)
+                if _PIXEL_DATA in content:
+                    raise InputError(f"{folder} holds the image {entry.name} that cannot be read; is it truncated? Copy it again.")
+    if others:
+        logger.warning("%s: %d DICOM files belong to no series of images (e.g. %s); they are left out.", folder.name, len(others),
+                       others[0])
 
 
 def _slice_step(folder: Path, reader: Any, count: int) -> float | None:
@@ -259,8 +293,13 @@ def _slice_step(folder: Path, reader: Any, count: int) -> float | None:
     position, orientation = "0020|0032", "0020|0037"
     if not all(reader.HasMetaDataKey(i, position) for i in range(count)) or not reader.HasMetaDataKey(0, orientation):
         return None
-    places = np.array([[float(v) for v in reader.GetMetaData(i, position).split("\\")] for i in range(count)])
-    cosines = np.array([float(v) for v in reader.GetMetaData(0, orientation).split("\\")]).reshape(2, 3)
+    try:
+        places = np.array([[float(v) for v in reader.GetMetaData(i, position).split("\\")] for i in range(count)]).reshape(count, 3)
+        cosines = np.array([float(v) for v in reader.GetMetaData(0, orientation).split("\\")]).reshape(2, 3)
+    except ValueError:
+        raise InputError(f"The DICOM series in {folder} has slices whose position or orientation is no list of numbers.") from None
+    if not (np.isfinite(places).all() and np.isfinite(cosines).all()):
+        raise InputError(f"The DICOM series in {folder} has slices whose position or orientation is not finite.")
     moves = np.diff(places, axis=0)
     along = np.abs(moves @ np.cross(cosines[0], cosines[1]))
     step = float(np.median(along))

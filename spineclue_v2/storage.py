@@ -49,7 +49,7 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{what} {path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of thousands of digits, endless nesting
         raise InputError(f"{what} {path} is not valid JSON ({error}).") from None
     except OSError as error:
         raise InputError(f"{what} {path} cannot be read: {error.strerror}.") from None

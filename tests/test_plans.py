@@ -12,7 +12,7 @@ from example_fingerprint import fingerprint
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning.planner import SpineCLUEPlanner
-from spineclue_v2.plans import GROUP_TYPES, GROUPS, STAGES, Plans
+from spineclue_v2.plans import CHOICES, GROUP_TYPES, GROUPS, STAGES, Plans
 
 FIELDS = [
     (stage, group, field.name) for stage in STAGES for group in GROUPS for field in dataclasses.fields(GROUP_TYPES[stage][group])
@@ -24,11 +24,17 @@ def plans() -> Plans:
     return SpineCLUEPlanner("raw", fingerprint(), 1, "cpu").plan()
 
 
-def changed(value: Any) -> Any:
-    """Another value of the same type."""
+def changed(value: Any, field: str = "") -> Any:
+    """Another value of the same type that `field` may have."""
+    if field in CHOICES:
+        return next(choice for choice in CHOICES[field] if choice != value)
+    if field == "orientation":
+        return "RAS"
     if isinstance(value, bool):
         return not value
-    if isinstance(value, int | float):
+    if isinstance(value, float):
+        return value / 2 + 0.01
+    if isinstance(value, int):
         return value + 1
     if isinstance(value, str):
         return value + "x"
@@ -42,7 +48,7 @@ def test_every_field_invalidates_what_its_group_says(plans: Plans, stage: str, g
     """data: the preprocessed folder and the weights; network: this stage's weights; run: nothing. Other stages: never."""
     content = plans.to_json()
     entry = content["stages"][stage][group][field]
-    entry["value"] = changed(entry["value"])
+    entry["value"] = changed(entry["value"], field)
     edited = Plans.from_json(json.loads(json.dumps(content)))
     assert getattr(getattr(edited.stage(stage), group), field) != getattr(getattr(plans.stage(stage), group), field)
     data_differs = edited.stage(stage).data_fingerprint != plans.stage(stage).data_fingerprint

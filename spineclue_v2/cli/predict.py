@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 DESCRIPTION = "Find, segment and name the vertebrae of CT scans. Without -d or -m the weights that come with the package serve."
 
@@ -10,11 +11,15 @@ DESCRIPTION = "Find, segment and name the vertebrae of CT scans. Without -d or -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", required=True, help="scan file, folder with a DICOM series, or folder of scans")
     parser.add_argument("-o", required=True, help="output folder")
+    add_source_arguments(parser)
+    add_model_arguments(parser)
+    add_run_arguments(parser)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("-d", help="dataset id or name whose trained model to use")
     source.add_argument("-m", help="folder of a model (a results folder DatasetXXX_Name)")
-    add_model_arguments(parser)
-    add_run_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,21 +42,28 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inference.model import load_shipped, load_trained
     from ..inference.predict import list_cases
-    from ..training.device import resolve_device
 
     list_cases(args.i)  # a wrong input path is said before seconds are spent on loading networks
+    return predict_and_report(args, load_model(args))
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """The model that -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the shipped one."""
+    from ..inference import model
+    from ..training.device import resolve_device
+
     device = resolve_device(args.device)
     if args.m is None and args.d is None:
-        model = load_shipped(device)
-    else:
-        from .. import paths
+        return model.load_shipped(device)
+    from .. import paths
 
-        folder = Path(args.m) if args.m else paths.results_folder() / paths.dataset_name(args.d)
-        trainers = dict(zip(("localize", "segment", "identify"), args.tr, strict=True)) if args.tr else None
-        model = load_trained(folder, args.f, device, args.p, trainers, args.chk)
-    return predict_and_report(args, model)
+    folder = Path(args.m) if args.m else paths.results_folder() / paths.dataset_name(args.d)
+    return model.load_trained(folder, args.f, device, args.p, trainers_of(args), args.chk)
+
+
+def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
+    return dict(zip(("localize", "segment", "identify"), args.tr, strict=True)) if args.tr else None
 
 
 def predict_and_report(args: argparse.Namespace, model: object) -> int:

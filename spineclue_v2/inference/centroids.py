@@ -50,9 +50,9 @@ def read_ctd(path: str | Path, geometry: Geometry) -> dict[int, np.ndarray]:
     """
     content = read_json(path, "centroid file")
     try:
-        direction = tuple(content[0]["direction"])
+        direction = tuple(str(side) for side in content[0]["direction"])
         rows = [(int(row["label"]), [float(row[axis]) for axis in "XYZ"]) for row in content[1:] if "label" in row]
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise InputError(f'{path} is no VerSe centroid file; expected [{{"direction": ["P","I","R"]}}, '
                          '{"label": 20, "X": .., "Y": .., "Z": ..}, ...].') from None
     if len(direction) != 3 or not set(direction) <= set(OPPOSITE) or len({min(d, OPPOSITE[d]) for d in direction}) != 3:

@@ -7,6 +7,7 @@ unzip installs it too. Tensors and JSON only; names of cases and patients and pa
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import tempfile
@@ -19,9 +20,9 @@ import torch
 
 from .. import __version__, paths
 from ..errors import InputError
-from ..plans import DEFAULT_PLANS_NAME, STAGES
+from ..plans import DEFAULT_PLANS_NAME, STAGES, Plans
 from ..storage import atomic_path, read_json
-from ..training.checkpoint import Checkpoint
+from ..training.checkpoint import HALF_PRECISION_RATIO, Checkpoint
 from .model import CHECKPOINT_NAME, Model, load_trained, trained_files
 from .model_card import licence_text, model_card
 
@@ -79,9 +80,12 @@ def write_shipped(dataset: str | int, fold: int | str, folder: str | Path, plans
     _, files, _ = _checked(dataset, [fold], plans_name, trainers, checkpoint_name)
     written = []
     for stage in STAGES:
-        checkpoint = _without_cases(Checkpoint.load(files[stage][0]))
+        checkpoint = _halved(_without_cases(Checkpoint.load(files[stage][0])))
         target = Path(folder) / f"{stage}.pth"
-        replace(checkpoint, meta={k: v for k, v in checkpoint.meta.items() if k != "history"}).save(target, half=True)
+        # The folder's plan, not the one at the start of training: `run` numbers may have been chosen since.
+        plans = Plans.load(files[stage][0].parent.parent / "plans.json")
+        meta = {k: v for k, v in checkpoint.meta.items() if k != "history"} | {"plans": plans.to_json()}
+        replace(checkpoint, meta=meta).save(target, half=True)
         size = target.stat().st_size
         if size > SHIPPED_LIMIT:
             logger.warning("%s has %.1f MB; the package's weights should stay under %.0f MB each.", target, size / 1e6, SHIPPED_LIMIT / 1e6)
@@ -104,11 +108,28 @@ def _without_cases(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, meta=meta, optimizer=None, scaler=None)
 
 
+def _halved(checkpoint: Checkpoint) -> Checkpoint:
+    """Weights as fp16. A tensor that goes by two names stays one (`Checkpoint.save` alone would write it twice)."""
+    halves: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def half(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point() or not tensor.numel() or tensor.abs().max() >= HALF_PRECISION_RATIO:
+            return tensor
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        return halves.setdefault(key, tensor.half())
+
+    return replace(checkpoint, network={name: half(tensor) for name, tensor in checkpoint.network.items()})
+
+
 def _shareable_bytes(file: Path, half: bool) -> bytes:
+    """The checkpoint as it is shared. Saved a second time into memory: torch writes the (temporary) file's name into the file."""
+    buffer = io.BytesIO()
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / file.name
-        _without_cases(Checkpoint.load(file)).save(target, half)
-        return target.read_bytes()
+        checkpoint = _without_cases(Checkpoint.load(file))
+        (_halved(checkpoint) if half else checkpoint).save(target, half)
+        torch.save(torch.load(target, weights_only=True), buffer)
+    return buffer.getvalue()
 
 
 def _add(archive: zipfile.ZipFile, listed: dict[str, Any], name: str, content: bytes) -> None:

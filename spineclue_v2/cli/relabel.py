@@ -1,0 +1,36 @@
+"""`spineclue_relabel`: name the vertebrae of anybody's label map."""
+from __future__ import annotations
+
+import argparse
+
+from .predict import add_model_arguments, add_source_arguments, load_model
+
+DESCRIPTION = ("Name the vertebrae of a label or instance map made by any tool, by the shape and place of its bodies; its own values are "
+               "ignored. Without -d or -m the weights that come with the package serve.")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", required=True, help="label map: one value per vertebra, or one value for all that do not touch")
+    parser.add_argument("-o", required=True, help="output label map (.nii.gz); OUT.json and OUT_ctd.json are written beside it")
+    parser.add_argument("-ct", default=None, help="the CT of the map: draws OUT.png. The names do not depend on it: a witness that "
+                                                  "looks at the CT is not part of this version")
+    parser.add_argument("--ignore", type=int, nargs="+", default=[], metavar="VALUE",
+                        help="values that are no vertebrae (sacrum, ribs, ...)")
+    parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")
+    parser.add_argument("-device", default=None, choices=["cuda", "cpu", "mps"], help="default: the best there is")
+    add_source_arguments(parser)
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..inference.pipeline import Options
+    from ..inference.relabel import relabel
+
+    result = relabel(args.i, args.o, load_model(args), Options(forbid_anomalies=args.forbid_anomalies), args.ignore, args.ct)
+    names = " ".join(v.level or "?" for v in result.vertebrae)
+    print(f"{args.o}: {names or 'no vertebra found'}")
+    for note in result.notes:
+        print(note)
+    if result.vertebrae and not result.numbering_anchored:
+        print("The numbering is not anchored: the whole sequence may be shifted up or down.")
+    return 0

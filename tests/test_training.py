@@ -1,0 +1,332 @@
+"""The training loop on real stages of a tiny dataset: resume, stop, refusals, what it leaves behind."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_dataset import DATASET, edited
+
+from spineclue_v2 import paths
+from spineclue_v2.cli import _common
+from spineclue_v2.dataset import PreprocessedDataset, fold_cases, load_splits
+from spineclue_v2.errors import InputError
+from spineclue_v2.plans import Plans
+from spineclue_v2.stages import default_trainer_name, trainer_class
+from spineclue_v2.training.checkpoint import FORMAT, Checkpoint, load_weights
+from spineclue_v2.training.run import train
+from spineclue_v2.training.trainer import BaseTrainer, Interrupted, default_workers
+
+CPU = torch.device("cpu")
+
+
+def trainer(tiny: Path, stage: str, folder: Path, workers: int = 0, kind: type | None = None, **edits: dict) -> BaseTrainer:
+    """The stage's trainer on fold 0; `edits`: {group: {field: value}} of its plan."""
+    plans = edited(Plans.load(tiny / "SpineCLUEPlans.json"), {stage: edits})
+    dataset = PreprocessedDataset(tiny / plans.stage(stage).data_fingerprint)
+    train_cases, val_cases = fold_cases(load_splits(tiny, dataset.cases), 0)
+    return (kind or trainer_class(stage))(plans, 0, dataset, train_cases, val_cases, folder, CPU, workers=workers)
+
+
+def stop_after(run: BaseTrainer, steps: int) -> None:
+    """Send this process a SIGTERM within step number `steps`."""
+    original, done = run.train_step, []
+
+    def step(batch):
+        done.append(original(batch))
+        if len(done) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done[-1]
+
+    run.train_step = step
+
+
+# Two iterations per epoch; identify changes its phase after two epochs: stopped in epoch 0, and on both sides of the change.
+@pytest.mark.parametrize("stage, steps, edits", [
+    ("localize", 3, {}), ("segment", 1, {}), ("segment", 3, {}),
+    ("identify", 1, {}), ("identify", 4, {}), ("identify", 5, {}), ("identify", 5, {"run": {"freeze_backbone": True}}), ("identify", 7, {}),
+], ids=lambda value: str(value) if not isinstance(value, dict) else "frozen" if value else "")
+def test_a_run_that_was_stopped_and_continued_ends_like_one_that_was_not(tiny, tmp_path, stage, steps, edits):
+    whole = uninterrupted(tiny, tmp_path / "whole", stage, edits)
+    folder = tmp_path / "cut"
+    before = signal.getsignal(signal.SIGTERM)
+    first = trainer(tiny, stage, folder, **edits)
+    stop_after(first, steps)
+    with pytest.raises(Interrupted, match=rf"epoch {steps // 2} of {stage}.*--c"):
+        first.run()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Checkpoint.load(folder / "checkpoint_latest.pth").meta["epoch"] == steps // 2
+    assert not (folder / "checkpoint_final.pth").exists()
+    trainer(tiny, stage, folder, **edits).run(resume=True)
+    found = Checkpoint.load(folder / "checkpoint_final.pth")
+    same(found, whole)
+
+
+def uninterrupted(tiny: Path, folder: Path, stage: str, edits: dict, _known: dict = {}) -> Checkpoint:  # noqa: B006 - shared by all cases
+    key = (str(tiny), stage, str(edits))
+    if key not in _known:
+        run = trainer(tiny, stage, folder, **edits)
+        run.run()
+        _known[key] = Checkpoint.load(folder / "checkpoint_final.pth")
+    return _known[key]
+
+
+def same(found: Checkpoint, wanted: Checkpoint) -> None:
+    """Bit by bit the same weights, extra tensors, fitted values and history (but for the seconds)."""
+    for name in ("network", "extra"):
+        a, b = getattr(found, name), getattr(wanted, name)
+        assert a.keys() == b.keys()
+        assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    for key in ("fitted", "epoch", "best_ema", "train_cases"):
+        assert found.meta[key] == wanted.meta[key]
+    for key in set(wanted.meta["history"]) - {"seconds"}:
+        assert found.meta["history"][key] == wanted.meta["history"][key]
+
+
+def test_what_a_finished_training_leaves_behind(tiny, capsys):
+    assert _common.main("train", [DATASET, "segment", "0", "-device", "cpu"]) == 0
+    assert "Validation of segment fold 0: Dice" in capsys.readouterr().out
+    folder = paths.results_folder() / DATASET / "SegmentTrainer__SpineCLUEPlans__segment"
+    assert {"plans.json", "dataset.json", "dataset_fingerprint.json"} <= {p.name for p in folder.iterdir()}
+    left = {p.name for p in (folder / "fold_0").iterdir()}
+    (log,) = [name for name in left if name.startswith("training_log_")]
+    assert left == {"checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "validation", log}
+    assert (folder / "fold_0" / "progress.png").read_bytes().startswith(b"\x89PNG")
+    said = (folder / "fold_0" / log).read_text()
+    assert "epoch 2/2: loss" in said and "Training is done" in said
+    summary = json.loads((folder / "fold_0" / "validation" / "summary.json").read_text())
+    meta = Checkpoint.load(folder / "fold_0" / "checkpoint_final.pth").meta
+    assert [row["case"] for row in summary["metric_per_case"]] == meta["val_cases"]
+    assert not set(meta["val_cases"]) & set(meta["train_cases"]) and len(meta["train_cases"]) == 4
+    assert [len(meta["history"][key]) for key in ("train_loss", "ema_score", "learning_rate")] == [2, 2, 2]
+    assert meta["history"]["learning_rate"][0] > meta["history"]["learning_rate"][1]  # poly schedule
+    # Validation alone gives the same figures; continuing a finished training trains no more.
+    assert _common.main("train", [DATASET, "segment", "0", "-device", "cpu", "--val"]) == 0
+    assert json.loads((folder / "fold_0" / "validation" / "summary.json").read_text()) == summary
+    before = Checkpoint.load(folder / "fold_0" / "checkpoint_final.pth")
+    assert _common.main("train", [DATASET, "segment", "0", "-device", "cpu", "--c"]) == 0
+    same(Checkpoint.load(folder / "fold_0" / "checkpoint_final.pth"), before)
+
+
+def test_sigterm_is_one_sentence_and_leaves_a_checkpoint(tiny, monkeypatch, capsys):
+    original = BaseTrainer.train_step
+
+    def step(self, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(BaseTrainer, "train_step", step)
+    assert _common.main("train", [DATASET, "segment", "0", "-device", "cpu"]) == _common.INTERRUPTED
+    said = capsys.readouterr().err
+    assert "continue with --c" in said and "Traceback" not in said
+    folder = paths.results_folder() / DATASET / "SegmentTrainer__SpineCLUEPlans__segment" / "fold_0"
+    assert Checkpoint.load(folder / "checkpoint_latest.pth").meta["epoch"] == 0
+    assert not (folder / "validation").exists()
+
+
+def test_an_unfinished_run_is_continued_although_an_older_one_was_finished(tiny, tmp_path):
+    run = trainer(tiny, "segment", tmp_path)
+    run.folder.mkdir(exist_ok=True)
+    run.epoch = 2
+    run.checkpoint().save(tmp_path / "checkpoint_final.pth")
+    run.epoch = 1
+    for key in run.history:
+        run.history[key] = [0.5]
+    run.checkpoint(with_optimizer=True).save(tmp_path / "checkpoint_latest.pth")
+    again = trainer(tiny, "segment", tmp_path)
+    again._resume()
+    assert again.epoch == 1
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "the trap is sprung")
+
+
+@pytest.mark.parametrize("spoil, reason", [
+    (lambda file, aside: torch.save({"network_weights": {}, "meta": "{}", "extra": Trap(aside)}, file), "damaged"),
+    (lambda file, aside: file.write_bytes(file.read_bytes()[:3000]), "damaged"),
+    (lambda file, aside: torch.save(torch.zeros(3), file), "no checkpoint of spineclue_v2"),
+    (lambda file, aside: torch.save({"network_weights": {"a": 3}, "meta": "{}"}, file), "no checkpoint of spineclue_v2"),
+    (lambda file, aside: torch.save({"network_weights": {}, "meta": "not JSON"}, file), "no checkpoint of spineclue_v2"),
+    (lambda file, aside: torch.save({"network_weights": {}, "meta": "{}", "format": FORMAT + 1}, file), f"format {FORMAT + 1}"),
+    (lambda file, aside: torch.save({"network_weights": {}, "meta": "{}"}, file), "model fingerprint None"),
+], ids=["code", "truncated", "a tensor", "no tensors", "no JSON", "newer", "empty"])
+def test_a_checkpoint_that_is_none_is_refused(tiny, tmp_path, spoil, reason):
+    run = trainer(tiny, "segment", tmp_path)
+    file = tmp_path / "checkpoint_latest.pth"
+    run.checkpoint(with_optimizer=True).save(file)
+    spoil(file, tmp_path / "sprung")
+    with pytest.raises(InputError, match=reason) as refusal:
+        run.run(resume=True)
+    assert str(file) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_checkpoint_of_another_plan_is_refused(tiny, tmp_path):
+    run = trainer(tiny, "segment", tmp_path)
+    run.checkpoint(with_optimizer=True).save(tmp_path / "checkpoint_latest.pth")
+    wider = trainer(tiny, "segment", tmp_path, network={"features": (4, 12)})
+    with pytest.raises(InputError, match=run.plan.model_fingerprint) as refusal:
+        wider.run(resume=True)
+    assert wider.plan.model_fingerprint in str(refusal.value)
+    with pytest.raises(InputError, match="does not fit the plan's network"):
+        load_weights(wider.network, run.checkpoint(), tmp_path)
+    # What only concerns a run may change in between.
+    trainer(tiny, "segment", tmp_path, run={"initial_lr": 1e-4})._resume()
+
+
+def test_folds_of_one_stage_share_their_model(tiny, tmp_path, monkeypatch):
+    plans = Plans.load(tiny / "SpineCLUEPlans.json")
+    folder = paths.results_folder() / DATASET / f"{default_trainer_name('segment')}__SpineCLUEPlans__segment"
+    edited(plans, {"segment": {"network": {"features": (4, 12)}}}).save(folder / "plans.json")
+    (folder / "fold_1").mkdir()
+    (folder / "fold_1" / "checkpoint_final.pth").write_bytes(b"another fold")
+    with pytest.raises(InputError, match=plans.stage("segment").model_fingerprint):
+        train(DATASET, "segment", 0, device="cpu")
+    assert not (folder / "fold_0").exists()
+
+
+def test_what_cannot_be_continued_or_validated_says_what_to_run(tiny):
+    with pytest.raises(InputError, match="no checkpoint to continue from"):
+        train(DATASET, "segment", 0, device="cpu", resume=True)
+    with pytest.raises(InputError, match="does not exist.*spineclue_train"):
+        train(DATASET, "segment", 0, device="cpu", only_validate=True)
+    with pytest.raises(InputError, match="one of them"):
+        train(DATASET, "segment", 0, device="cpu", resume=True, only_validate=True)
+    with pytest.raises(InputError, match="Fold 'first'"):
+        train(DATASET, "segment", "first", device="cpu")
+    with pytest.raises(InputError, match="no stage 'grading'"):
+        trainer_class("grading")
+    assert not list(paths.results_folder().rglob("*.pth"))
+
+
+def test_pretrained_weights_fit_as_far_as_they_do(tiny, tmp_path, caplog):
+    old = trainer(tiny, "identify", tmp_path)
+    with torch.no_grad():
+        for tensor in old.network.parameters():
+            tensor.add_(1.0)
+    old.checkpoint().save(tmp_path / "old.pth")
+    new = trainer(tiny, "identify", tmp_path, network={"hidden": 24})
+    fresh = {key: value.clone() for key, value in new.network.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        new.load_pretrained(tmp_path / "old.pth")
+    taken, given = new.network.state_dict(), old.network.state_dict()
+    fits = [key for key in taken if taken[key].shape == given[key].shape]
+    assert 0 < len(fits) < len(taken)
+    assert all(torch.equal(taken[key], given[key]) for key in fits)
+    assert all(torch.equal(taken[key], fresh[key]) for key in set(taken) - set(fits))
+    assert f"{len(fits)} tensors fit, {len(taken) - len(fits)} start fresh" in caplog.text
+    with pytest.raises(InputError, match="another stage"):
+        trainer(tiny, "segment", tmp_path).load_pretrained(tmp_path / "old.pth")
+
+
+class Broken:
+    """A batch maker that raises, or dies as one that runs out of memory does. Module-level: worker processes import it."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __call__(self, index: int) -> dict[str, torch.Tensor]:
+        if self.how == "raises":
+            raise ZeroDivisionError("the batch of doom")
+        os._exit(137)
+
+
+@pytest.mark.parametrize("how, reason", [("raises", "the batch of doom"), ("dies", "exited unexpectedly|killed")])
+def test_a_worker_that_fails_ends_the_run_with_its_reason(tiny, tmp_path, how, reason):
+    run = trainer(tiny, "segment", tmp_path, workers=1)
+    run.batch_maker = lambda training: Broken(how)
+    started = time.monotonic()
+    with pytest.raises((RuntimeError, ZeroDivisionError), match=reason) as failure:
+        run.run()
+    assert time.monotonic() - started < 120  # starting a process takes its time on a busy machine; a hang would last forever
+    if how == "raises":
+        assert "Original Traceback" in str(failure.value) and "in __call__" in str(failure.value)
+
+
+def test_who_stops_the_workers_too_is_understood(tiny, tmp_path):
+    run = trainer(tiny, "segment", tmp_path)
+
+    def batches():
+        run._request_stop()
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+        yield
+
+    run._batches = lambda training, start, stop: batches()
+    with pytest.raises(Interrupted):
+        run.run()
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tiny, tmp_path):
+    run = trainer(tiny, "segment", tmp_path)
+    run.loss = lambda batch: (run.network(batch["image"]).sum() * float("nan"), {})
+    with pytest.raises(RuntimeError, match="loss of stage segment became nan in epoch 0"):
+        run.run()
+
+
+def test_shared_checkpoints_hold_half_of_the_bytes(tiny, tmp_path):
+    run = trainer(tiny, "segment", tmp_path)
+    checkpoint = run.checkpoint(with_optimizer=True)
+    checkpoint.extra = {"phi": torch.eye(24), "large": torch.tensor([1e6]), "count": torch.tensor([3]), "none": torch.zeros(0)}
+    checkpoint.save(tmp_path / "whole.pth")
+    checkpoint.save(tmp_path / "half.pth", half=True)
+    found = Checkpoint.load(tmp_path / "half.pth")
+    assert found.optimizer is None and found.meta == json.loads(json.dumps(checkpoint.meta))
+    for key, value in checkpoint.network.items():
+        torch.testing.assert_close(found.network[key], value, rtol=1e-3, atol=1e-6)
+    assert found.extra["large"].item() == 1e6 and found.extra["count"].dtype == torch.int64
+    same(Checkpoint.load(tmp_path / "whole.pth"), checkpoint)
+
+
+def test_a_fold_beyond_the_splits_does_not_part_patients(tiny, tmp_path, monkeypatch):
+    import shutil
+
+    from spineclue_v2.training import run as module
+
+    home = tmp_path / "preprocessed" / DATASET
+    shutil.copytree(tiny, home)
+    monkeypatch.setenv("spineclue_preprocessed", str(home.parent))
+    (home / "splits_final.json").unlink()
+    description = json.loads((home / "dataset.json").read_text())
+    cases = sorted(description["patients"])
+    owner = dict(zip(cases, ["a", "a", "a", "b", "b"], strict=True))
+    (home / "dataset.json").write_text(json.dumps(description | {"patients": owner}))
+
+    class Told(Exception):
+        pass
+
+    def recorder(plans, fold, data, train_cases, val_cases, folder, device):
+        raise Told(train_cases, val_cases)
+
+    monkeypatch.setattr(module, "trainer_class", lambda stage, name: recorder)
+    recorder.__name__ = "Recorder"
+    for fold in (0, 1, 7, 8, 9):
+        with pytest.raises(Told) as told:
+            train(DATASET, "segment", fold, device="cpu")
+        parts = [{owner[case] for case in part} for part in told.value.args]
+        assert sorted(map(sorted, parts)) == [["a"], ["b"]]
+        assert sorted(sum(told.value.args, [])) == cases
+
+
+def test_the_number_of_loader_processes(monkeypatch):
+    for name in ("spineclue_n_proc_DA", "nnUNet_n_proc_DA"):
+        monkeypatch.delenv(name, raising=False)
+    assert 1 <= default_workers() <= 12
+    monkeypatch.setenv("nnUNet_n_proc_DA", "5")
+    assert default_workers() == 5
+    monkeypatch.setenv("spineclue_n_proc_DA", "0")
+    assert default_workers() == 0
+    monkeypatch.setenv("spineclue_n_proc_DA", "many")
+    with pytest.raises(InputError, match="spineclue_n_proc_DA is 'many'"):
+        default_workers()
