@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from malformed import CORPUS, torch_bytes
 from malformed_scans import header_with, whole_file
 from small_model import write_results
+from test_share import without_detector
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.inference.install import check_checkpoint, install_model
@@ -113,7 +114,7 @@ def archive(tmp_path_factory) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         results = write_results(tmp_path_factory.mktemp("results")).parent
         patch.setenv("spineclue_results", str(results))
-        return export_model(501, results / "model.zip", half=True).read_bytes()
+        return without_detector(export_model(501, results / "model.zip", half=True)).read_bytes()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -183,7 +183,7 @@ def facts(**changes: Any) -> Facts:
         (rules.slices_per_plane(facts(fov=(300, 400, 400), extent_p5=(20, 40, 50)), 12, 999), 120),
         (rules.slices_per_plane(facts(fov=(300, 400, 400), extent_p5=(20, 10, 50)), 12, 999), 200),
         (rules.eps_mm(facts(spacing_between=(16, 25, 40))), 4.0),
-        (rules.axis_scale(4.0), (1.0, 4.0, 4.0)),
+        (rules.axis_scale(4.0), (1.0, 3.0, 3.0)),
         (rules.spacing_between_mm(facts(spacing_between=(16, 25, 40))), (12.0, 50.0)),
         (rules.centre_jitter_mm(facts(spacing_between=(16, 25, 40))), 8.0),
         (rules.centre_jitter_mm(facts(spacing_between=(30, 35, 40))), 10.0),

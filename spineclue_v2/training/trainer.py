@@ -177,7 +177,8 @@ class BaseTrainer:
             raise
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> float:
-        self.optimizer.zero_grad(set_to_none=True)
+        # Of the whole network: what a phase has frozen must not keep an old gradient, which would count in the clipping.
+        self.network.zero_grad(set_to_none=True)
         batch = to_device(batch, self.device)
         with autocast(self.device):
             loss, _ = self.loss(batch)
