@@ -84,7 +84,9 @@ def test_a_false_detection_far_off_the_line_is_doubted(witness):
     scan = made_spine(2000)
     centres = np.insert(scan.centres, 12, scan.centres[11] + [14.0, 16.0, -11.0], axis=0)
     doubt = witness.log_probabilities(centres)[:, gf.NOT_A_VERTEBRA]
-    assert doubt[12] == doubt.max()
+    # More likely false than not; of its neighbours at most the one it crowds is doubted too, the far ones are not.
+    assert doubt[12] > np.log(0.5)
+    assert np.delete(doubt, [11, 12, 13]).max() < np.log(0.2)
 
 
 def test_saved_and_loaded_it_answers_the_same(witness, tmp_path):
