@@ -185,7 +185,8 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
     whole = slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2 ** 15
     if dtype.kind in "iu" and dtype.itemsize <= 2 and whole:
         return array.astype(np.int32) * np.int32(slope) + np.int32(intercept)
-    return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which read_volume refuses
+        return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
 def _nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Geometry:
