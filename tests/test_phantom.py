@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import LABEL_OF_NAME, ORDER_INDEX
 from spineclue_v2.errors import InputError
-from spineclue_v2.phantom import parse_pathology, pathology, sample, shapes, spine, tables
+from spineclue_v2.phantom import parse_pathology, pathology, sample, sampling, shapes, spine, tables
 from spineclue_v2.phantom.primitives import Points, capsule, ellipsoid
 
 LUMBAR = {"first": "L2", "last": "L4", "spacing": 2.0, "variant": None, "wide": False, "fractures": {}, "screws": 0, "cement": 0}
+LUMBAR |= {"oblique": 0, "streaks": 0, "dish": 0}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -86,6 +87,9 @@ def test_variants_number_the_levels(variant, present, absent):
 def test_a_vertebra_cut_by_the_border_is_not_labelled():
     case = sample(9020, first="L3", last="L4", spacing=3.0, margin=15, variant=None, wide=False)
     assert case.partial and not {LABEL_OF_NAME[n] for n in case.partial} & set(np.unique(case.labels))
+    shown = sample(9020, first="L3", last="L4", spacing=3.0, margin=15, variant=None, wide=False, cut_share=0.0)
+    np.testing.assert_array_equal(shown.ct, case.ct)
+    assert {LABEL_OF_NAME["L2"], LABEL_OF_NAME["L5"]} <= set(np.unique(shown.labels))
 
 
 def test_fracture_lowers_the_body_by_its_grade():
@@ -186,7 +190,9 @@ def test_raw_dataset(tmp_path: Path):
     assert content["numTraining"] == 2 and content["labels"]["L5"] == 24 and content["file_ending"] == ".nii.gz"
     header, *points = json.loads((folder / "centroidsTr" / f"{names[0]}_ctd.json").read_text())
     assert header == {"direction": ["P", "I", "R"]}
-    pir = labels.transpose(1, 0, 2)[:, ::-1, ::-1]  # (z, y, x) LPS -> P, I, R
+    oriented = sitk.DICOMOrient(sitk.ReadImage(str(folder / "labelsTr" / f"{names[0]}.nii.gz")), "PIR")
+    pir = sitk.GetArrayFromImage(oriented).transpose(2, 1, 0)
+    assert (pir > 0).sum() == (labels > 0).sum() and len(points) >= 3
     for point in points:
         centre = np.argwhere(pir == point["label"]).mean(0)
         assert np.allclose(centre, [point["X"], point["Y"], point["Z"]], atol=1e-3)
@@ -263,3 +269,105 @@ def test_remapping_keeps_the_order_of_tissues(seed, strength):
     assert (mapped.diff() >= 0).all() and float(mapped[0]) == -1024
     if strength == 0:
         assert torch.allclose(mapped, values, atol=1)
+
+
+def test_default_distribution_holds_the_rarer_kinds_as_often_as_stated():
+    drawn = [sampling._draw_shares(seed, {}) for seed in range(4000)]
+    for name, share in sampling.SHARES.items():
+        key, rare = ("spine", False) if name == "limb" else (name, True)
+        found = np.mean([bool(o[key]) == rare for o in drawn])
+        assert abs(found - share) < 0.015, name
+    thick = [o["thick"] for o in drawn if o["thick"]]
+    assert min(thick) >= 3 and max(thick) <= 5
+    asked = [sampling._draw_shares(seed, {"first": "L1"}) for seed in range(300)]
+    assert all(o["spine"] and not o["tight"] and not o["thick"] for o in asked)  # who asks for a field gets it
+
+
+def test_a_limb_only_where_nothing_is_asked_of_the_spine():
+    seed = next(s for s in range(1000) if not sampling._draw_shares(s, {})["spine"])
+    assert sample(seed, noise=5).centroids == {}
+    assert sample(seed, **LUMBAR).centroids
+    assert sample(seed, spine=False, spacing=3.0).meta["spine"] is False
+
+
+def test_tight_crop_leaves_little_round_the_vertebrae():
+    case = sample(9070, tight=True, variant=None, fractures={}, screws=0, cement=0)
+    assert 0.85 < case.spacing[0] == case.spacing[1] == case.spacing[2] < 1.6 and 1 <= len(case.centroids) <= 5
+    z, _, x = (np.ptp(i) for i in np.nonzero(case.labels))
+    assert case.ct.shape[2] * case.spacing[2] < x * case.spacing[2] + 45
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.floats(4, 25), st.integers(0, 1000))
+def test_a_turned_grid_keeps_body_and_world_together(degrees, seed):
+    """In world coordinates the spine of a turned grid runs as that of the straight one: only the voxels are turned."""
+    still = {"margin": 12.0, "oblique": 0} | LUMBAR | {"spacing": 4.0, "cobb": 0.0}
+    straight, turned = (sample(seed, **(still | {"oblique": d})) for d in (0.0, degrees))
+    angle = math.degrees(math.acos(min(1, (np.trace(turned.direction) - 1) / 2)))
+    assert math.isclose(angle, degrees, abs_tol=1e-6) and np.array_equal(straight.direction, np.eye(3))
+    common = sorted(set(straight.centroids) & set(turned.centroids), key=ORDER_INDEX.get)
+    lines = [np.diff([c.centroids[n]["body"] for n in common], axis=0) for c in (straight, turned)]
+    assert len(common) >= 2 and np.allclose(*lines, atol=1e-6)
+    for name in common:  # and the body's centre lies in its label, on the turned grid too
+        index = np.rint((np.array(turned.centroids[name]["body"]) @ turned.direction)[::-1] / 4.0).astype(int)
+        assert turned.labels[tuple(index)] == LABEL_OF_NAME[name]
+
+
+def test_streaks_lie_in_shoulders_and_hips():
+    ct = torch.full((60, 40, 40), 50.0)
+    levels = np.linspace(26, 3, 60)
+    noisy = pathology.add_streaks(ct, levels, [2.0, 2.0, 2.0], 1.0, torch.Generator().manual_seed(0)) - 50
+    spread = noisy.std((1, 2))
+    hip, loin, shoulder = (float(spread[np.abs(levels - k).argmin()]) for k in (25, 18, 7))
+    assert hip > 30 and shoulder > 50 and loin < 5
+    along = (noisy[2, :, 1:] - noisy[2, :, :-1]).std() / (noisy[2, 1:] - noisy[2, :-1]).std()
+    assert along < 0.5  # they run from left to right
+
+
+def test_dish_bridges_discs_in_front():
+    what = {"first": "T8", "last": "T9", "spacing": 1.5, "margin": 10.0, "variant": None, "wide": False, "fractures": {}, "oblique": 0,
+            "screws": 0, "cement": 0, "streaks": 0, "osteophytes": 0}  # fmt: skip
+    plain, bridged = (sample(9080, dish=d, **what) for d in (0.0, 1.0))
+    assert np.array_equal(plain.labels, bridged.labels)
+    more = (bridged.ct.astype(int) - plain.ct > 250) & (plain.labels == 0)
+    places = np.argwhere(more).mean(0) * 1.5
+    assert more.sum() > 150 and places[1] < np.mean([c["body"][1] for c in plain.centroids.values()]) - 8
+
+
+@pytest.mark.parametrize("switch", ["cement", "lesions", "contrast", "osteophytes", "randomise"])
+def test_switches_change_the_scan_and_leave_its_names(switch, lumbar):
+    case = sample(9001, **(LUMBAR | {switch: {"contrast": 400, "lesions": 3}.get(switch, 1)}))
+    assert set(case.centroids) == set(lumbar.centroids)
+    assert case.ct.shape != lumbar.ct.shape or (np.abs(case.ct.astype(int) - lumbar.ct) > 30).mean() > 2e-4
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR", "SAL"])
+def test_written_orders_of_voxels_tell_the_same_case(orientation, tmp_path):
+    from spineclue_v2.dataset_conversion.phantom import ORIENTATIONS, write_case
+    from spineclue_v2.inference.centroids import read_ctd
+    from spineclue_v2.volume import read_labels, read_volume
+
+    assert orientation in ORIENTATIONS and math.isclose(sum(ORIENTATIONS.values()), 1)
+    case = sample(9090, **(LUMBAR | {"spacing": 4.0, "oblique": 9.0}))
+    write_case(tmp_path, "case", case, orientation)
+    labels = read_labels(tmp_path / "labelsTr" / "case.nii.gz")
+    assert labels.geometry.orientation == orientation
+    centres = read_ctd(tmp_path / "centroidsTr" / "case_ctd.json", labels.geometry)
+    for name, centre in case.centroids.items():
+        assert np.allclose(centres[LABEL_OF_NAME[name]], centre["mask"], atol=1e-2)
+    back = read_volume(tmp_path / "imagesTr" / "case_0000.nii.gz").reoriented("LPS")
+    assert np.array_equal(back.array, case.ct) and np.array_equal(labels.reoriented("LPS").array, case.labels)
+
+
+def test_padding_goes_round_the_same_case(lumbar):
+    case = sample(9001, **(LUMBAR | {"padding": 20}))
+    rims, value = np.array(case.meta["padding"]["voxels"]), case.meta["padding"]["value"]
+    inner = tuple(slice(a, n - b) for (a, b), n in zip(rims, case.ct.shape, strict=True))
+    assert rims.sum() > 0 and np.array_equal(case.ct[inner], lumbar.ct) and np.array_equal(case.labels[inner], lumbar.labels)
+    around = np.ones(case.ct.shape, bool)
+    around[inner] = False
+    assert (case.ct[around] == value).all() and not case.labels[around].any()
+    for name, centre in case.centroids.items():
+        assert np.allclose(np.argwhere(case.labels == LABEL_OF_NAME[name]).mean(0)[::-1] * 2.0, centre["mask"], atol=1e-3)
+    with pytest.raises(InputError):
+        sample(9001, **(LUMBAR | {"padding": 500}))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,10 +13,24 @@ from torch.nn import functional as F
 
 from .primitives import Points
 
+SLAB_VOXELS = 250_000
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread and without gradients: with many small tensors more threads only wait for each other, badly so when busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
 
 def occupancy(depth: Tensor, sigma: float) -> Tensor:
     """Fraction of tissue in a voxel `depth` mm inside an edge: the normal integral, as 1.7-logistic."""
-    return torch.sigmoid(depth * (1.702 / sigma))
+    return (depth * (1.702 / sigma)).sigmoid_()
 
 
 def noise(shape: tuple[int, ...], sigma: tuple[float, ...], generator: torch.Generator) -> Tensor:
@@ -78,6 +96,15 @@ class Canvas:
         self.axes = tuple(o + s * torch.arange(n, dtype=torch.float32) for o, s, n in zip(origin, spacing, shape, strict=True))
         self.sigma = float(np.sqrt(psf**2 + (float(np.mean(spacing)) * 0.35) ** 2))
 
+    def slabs(self) -> Iterator[tuple[slice, Canvas]]:
+        """The canvas in slabs of rows that fit a processor's cache: (rows, a canvas of them that shares the voxels)."""
+        step = max(int(SLAB_VOXELS / (self.shape[1] * self.shape[2])), 1)
+        for start in range(0, self.shape[0], step):
+            rows, slab = slice(start, min(start + step, self.shape[0])), copy(self)
+            slab.hu, slab.axes = self.hu[rows], (self.axes[0][rows], *self.axes[1:])
+            slab.shape, slab.origin = (rows.stop - start, *self.shape[1:]), (float(slab.axes[0][0]), *self.origin[1:])
+            yield rows, slab
+
     def box(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, slice, slice] | None:
         """Index slices of the LPS box low..high (x, y, z mm), or None outside the grid."""
         out = []
@@ -110,14 +137,17 @@ class Canvas:
     def fill(self, box: tuple[slice, slice, slice], d: Tensor, value: Tensor | float, sigma: float | None = None) -> None:
         """Paint soft tissue of `value` HU where d < 0, with a blurred edge."""
         target = self.hu[box]
-        weight = occupancy(-d, sigma or self.sigma)
-        target.add_(weight * (value - target))
+        weight = occupancy(d, -(sigma or self.sigma))
+        if isinstance(value, Tensor):
+            target.add_(weight.mul_(value - target))
+        else:  # the common case, without temporaries
+            target.mul_(1 - weight).add_(weight, alpha=value)
 
     def bone(
         self, box: tuple[slice, slice, slice], d: Tensor, inner: Tensor | float, shell: Tensor | float, cortex: float
     ) -> None:
         """Paint bone: `cortex` HU in a shell of `shell` mm under the surface d = 0, `inner` HU (cancellous) below it."""
         target = self.hu[box]
-        outer = occupancy(-d, self.sigma)
+        outer = occupancy(d, -self.sigma)
         core = occupancy(-d - shell, self.sigma)
         target.mul_(1 - outer).add_(outer.sub_(core) * cortex).add_(core * inner)

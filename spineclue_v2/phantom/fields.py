@@ -43,9 +43,10 @@ def distance(v: Placed, local: Points, seed: int) -> Tensor:
     half = shapes.half_distance(v.name, v.params, q, v.bifid)
     cells = tuple(int((h - a) / (12 * s)) + 2 for a, h in zip(low[::-1], high[::-1], strict=True))
     own = torch.Generator().manual_seed(seed)
-    # two scales of warp; trilinear stretching of a coarse field lowers its deviation to some 2/3
-    fine = smooth_field(local.x.shape, cells, own, 3) * 1.1
-    move = fine + smooth_field(local.x.shape, tuple(max(c // 3, 2) for c in cells), own, 3) * 0.7
+    # two scales of warp, less in the slender neck; trilinear stretching of a coarse field lowers its deviation to some 2/3
+    slender = 0.45 if v.name[0] == "C" else 1.0
+    fine = smooth_field(local.x.shape, cells, own, 3) * (0.75 * slender)
+    move = fine + smooth_field(local.x.shape, tuple(max(c // 3, 2) for c in cells), own, 3) * (0.55 * slender)
     (z0, _), (y0, _), _ = shapes.local_box(v.name, v.params)
     coordinates = (
         (local.x + move[2]).abs() / s / (shape[2] - 1),
@@ -85,8 +86,13 @@ def _separate(a: tuple, a_original: Tensor, b: tuple, b_original: Tensor, gap: f
     torch.maximum(part, (a_original[ia] - b_original[ib] + gap).mul_(0.5), out=part)
 
 
-def label_volume(canvas: Canvas, subject: Subject, fields: list, shape: tuple, factor: tuple) -> tuple[np.ndarray, list[str]]:
-    """Label volume on the scan's grid, and the names of vertebrae that the border cuts (these stay 0)."""
+def label_volume(
+    canvas: Canvas, subject: Subject, fields: list, shape: tuple, factor: tuple, cut_share: float | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Label volume on the scan's grid, and the names of vertebrae that the border cuts.
+
+    These stay 0, but those of which at least `cut_share` lies inside are labelled all the same.
+    """
     labels = torch.zeros(shape, dtype=torch.uint8)
     nearest = torch.zeros(shape)
     size = np.array([n * s for n, s in zip(canvas.shape, canvas.spacing, strict=True)])[::-1]
@@ -105,7 +111,8 @@ def label_volume(canvas: Canvas, subject: Subject, fields: list, shape: tuple, f
         if outside[:, 2].mean() > 0.02 or cut.mean() > 0.08 or (cut & body.all(1)).any():
             if (d < 0).any():
                 partial.append(v.name)
-            continue
+            if cut_share is None or 1 - cut.mean() < cut_share:
+                continue
         coarse = tuple(slice(s.start // f, -(-s.stop // f)) for s, f in zip(box, factor, strict=True))
         padded = torch.full([(c.stop - c.start) * f for c, f in zip(coarse, factor, strict=True)], 5.0)
         padded[tuple(slice(s.start - c.start * f, s.stop - c.start * f) for s, c, f in zip(box, coarse, factor, strict=True))] = d

@@ -77,8 +77,8 @@ def paint_vertebrae(canvas: Canvas, subject: Subject, fields: list, rng: np.rand
     grain = tuple(1.0 / s for s in canvas.spacing)
     texture = noise(canvas.shape, tuple(0.8 * g for g in grain), canvas.generator)
     strength, cortex = rng.uniform(20, 75), rng.uniform(850, 1600)
-    wall, arch_wall, arch_hu = rng.uniform(0.25, 0.6), rng.uniform(0.55, 1.9), rng.uniform(-20, 120)
-    plate = rng.uniform(0, 110)
+    wall, arch_wall, arch_hu = rng.uniform(0.25, 0.6), rng.uniform(0.55, 1.7), rng.uniform(-40, 80)
+    plate = rng.uniform(0, 80)
     outset = rng.uniform(0.35, 0.8)  # reference masks run outside the bone's edge (measured on real ones)
     for v, box, d in fields:
         index = LEVEL_INDEX[EMITTING_LEVEL[v.name]]
@@ -106,8 +106,8 @@ def paint_implants(
 ) -> dict[str, Any]:
     usable = [v for v in subject.placed if v.name in visible and v.name[0] in "TL" and v.name not in ("T1", "T2", "T3")]
     roll, start = rng.random(), rng.random()
-    screws = o["screws"] if o["screws"] is not None else (int(rng.integers(2, 6)) if roll < 0.05 else 0)
-    cement = o["cement"] if o["cement"] is not None else (1 if 0.05 < roll < 0.065 else 0)
+    screws = o["screws"] if o["screws"] is not None else (int(rng.integers(2, 6)) if roll < 0.08 else 0)
+    cement = o["cement"] if o["cement"] is not None else (1 if 0.08 < roll < 0.11 else 0)
     done: dict[str, Any] = {"screws": [], "cement": []}
     if usable and cement:
         chosen = rng.choice(len(usable), size=min(int(cement), len(usable)), replace=False)

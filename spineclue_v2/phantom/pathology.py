@@ -25,10 +25,12 @@ SWITCHES: dict[str, tuple[str, float, str]] = {
     "contrast": ("contrast", 250, "HU added to blood"),
     "thick": ("thick", 5, "slice thickness in mm, axial"),
     "noise": ("noise", 80, "standard deviation in HU"),
-    "streaks": ("streaks", 1, "0..2, horizontal photon-starvation streaks through the shoulders"),
+    "streaks": ("streaks", 1, "0..2, horizontal photon-starvation streaks through shoulders and hips"),
     "motion": ("motion", 2, "mm, sideways steps between breathing positions"),
     "randomise": ("randomise", 1, "0..1, random monotone remapping of HU (domain randomisation for training)"),
     "short": ("short", 2, "number of whole vertebrae in the field"),
+    "padding": ("padding", 25, "mm, constant voxels (-1024, -2048, -3024 or 0) round the scan, at most so many on a side"),
+    "oblique": ("oblique", 12, "degrees between the scan's grid and the body"),
 }
 """Name on the command line -> (keyword of `sample`, strength when none is given, meaning)."""
 
@@ -40,8 +42,8 @@ def parse_pathology(text: str) -> dict[str, Any]:
         name, _, value = part.partition("=")
         if name in VARIANTS and not value:
             what["variant"] = name
-        elif name == "wide" and not value:
-            what["wide"] = True
+        elif name in ("wide", "tight") and not value:
+            what[name] = True
         elif name == "negative" and not value:
             what["spine"] = False
         elif name == "fracture" and ":" in value:
@@ -49,7 +51,7 @@ def parse_pathology(text: str) -> dict[str, Any]:
         elif name in SWITCHES:
             what[SWITCHES[name][0]] = _number(name, value)
         else:
-            known = ", ".join([*SWITCHES, *VARIANTS, "wide", "negative"])
+            known = ", ".join([*SWITCHES, *VARIANTS, "wide", "tight", "negative"])
             raise InputError(f"Pathology '{part}' is unknown; known: {known} (NAME or NAME=STRENGTH, separated by commas).")
     return what
 
@@ -112,11 +114,11 @@ def paint_lesions(canvas: Canvas, placed: list[Placed], count: int, rng: np.rand
     return done
 
 
-def add_shoulder_streaks(
+def add_streaks(
     ct: Tensor, level: np.ndarray, spacing: list[float], strength: float, generator: torch.Generator
 ) -> Tensor:
-    """Noise drawn out from left to right where the shoulders take the photons (`level` index per slice, about C6..T2)."""
-    gain = strength * 90 * np.exp(-(((level - 7) / 1.6) ** 2))
+    """Noise drawn out from left to right where shoulders and hips take the photons (`level` index per slice: C6..T2, L5 and below)."""
+    gain = strength * (90 * np.exp(-(((level - 7) / 1.6) ** 2)) + 60 * np.exp(-(((level - 25) / 1.4) ** 2)))
     streaks = noise(tuple(ct.shape), (0.4 / spacing[0], 0.6 / spacing[1], 0), generator)
     streaks = smooth(streaks, 18 / spacing[2], 2)
     streaks /= streaks.std().clamp_min(1e-6)

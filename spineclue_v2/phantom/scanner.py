@@ -10,7 +10,7 @@ import torch
 from ..anatomy import EMITTING_LEVEL, LEVEL_INDEX
 from ..errors import InputError
 from .canvas import Canvas, average, noise, smooth
-from .pathology import add_shoulder_streaks, remap
+from .pathology import add_streaks, remap
 from .spine import Subject
 
 MAX_VOXELS = 4.5e6
@@ -25,9 +25,9 @@ def draw_scanner(rng: np.random.Generator, o: dict[str, Any]) -> dict[str, Any]:
     if kernel not in ("soft", "medium", "bone"):
         raise InputError(f"Phantom kernel '{kernel}' is unknown; choose soft, medium or bone.")
     psf, sd, grain, edge = {
-        "soft": ((0.55, 0.75), (8, 25), (0.7, 1.0), (0, 0.1)),
-        "medium": ((0.45, 0.6), (12, 40), (0.5, 0.8), (0.1, 0.5)),
-        "bone": ((0.35, 0.5), (25, 85), (0.25, 0.55), (0.4, 1.1)),
+        "soft": ((0.55, 0.75), (10, 40), (0.7, 1.0), (0, 0.1)),
+        "medium": ((0.45, 0.6), (18, 70), (0.5, 0.8), (0.1, 0.5)),
+        "bone": ((0.35, 0.5), (35, 110), (0.25, 0.55), (0.4, 1.1)),
     }[kernel]
     sd = rng.uniform(*sd)
     return {
@@ -36,9 +36,11 @@ def draw_scanner(rng: np.random.Generator, o: dict[str, Any]) -> dict[str, Any]:
         "noise": float(o["noise"] if o["noise"] is not None else sd),
         "grain": rng.uniform(*grain),
         "edge": rng.uniform(*edge),
-        "wide": bool(o["wide"] if o["wide"] is not None else rng.random() < 0.25),
+        "wide": bool(o["wide"] if o["wide"] is not None else rng.random() < 0.25) and not o["tight"],
         "air": float(rng.choice([-1024.0, -1000.0, -2048.0, -3024.0], p=[0.5, 0.3, 0.1, 0.1])),
         "grid": float(rng.random()),
+        # millimetres above, below, beside, in front and behind of a tight crop
+        "snug": (rng.uniform(1, 8, 5) * [1, 1, 1, 1, 0.6] + [0, 0, 0, 18, 0]).tolist(),
     }
 
 
@@ -54,6 +56,8 @@ def draw_spacing(rng, size: np.ndarray, o: dict[str, Any], scan: dict[str, Any])
     spacing = np.array(
         (plane, plane, thick) if scan["grid"] < 0.4 else (iso,) * 3 if scan["grid"] < 0.8 else (slices, plane, plane)
     )
+    if o["tight"]:
+        return (float(round(0.9 + 0.375 * (iso - 0.8) / 0.5, 4)),) * 3
     if o["thick"] is not None:
         if not 0.3 <= o["thick"] <= 10:
             raise InputError(f"Phantom slices of {o['thick']:g} mm are not possible; choose 0.3 to 10.")
@@ -92,7 +96,7 @@ def scan(
     )
     ct = ct + grainy * torch.from_numpy(gain * settings["noise"]).float().view(-1, 1, 1)
     if settings["streaks"]:
-        ct = add_shoulder_streaks(ct, level, spacing, settings["streaks"], canvas.generator)
+        ct = add_streaks(ct, level, spacing, settings["streaks"], canvas.generator)
     ct = ct.clamp_(-1024, 3071)
     if settings["randomise"]:
         ct = remap(ct, settings["randomise"], extra)

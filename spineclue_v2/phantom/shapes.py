@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .primitives import Points, capsule, ellipsoid, polyline, smooth_max, smooth_min, superellipse_radius
-from .tables import BIFID, EGG, SHAPE
+from .tables import BIFID, EGG, OUTSET, SHAPE
 
 STEP = 1.0  # mm of the local grids
 
@@ -57,8 +57,11 @@ def half_distance(name: str, p: dict[str, float], q: Points, bifid: bool | None 
     back = p["dm"] / 2 + 0.4
     # the canal opens by some 8 % towards both ends of the arch
     flare = 1 + 0.08 * (q.z / max(p["ha"], 12.0)).square().clamp(0, 1)
+    # between straight laminae the canal narrows backwards, most in the neck
+    deep = ((q.y - back) / p["cd"]).clamp(0, 1) * 2 - 1
+    taper = 1 - {"C": 0.2, "T": 0.05, "L": 0.12}[level[0]] * deep
     canal = (
-        (superellipse_radius(q.x, q.y - back - p["cd"] / 2, p["cw"] / 2 * flare, p["cd"] / 2 * flare, 2.3) - 1)
+        (superellipse_radius(q.x, q.y - back - p["cd"] / 2, p["cw"] / 2 * flare * taper, p["cd"] / 2 * flare, 2.3) - 1)
         * min(p["cw"], p["cd"])
         / 2
     )
@@ -68,7 +71,7 @@ def half_distance(name: str, p: dict[str, float], q: Points, bifid: bool | None 
     if level[0] == "C":
         centre = p["wm"] / 2 + (5.8 if level != "C2" else 8.5), p["dm"] * 0.175 + 1.2
         d = torch.maximum(d, (2.9 if level != "C7" else 2.0) - torch.hypot(q.x - centre[0], q.y - centre[1]))
-    return d - (0.0 if level[0] == "C" else 0.3)  # reference masks lie slightly outside the dry bone
+    return d - OUTSET[level]
 
 
 def _body(level: str, p: dict[str, float], q: Points) -> Tensor:
@@ -117,10 +120,12 @@ def _arch(level: str, p: dict[str, float], q: Points, bifid: bool) -> Tensor:
     sup = capsule(q, (px, back + p["cd"] * 0.45, p["pz"] - 2), (p["ux"], p["uy"], p["uz"] - r + 1), r + 1, r, (1, 0.85, 1))
     inf = capsule(q, (max(px - 2, p["ix"]), wall - 3, p["lz"]), (p["ix"], p["iy"], p["iz"] + r - 1), r + 0.5, r, (1, 0.85, 1))
     if cervical:
-        pillar = capsule(
-            q, (p["ux"], p["uy"] + 0.5, p["uz"] - 5), (p["ix"], p["iy"] - 0.5, p["iz"] + 5), 4.6, stretch=(1, 0.85, 1)
-        )
-        sup = smooth_min(sup, pillar, 2.0)
+        pillar = capsule(q, (p["ux"], p["uy"], p["uz"] - 2), (p["ix"], p["iy"], p["iz"] + 2), 4.4 if level != "C7" else 3.7)
+        sup = smooth_min(smooth_min(sup, inf, 1.5), pillar, 2.0)
+        # both facets of the pillar lie in planes that rise forwards by 45 degrees (C7: 55)
+        slope = math.radians(45 if level != "C7" else 35)
+        up = (q.y - (p["uy"] + p["iy"]) / 2) * math.sin(slope) + (q.z - (p["uz"] + p["iz"]) / 2) * math.cos(slope)
+        sup = inf = smooth_max(sup, up.abs() - (p["uz"] - p["iz"]) / 2 * math.cos(slope) + 1.8, 1.0)
     thick = (5.0 if cervical else 6.5 if not lumbar else 7.0) / 2
     start = (px + (2 if cervical else 0), wall - p["cd"] * (0.55 if cervical else 0.4), p["lz"] + (0 if cervical else 1))
     lamina = capsule(
@@ -197,7 +202,7 @@ def _atlas(p: dict[str, float], q: Points) -> Tensor:
     process = capsule(q, (side + 10, -1, -1), (p["tx"] - 3.2, 2.5, -1.5), 4.8, 3.4, (1, 1, 1.1))
     d = smooth_min(smooth_min(front, back, 2.0), smooth_min(mass, process, 2.0), 2.0)
     hole = 3.1 - torch.hypot(q.x - (side + 12.5), q.y - 1.0)
-    return torch.maximum(d, hole)
+    return torch.maximum(d, hole) - OUTSET["C1"]
 
 
 def vary(rng: np.random.Generator, subject: dict[str, float], p: dict[str, float], variation: dict) -> dict[str, float]:

@@ -10,7 +10,7 @@ import numpy as np
 from ..anatomy import ANATOMICAL_ORDER, LEVELS
 from ..errors import InputError
 from . import shapes
-from .tables import BIFID, FOV, SCALE_SD, SPACING, TILT, VARIATION
+from .tables import BIFID, FOV, GAP_SD, SCALE_SD, SPACING, TILT, VARIATION
 
 VARIANTS = ("T13", "L6", "no_T12")
 
@@ -82,7 +82,7 @@ def draw_subject(
     """Draw shapes, curve and spacing of a whole spine. `fractures`: name -> (Genant grade, type); `osteophytes` 0..1."""
     names = level_names(variant)
     scale = math.exp(rng.normal(0, SCALE_SD))
-    age = rng.uniform(20, 92)
+    age = rng.triangular(20, 68, 95)  # scanned spines are mostly old ones
     trabecular = float(np.clip(226 - 2.5 * (age - 25) + rng.normal(0, 42), 25, 330))
     subject = {group: rng.normal(0, sd) for group, (sd, _, _) in VARIATION.items()}
     # part of each width and depth factor is shared (correlation .55 with the height in the measurements)
@@ -91,7 +91,7 @@ def draw_subject(
     subject["spinous_angle"] = rng.normal(0, 5)
     angle_sag, angle_cor, turn, cobb = _curve(rng, names, cobb)
     params = [shapes.vary(rng, subject, _template(n, variant), VARIATION) for n in names]
-    gaps = [SPACING[n] * scale * math.exp(0.6 * subject["height"] + rng.normal(0, 0.02)) for n in names]
+    gaps = [SPACING[n] * scale * math.exp(0.6 * subject["height"] + rng.normal(0, GAP_SD.get(n, 0.018))) for n in names]
     grades = {}
     for i, name in enumerate(names):
         _osteophytes(rng, name, params[i], osteophytes)
@@ -130,7 +130,7 @@ def _curve(rng: np.random.Generator, names: list[str], cobb: float | None):
     neck = rng.normal(0, 13) * np.clip((6 - index) / 6, 0, 1)
     sagittal = mean + kyphosis + lordosis + neck + smooth(4) + rng.normal(0, 4)
     if cobb is None:
-        low, high = [(0, 8), (8, 18), (18, 35), (35, 55)][rng.choice(4, p=[0.72, 0.2, 0.07, 0.01])]
+        low, high = [(0, 8), (8, 18), (18, 35), (35, 60)][rng.choice(4, p=[0.66, 0.19, 0.11, 0.04])]
         cobb = rng.uniform(low, high)
     # a main curve and a compensating one above or below it
     apex, width = (rng.normal(13, 2), rng.uniform(4, 5.5)) if rng.random() < 0.5 else (rng.normal(19, 1.2), rng.uniform(3, 4))
@@ -166,7 +166,8 @@ def _place(rng, names, params, gaps, sagittal, coronal, turn, scale, bifid, grad
     behind = atlas.params["cd"] / 2 - 6.5
     tilt = rotation(math.radians(rng.normal(-4, 5)), math.radians(rng.normal(0, 2)), math.radians(rng.normal(0, 5)))
     atlas.rotation = axis.rotation @ tilt
-    atlas.centre = axis.world((0, 1.5, axis.params["ha"] / 2 + 9.0)) + atlas.rotation @ np.array([0, behind * scale, 0])
+    height = axis.params["ha"] / 2 + 9.0 + rng.normal(0, 1.7)
+    atlas.centre = axis.world((0, 1.5, height)) + atlas.rotation @ np.array([0, behind * scale, 0])
     atlas.body_offset = np.array([0, -behind, 0.0])
     return placed
 

@@ -6,6 +6,7 @@ Everything here is unlabelled. Outlines follow the spine: tables run over the le
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import numpy as np
 import torch
@@ -44,6 +45,12 @@ class Frame:
 
         self.x, self.y, self.size = line(0), line(1), size
 
+    def rows(self, rows: slice) -> Frame:
+        """The frame of a slab of the canvas."""
+        part = copy(self)
+        part.level, part.x, part.y = self.level[rows], self.x[rows], self.y[rows]
+        return part
+
     def at(self, values: tuple[float, ...], knots: tuple[float, ...] = _AT, scaled: bool = True) -> Tensor:
         """Table over the level index -> (z, 1, 1), times the body size."""
         return torch.from_numpy(np.interp(self.level, knots, values) * (self.size if scaled else 1)).float().view(-1, 1, 1)
@@ -72,29 +79,35 @@ def _blob(x: Tensor, y: Tensor, z: Tensor, a: float, b: float, c: float) -> Tens
 
 def paint_trunk(canvas: Canvas, frame: Frame, rng: np.random.Generator, contrast: float) -> None:
     """Skin, fat, muscle, lungs, airway, abdomen, great vessels. `contrast`: added HU of blood."""
-    box, q = _whole(canvas), canvas.points(_whole(canvas))
-    cx, cy = frame.line()
-    x, y = q.x - (0.75 * cx + 0.25 * cx.mean() + float(rng.normal(0, 6))), q.y - cy
-    width, front, back = frame.at(_WIDTH), frame.at(_FRONT), frame.at(_BACK)
+    aside = 0.25 * float(frame.x.mean()) + float(rng.normal(0, 6))
     fat = float(rng.uniform(3, 28))
-    skin = _ellipse(x, y - (back - front) / 2 + 0 * fat, width + fat, (front + back) / 2 + fat * 0.7, 2.6)
     muscle_hu, fat_hu = float(rng.uniform(40, 65)), float(rng.uniform(-112, -92))
     cells = tuple(int(n * s / 16) + 2 for n, s in zip(canvas.shape, canvas.spacing, strict=True))
     blobs = smooth_field(canvas.shape, cells, canvas.generator, 2)
-    canvas.fill(box, skin, fat_hu)
-    canvas.fill(box, (skin + 1.2).abs() - 0.8, 20.0)
-    flesh = skin + fat * 0.85 + 2
-    streaks = float(rng.uniform(0.0, 1.0)) ** 2  # fatty muscle in the old
-    septa = torch.exp(-(blobs[1] / 0.07).square()) * float(rng.uniform(40, 120))  # fat between the muscles
-    canvas.fill(box, flesh + 2 * blobs[0], muscle_hu - 70 * streaks * (blobs[1] - 0.3).clamp(0, 1.2) - septa)
-    _midline_fat(canvas, q.x - cx, y, skin, fat_hu)
-    low = frame.level > 17.0
-    if low.any():
-        _abdomen(canvas, frame, low, x, y, flesh, blobs, rng, fat_hu, contrast)
-    if ((frame.level > 6.5) & (frame.level < 18.5)).any():
-        _chest(canvas, frame, x, y, blobs, rng)
-    _neck(canvas, frame, x, y, rng)
-    _vessels(canvas, frame, x, y, rng, 42 + contrast)
+    streaks, septa = float(rng.uniform(0.0, 1.0)) ** 2, float(rng.uniform(40, 120))  # fatty muscle in the old; fat between muscles
+    abdomen = rng.uniform((10, -0.5), (18, 0.5)) if (frame.level > 17.0).any() else None
+    neck = (rng.uniform(0.8, 1.15), rng.random() < 0.3) if ((frame.level > -2) & (frame.level < 11)).any() else None
+    vessels = rng.uniform(0.85, 1.25), rng.random() < 0.4
+    for rows, slab in canvas.slabs():
+        part, blob = frame.rows(rows), blobs[:, rows]
+        box, q = _whole(slab), slab.points(_whole(slab))
+        cx, cy = part.line()
+        x, y = q.x - (0.75 * cx + aside), q.y - cy
+        width, front, back = part.at(_WIDTH), part.at(_FRONT), part.at(_BACK)
+        skin = _ellipse(x, y - (back - front) / 2, width + fat, (front + back) / 2 + fat * 0.7, 2.6)
+        slab.fill(box, skin, fat_hu)
+        slab.fill(box, (skin + 1.2).abs() - 0.8, 20.0)
+        flesh = skin + fat * 0.85 + 2
+        between = torch.exp(-(blob[1] / 0.07).square()) * septa
+        slab.fill(box, flesh + 2 * blob[0], muscle_hu - 130 * streaks * (blob[1] - 0.3).clamp(0, 1.15) - between)
+        _midline_fat(slab, q.x - cx, y, skin, fat_hu)
+        if abdomen is not None and (part.level > 17.0).any():
+            _abdomen(slab, part, part.level > 17.0, x, y, flesh, blob, abdomen, fat_hu, contrast)
+        if ((part.level > 6.5) & (part.level < 18.5)).any():
+            _chest(slab, part, x, y, blob)
+        if neck is not None:
+            _neck(slab, part, x, y, *neck)
+        _vessels(slab, part, x, y, *vessels, 42 + contrast)
 
 
 def _midline_fat(canvas: Canvas, x: Tensor, y: Tensor, skin: Tensor, fat_hu: float) -> None:
@@ -108,15 +121,15 @@ def _rows(mask: np.ndarray) -> slice:
     return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
-def _abdomen(canvas, frame, low, x, y, flesh, blobs, rng, fat_hu, contrast) -> None:
+def _abdomen(canvas, frame, low, x, y, flesh, blobs, draws, fat_hu, contrast) -> None:
     rows = _rows(low)
     box = (rows, slice(None), slice(None))
     xs, ys, inner = x[rows], y[rows], flesh[rows]
-    wall = float(rng.uniform(10, 18))
+    wall, share_of_fat = (float(v) for v in draws)
     level = torch.from_numpy(frame.level[rows]).float().view(-1, 1, 1)
     cavity = smooth_max(inner + wall, ys - 12 + 0.012 * (xs.abs() - 70).clamp_max(0).square() * 0.3, 6.0)
     cavity = cavity.maximum((17.6 - level) * 12)
-    share = torch.sigmoid((blobs[0][rows] + 0.4 * blobs[1][rows] - float(rng.uniform(-0.5, 0.5))) * 14)
+    share = torch.sigmoid((blobs[0][rows] + 0.4 * blobs[1][rows] - share_of_fat) * 14)
     mixed = fat_hu + share * (38.0 - fat_hu + 8 * blobs[1][rows])
     canvas.fill(box, cavity, mixed, 1.5)
     gas = torch.maximum(cavity + 22, torch.maximum(1.5 - blobs[1][rows], ys + 40) * 8)
@@ -133,7 +146,7 @@ def _abdomen(canvas, frame, low, x, y, flesh, blobs, rng, fat_hu, contrast) -> N
         canvas.fill(box, psoas - (grow <= 0) * -50.0, 54.0)
 
 
-def _chest(canvas, frame, x, y, blobs, rng) -> None:
+def _chest(canvas, frame, x, y, blobs) -> None:
     rows = _rows((frame.level > 6.5) & (frame.level < 18.8))
     box = (rows, slice(None), slice(None))
     xs, ys = x[rows], y[rows]
@@ -156,7 +169,7 @@ def _chest(canvas, frame, x, y, blobs, rng) -> None:
     canvas.fill(box, heart, 45.0)
 
 
-def _neck(canvas, frame, x, y, rng) -> None:
+def _neck(canvas, frame, x, y, calibre: float, gullet_air: bool) -> None:
     """Air in pharynx and trachea down to the carina (T4-T5), gullet beside it."""
     if not ((frame.level > -2) & (frame.level < 11)).any():
         return
@@ -164,21 +177,21 @@ def _neck(canvas, frame, x, y, rng) -> None:
     box = (rows, slice(None), slice(None))
     knots = (-2, 0, 3, 5, 7, 9, 11)
     shift = frame.at((-24, -22, -22, -30, -33, -38, -40), knots, False)[rows]
-    a = frame.at((15, 13, 10, 7.5, 9, 9, 0.5), knots, False)[rows] * float(rng.uniform(0.8, 1.15))
+    a = frame.at((15, 13, 10, 7.5, 9, 9, 0.5), knots, False)[rows] * calibre
     b = frame.at((7, 6, 5, 8, 8.5, 8.5, 0.5), knots, False)[rows]
     canvas.fill(box, _ellipse(x[rows], y[rows] - shift, a, b), -1000.0)
-    canvas.fill(box, _ellipse(x[rows] - 6, y[rows] - shift * 0.68, 5.0, 3.0), -300.0 if rng.random() < 0.3 else 35.0)
+    canvas.fill(box, _ellipse(x[rows] - 6, y[rows] - shift * 0.68, 5.0, 3.0), -300.0 if gullet_air else 35.0)
 
 
-def _vessels(canvas, frame, x, y, rng, blood: float) -> None:
+def _vessels(canvas, frame, x, y, calibre: float, calcified: bool, blood: float) -> None:
     z = slice(None)
     knots = (6, 9, 10.5, 12, 15, 18, 20, 22.2, 23.2)
     aorta_x = frame.at((10, 12, 24, 24, 20, 9, 8, 6, 6), knots, False)
     aorta_y = frame.at((-60, -40, -14, -14, -22, -27, -30, -33, -34), knots, False)
-    r = frame.at((0.5, 6, 12.5, 12.5, 11.5, 11, 9.5, 8.5, 0.5), knots, False) * float(rng.uniform(0.85, 1.25))
+    r = frame.at((0.5, 6, 12.5, 12.5, 11.5, 11, 9.5, 8.5, 0.5), knots, False) * calibre
     low = torch.from_numpy((frame.level < 9) | (frame.level > 22.6)).view(-1, 1, 1) * 30.0
     canvas.fill((z, z, z), _ellipse(x - aorta_x, y - aorta_y, r, r) + low, blood)
-    if rng.random() < 0.4:  # calcified wall
+    if calcified:
         ring = (_ellipse(x - aorta_x, y - aorta_y, r, r) + 0.5 + low).abs() - 0.8
         canvas.fill((z, z, z), ring.maximum(8 * torch.cos(7.0 * canvas.axes[0].view(-1, 1, 1) / 30 + x / 5) + 4), 600.0)
     cava = _ellipse(x + 18, y + 28, 11.0, 8.5) + torch.from_numpy((frame.level < 17) | (frame.level > 22.8)).view(-1, 1, 1) * 30.0
