@@ -34,12 +34,12 @@ MAX_LISTED = 20
 @dataclass(frozen=True)
 class Case:
     """One scan of a public dataset. `values` maps stored label values to VerSe's (None: they are VerSe's; values that are
-    missing in it become background). `structures` names one binary file per vertebra instead of `label`."""
+    missing in it become background). `structures` are (level, binary file) pairs instead of `label`; a level may have several files."""
 
     name: str
     image: Path
     label: Path | None = None
-    structures: Mapping[str, Path] = field(default_factory=dict)
+    structures: Sequence[tuple[str, Path]] = ()
     patient: str = ""
     part: str = TRAINING                     # TRAINING, or the name of a test set ("public", "hidden")
     values: Mapping[int, int] | None = None
@@ -152,7 +152,7 @@ def _stored_labels(case: Case, scan: Volume) -> tuple[Volume, dict[int, int]]:
     """Label volume and what its values mean."""
     if case.structures:
         array = np.zeros(scan.array.shape, np.uint8)
-        for name, path in case.structures.items():
+        for name, path in case.structures:
             part = read_labels(path)
             check_same_grid(scan.geometry, part.geometry, case.name, path)
             turned = oriented_view(part, scan.geometry.orientation).array

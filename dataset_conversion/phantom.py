@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spineclue_v2 import anatomy
 from spineclue_v2.errors import InputError
 from spineclue_v2.parallel import run_tasks
-from spineclue_v2.storage import atomic_path, read_json, write_json
+from spineclue_v2.storage import read_json, write_json
 
+ORIENTATIONS = {"LPS": 0.55, "RAS": 0.1, "LAS": 0.05, "PIR": 0.12, "LIP": 0.05, "ASR": 0.05, "RPI": 0.04, "SAL": 0.04}
+"""How often the voxels of a case are written in another order than LPS (index axes x, y, z), as scanners and public datasets do."""
 PARTS = (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz"), ("centroidsTr", "_ctd.json"), ("gradesTr", ".json"))
 
 
@@ -21,6 +25,7 @@ def convert(
 
     Layout: imagesTr/CASE_0000.nii.gz (int16 HU), labelsTr/CASE.nii.gz (uint8, VerSe values), centroidsTr/CASE_ctd.json (whole
     masks' centroids, VerSe format, voxels along P, I, R), gradesTr/CASE.json (level name -> Genant grade), dataset.json.
+    The order of the voxels differs between cases (ORIENTATIONS), and some grids are turned against the body.
     `pathology` is text for `phantom.parse_pathology`; `what` goes to `phantom.sample`. Returns the case names. InputError for
     bad numbers or switches, and for a folder that holds phantoms of another seed or of other switches.
     """
@@ -48,25 +53,21 @@ def convert(
     return names
 
 
-def write_case(folder: Path, name: str, case: Any) -> None:
-    """Write one PhantomCase; the image comes last, so that a case with an image is complete."""
-    import SimpleITK as sitk
+def write_case(folder: Path, name: str, case: Any, orientation: str = "LPS") -> None:
+    """Write one PhantomCase with its voxels in the order `orientation`; the image comes last, so a case with an image is complete."""
+    from spineclue_v2.inference.centroids import DIRECTION, to_voxels
+    from spineclue_v2.volume import Geometry, Volume, write_volume
 
-    voxels = list(zip(case.spacing[::-1], case.ct.shape[::-1], strict=True))
-    directions = {"direction": ["P", "I", "R"]}
+    geometry = Geometry(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), case.direction)
+    image, labels = (Volume(array, geometry).reoriented(orientation) for array in (case.ct, case.labels))
     points = []
     for level, centre in case.centroids.items():
-        x, y, z = (c / s for c, (s, _) in zip(centre["mask"], voxels, strict=True))
-        points.append(
-            {"label": anatomy.LABEL_OF_NAME[level], "X": y, "Y": case.ct.shape[0] - 1 - z, "Z": case.ct.shape[2] - 1 - x}
-        )
-    write_json(folder / "centroidsTr" / f"{name}_ctd.json", [directions, *points])
+        voxel = to_voxels(np.array(centre["mask"]), image.geometry, DIRECTION)
+        points.append({"label": anatomy.LABEL_OF_NAME[level]} | dict(zip("XYZ", map(float, voxel), strict=True)))
+    write_json(folder / "centroidsTr" / f"{name}_ctd.json", [{"direction": list(DIRECTION)}, *points])
     write_json(folder / "gradesTr" / f"{name}.json", case.grades)
-    for array, place in ((case.labels, f"labelsTr/{name}.nii.gz"), (case.ct, f"imagesTr/{name}_0000.nii.gz")):
-        image = sitk.GetImageFromArray(array)
-        image.SetSpacing([float(s) for s in case.spacing[::-1]])
-        with atomic_path(folder / place) as temporary:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+    write_volume(labels, folder / "labelsTr" / f"{name}.nii.gz")
+    write_volume(image, folder / "imagesTr" / f"{name}_0000.nii.gz")
 
 
 def _complete(folder: Path, name: str) -> bool:
@@ -76,4 +77,5 @@ def _complete(folder: Path, name: str) -> bool:
 def _write_job(name: str, case_seed: int, folder: Path, what: dict[str, Any]) -> None:
     from spineclue_v2.phantom import sample
 
-    write_case(folder, name, sample(case_seed, **what))
+    rng = np.random.default_rng([case_seed, 3])
+    write_case(folder, name, sample(case_seed, **what), str(rng.choice(list(ORIENTATIONS), p=list(ORIENTATIONS.values()))))

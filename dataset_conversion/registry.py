@@ -30,6 +30,8 @@ class Converter:
 
 CONVERTERS = {
     "phantom": Converter("SpinePhantom", "synthetic spines (--cases, --seed)", needs_source=False),
+    "phantom_mr": Converter("SpinePhantomMR", "synthetic sagittal MR (--cases, --unlabelled, --test, --contrast, --seed)",
+                            needs_source=False),
     "nnunet": Converter("Spine", "any nnU-Net v2 raw dataset whose labels name vertebrae"),
     "verse19": Converter("VerSe19", "VerSe 2019, subject-based or MICCAI release (CT)"),
     "verse20": Converter("VerSe20", "VerSe 2020, subject-based or MICCAI release (CT)"),

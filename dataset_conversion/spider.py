@@ -1,7 +1,7 @@
 """SPIDER (van der Graaf et al. 2024; CC BY 4.0): lumbar MR, `images/N_t1.mha`, `N_t2.mha`, `N_t2_SPACE.mha`, `masks/` likewise.
 
-Vertebrae are counted from below (1 = L5 as far as counting can tell); 100 is the canal, 201.. are discs. All series of a
-patient are one patient; `overview.csv` (column subset) makes the public test set of its validation patients.
+Vertebrae are counted from below (1 = L5 as far as counting can tell), 201.. are the discs below them; 100, the canal, is dropped. All
+series of a patient are one patient; `overview.csv` (column subset) makes the public test set of its validation patients.
 """
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 
 from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.errors import InputError
+from spineclue_v2.structures import LABELS, values_by_name
 
-from .common import TRAINING, Case, scans_below, stem, verse_by_name, write_dataset
+from .common import TRAINING, Case, scans_below, stem, write_dataset
 
 NAMES = {i + 1: level for i, level in enumerate(reversed(LEVELS))}
-NAMES |= dict.fromkeys((25, 100, *range(201, 226)), "other")
+NAMES |= dict.fromkeys((25, 100), "other")
+NAMES |= {i + 201: f"{upper}/{lower}" for i, (lower, upper) in enumerate(zip(("S", *reversed(LEVELS)), reversed(LEVELS), strict=False))}
 # Bodies cut by the border carry their number plus 100.
 NAMES |= {i + 101: level for i, level in enumerate(reversed(LEVELS))}
 
@@ -32,10 +34,10 @@ def convert(source: Path, folder: Path, num_processes: int = 0) -> list[str]:
             continue
         part = "public" if name in validation else TRAINING
         patient = f"spider_{name.split('_')[0]}"
-        cases.append(Case(f"spider_{name}", path, masks[name], patient=patient, part=part, values=verse_by_name(NAMES)))
+        cases.append(Case(f"spider_{name}", path, masks[name], patient=patient, part=part, values=values_by_name(NAMES)))
     if not cases:
         raise InputError(f"{source} holds no SPIDER case; expected images/N_t2.mha with masks/N_t2.mha.")
-    return write_dataset(cases, folder, "SPIDER, vertebrae only, counted from L5 upwards", skipped, "T2", num_processes,
+    return write_dataset(cases, folder, "SPIDER, vertebrae and discs, counted from L5 upwards", skipped, "T2", num_processes, labels=LABELS,
                          licence="CC BY 4.0", reference="https://zenodo.org/records/10159290")
 
 

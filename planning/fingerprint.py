@@ -23,15 +23,16 @@ from spineclue_v2.preprocessing import check_same_grid, label_boxes, oriented_vi
 from spineclue_v2.storage import read_json, write_json
 from spineclue_v2.volume import Volume, read_labels, read_volume
 
-from .integrity import ISLAND_ML, Finding, are_neighbours, check_case, distance_mm, table
+from .integrity import ISLAND_ML, LUNG_BASES, Finding, are_neighbours, check_case, distance_mm, table
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "dataset_fingerprint.json"
 CACHE_NAME = "fingerprint_cases.json"
-VERSION = 2                     # raise when a measurement changes: remembered cases are measured again
+VERSION = 4                     # raise when a measurement or a check changes: remembered cases are done again
 QUANTILES = 401                 # of the foreground HU, per case
 SHAPE_MM = 1.5                  # masks are looked at on about this grid
+LUNG_HU = -500
 MAX_FOREGROUND = 200_000        # foreground voxels per case whose HU are kept for the quantiles
 
 
@@ -56,6 +57,9 @@ def extract_fingerprint(raw: RawDataset, dataset_folder: str | Path, num_process
     findings = [Finding(case, "error", "unusable", detail) for case, detail in failures.items()]
     for case in sorted(records):
         findings += [Finding(**entry) for entry in records[case]["findings"]]
+        unseen = sorted(set(raw.grades.get(case, {})) - set(records[case]["vertebrae"]))
+        if unseen:
+            findings.append(Finding(case, "warning", "grades", f"graded but not in the label map: {', '.join(unseen)}"))
     text = table(findings)
     if text:
         level = logging.WARNING if any(f.severity != "note" for f in findings) else logging.INFO
@@ -75,7 +79,7 @@ def load_fingerprint(dataset_folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; run spineclue_extract_fingerprint -d ID first.")
     fingerprint = read_json(path, "dataset fingerprint")
-    if "spine" not in fingerprint:
+    if "spine" not in fingerprint and "mr" not in fingerprint:
         raise InputError(f"{path} was not made by spineclue_v2 (no 'spine' in it); run spineclue_extract_fingerprint -d ID.")
     return fingerprint
 
@@ -100,7 +104,10 @@ def measure_case(image: str | Path, label: str | Path, case: str, verse_value: M
     for value, box in boxes.items():
         verse = verse_value.get(value, 0)
         if verse in VERTEBRA_LABELS:
-            vertebrae[NAME_OF_LABEL[verse]] = measure_vertebra(labels, value, box)
+            name = NAME_OF_LABEL[verse]
+            vertebrae[name] = measure_vertebra(labels, value, box)
+            if name in LUNG_BASES:
+                vertebrae[name]["lung_beside"] = lung_beside(scan, vertebrae[name]["body_centre_mm"])
     record["vertebrae"] = {name: vertebrae[name] for name in sorted(vertebrae, key=ORDER_INDEX.__getitem__)}
     findings += check_case(case, record["vertebrae"])
     record["findings"] = [finding.to_json() for finding in findings]
@@ -142,7 +149,14 @@ def summarise(raw: RawDataset, records: Mapping[str, Mapping[str, Any]], finding
         "cases": {c: {"fov_mm": records[c]["fov_mm"], "spacing": records[c]["spacing"], "orientation": records[c]["orientation"],
                       "levels": list(records[c]["vertebrae"]), "num_vertebrae": len(records[c]["vertebrae"])} for c in cases},
         "checks": [finding.to_json() for finding in findings],
-    }
+    } | ({"grades": _grade_counts(raw, records)} if raw.grades else {})
+
+
+def _grade_counts(raw: RawDataset, records: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """{Genant grade: vertebrae of that grade whose mask is there}."""
+    found = Counter(str(grade) for case, grades in raw.grades.items() for level, grade in grades.items()
+                    if level in records[case]["vertebrae"])
+    return {str(grade): found[str(grade)] for grade in range(4)}
 
 
 def _spine_statistics(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -212,6 +226,21 @@ def _pooled_intensity(cases: Sequence[Mapping[str, Any] | None]) -> dict[str, fl
     low, median, high = np.percentile(pooled, (0.5, 50, 99.5))
     return {"mean": mean, "median": float(median), "std": max(0.0, square - mean ** 2) ** 0.5, "min": float(pooled.min()),
             "max": float(pooled.max()), "percentile_00_5": float(low), "percentile_99_5": float(high)}
+
+
+def lung_beside(scan: Volume, body_centre_mm: Sequence[float]) -> list[float]:
+    """[right, left]: share of lung (under -500 HU) 22 to 42 mm beside a body of an LPS scan, `body_centre_mm` (z, y, x) from its corner.
+
+    At the lung bases the aorta lies left of the bodies and lung right of them: the only thing near a vertebra that tells its sides.
+    """
+    z, y, x = np.meshgrid((-4, 0, 4), np.arange(-22, 6, 3), np.arange(22, 44, 2), indexing="ij")
+    shares = []
+    for side in (-1, 1):
+        offsets = np.stack((z, y, side * x), -1).reshape(-1, 3)
+        index = np.round((np.asarray(body_centre_mm) + offsets) / scan.spacing).astype(int)
+        index = index[((index >= 0) & (index < scan.array.shape)).all(1)]
+        shares.append(float((scan.array[tuple(index.T)] < LUNG_HU).mean()) if 2 * len(index) > len(offsets) else float("nan"))
+    return [round(share, 2) for share in shares] if np.isfinite(shares).all() else []
 
 
 def _body_height(mask: np.ndarray, body: np.ndarray, spacing: np.ndarray) -> float:

@@ -18,6 +18,8 @@ ISLAND_ML = 0.3
 DUPLICATE_SHARE = 0.3
 CLOSE_RATIO, FAR_RATIO = 0.5, 1.7
 BEHIND_MM = -2.0               # real vertebrae measure +2 (neck) to +12 (lumbar)
+LUNG_BASES = ("T10", "T11", "T12")
+MORE_LUNG = 0.5                # real scans had 0.05 to 0.8 more on the right there; a high liver dome can turn that into 0.35 on the left
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _components(vertebrae: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, s
 def _orientation(case: str, names: Sequence[str], vertebrae: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Head/foot from the order of the levels, front/back from the body, which is thicker than the arch and lies in front.
 
-    Vertebrae are symmetric, so left and right are only judged through the other two: an odd number of flips mirrors the scan.
+    Vertebrae are symmetric: an odd number of these flips mirrors left and right too. Where lung lies beside the lower thoracic bodies, it
+    tells the sides by itself; the aorta may lie elsewhere in a patient, so that is a warning.
     """
     steps = np.diff([vertebrae[name]["centroid_mm"][0] for name in names])
     upside_down = len(steps) > 0 and float(np.mean(steps > 0)) > 0.5
@@ -115,6 +118,10 @@ def _orientation(case: str, names: Sequence[str], vertebrae: Mapping[str, Mappin
         findings.append(Finding(case, "warning", "order", f"levels out of order along the body axis: {', '.join(wrong)}"))
     if back_to_front:
         findings.append(Finding(case, "error", "flip", f"front and back are swapped: the bodies lie behind the arches{mirrored}"))
+    sides = {name: vertebrae[name]["lung_beside"] for name in LUNG_BASES if vertebrae.get(name, {}).get("lung_beside")}
+    if sides and float(np.mean([right - left for right, left in sides.values()])) < -MORE_LUNG and not (upside_down or back_to_front):
+        findings.append(Finding(case, "warning", "sides", f"left and right may be swapped: more lung lies left of {', '.join(sides)} than "
+                                                          "right, where the aorta should be on the left"))
     return findings
 
 

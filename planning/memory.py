@@ -1,7 +1,7 @@
 """Training memory from feature maps: what autograd keeps for the backward pass, plus parameters, gradients and optimiser.
 
 Counted layer by layer from the plan's numbers, nothing is built or run. A convolution keeps its input, a norm its input,
-an in-place activation its output (the next input): two maps per convolution. `tests/test_planning.py` holds the count
+an in-place activation its output (the next input): two maps per convolution. `tests/test_planning_memory.py` holds the count
 against the bytes that torch really keeps.
 """
 from __future__ import annotations
@@ -9,16 +9,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, prod
 
-from spineclue_v2.plans import IdentifyNetwork, LocalizeNetwork, SegmentNetwork
+from spineclue_v2.plans import GradeNetwork, IdentifyNetwork, LocalizeNetwork, SegmentNetwork, StagePlan
 
 FLOAT = 4
 MIXED = 2                       # bytes of a kept value under automatic mixed precision
 OPTIMISER_FLOATS = 4            # parameter, gradient and two moments (AdamW), float32
 RESERVE = 0.85                  # share of the budget that may be used: workspaces and fragmentation take the rest
+# A transformer layer keeps per token and channel: both norms (input, output), query, key, value and what they attend to, and four
+# values each before and after GELU.
+TOKEN_VALUES = 16
+LAYERS_PER_BLOCK = 4            # as in spineclue_v2.stages.segment.transunet
 
 # Values kept per slice pixel in training, and parameters, of the ultralytics detectors (measured, see the test).
 DETECTOR_VALUES = {"n": 132.0, "s": 254.0, "m": 541.0, "l": 696.0, "x": 1043.0}
 DETECTOR_PARAMETERS = {"n": 2.59e6, "s": 9.43e6, "m": 20.1e6, "l": 25.3e6, "x": 56.9e6}
+
+
+def stage_bytes(stage: str, plan: StagePlan, value_bytes: int = FLOAT) -> float | None:
+    """Bytes of one training step of a stage at its planned batch; None for a stage that has no model here."""
+    network, batch = plan.network, plan.run.batch_size
+    if stage == "localize":
+        return detector_bytes(network, batch, value_bytes)
+    if stage == "segment":
+        return segment_bytes(network, len(plan.data.windows_hu) + 1, batch, value_bytes)
+    if stage == "identify":
+        return identify_bytes(network, 2 * batch, value_bytes)            # two views of every mask
+    if stage == "grade":
+        return grade_bytes(network, (2 if plan.run.contrastive_weight > 0 else 1) * batch, value_bytes)
+    return None
+
+
+def grade_bytes(network: GradeNetwork, crops: int, value_bytes: int = FLOAT) -> float:
+    """Bytes of one training step of the grading network on `crops` crops (both views counted): every resolution halves, the first too."""
+    voxels, channels = _voxels(network.crop_size, len(network.features) + 1), len(network.windows_hu) + 1
+    kept, parameters = _residual_encoder(voxels[1:], network.features, network.blocks, channels)
+    kept += (voxels[0] - voxels[1]) * (channels + 2 * network.features[0])     # the stem sees the whole crop
+    return kept * crops * value_bytes + OPTIMISER_FLOATS * FLOAT * parameters
 
 
 def detector_bytes(network: LocalizeNetwork, batch_size: int, value_bytes: int = FLOAT) -> float:
@@ -28,8 +54,9 @@ def detector_bytes(network: LocalizeNetwork, batch_size: int, value_bytes: int =
 
 
 def segment_bytes(network: SegmentNetwork, channels: int, batch_size: int, value_bytes: int = FLOAT) -> float:
-    """Bytes of one training step of the residual U-Net on crops with `channels` inputs."""
-    kept, parameters = residual_unet(network.crop_size, network.features, network.blocks, channels)
+    """Bytes of one training step of the plan's network on crops with `channels` inputs."""
+    count = trans_unet if network.architecture == "TransUNet3D" else residual_unet
+    kept, parameters = count(network.crop_size, network.features, network.blocks, channels)
     return kept * batch_size * value_bytes + OPTIMISER_FLOATS * FLOAT * parameters
 
 
@@ -42,8 +69,37 @@ def identify_bytes(network: IdentifyNetwork, crops: int, value_bytes: int = FLOA
 def residual_unet(size: Sequence[int], features: Sequence[int], blocks: Sequence[int], channels: int,
                   classes: int = 2) -> tuple[float, float]:
     """(values kept per crop, parameters) of a residual-encoder U-Net that halves between resolutions."""
-    grids = [tuple(ceil(n / 2 ** s) for n in size) for s in range(len(features))]
-    voxels = [float(prod(grid)) for grid in grids]
+    voxels = _voxels(size, len(features))
+    kept, parameters = _residual_encoder(voxels, features, blocks, channels)
+    for s in range(len(features) - 2, -1, -1):
+        kept += 4 * features[s] * voxels[s]                               # concatenation (2), convolution, activation
+        parameters += 8.0 * features[s] * features[s + 1] + 27.0 * 2 * features[s] ** 2
+    return kept + 2 * classes * voxels[0], parameters + features[0] * classes
+
+
+def trans_unet(size: Sequence[int], features: Sequence[int], blocks: Sequence[int], channels: int,
+               classes: int = 2) -> tuple[float, float]:
+    """(values kept per crop, parameters) of TransUNet3D: attention among the voxels of the coarsest of `features` grids.
+
+    Attention weights are not kept (torch's fused kernel computes them again), so memory grows with the number of tokens, not its square.
+    """
+    voxels = _voxels(size, len(features))
+    kept, parameters = _residual_encoder(voxels, features, blocks, channels)
+    width, tokens, layers = features[-1], voxels[-1], LAYERS_PER_BLOCK * blocks[-1]
+    kept += (layers * TOKEN_VALUES + 4) * width * tokens
+    parameters += layers * (12.0 * width ** 2 + 13 * width) + 28.0 * width ** 2 + width * tokens
+    for s in range(len(features) - 2, -1, -1):
+        kept += 6 * features[s] * voxels[s]                               # concatenation (2), two convolutions, two activations
+        parameters += 8.0 * features[s] * features[s + 1] + 27.0 * 3 * features[s] ** 2
+    return kept + 2 * classes * voxels[0], parameters + features[0] * classes
+
+
+def _voxels(size: Sequence[int], resolutions: int) -> list[float]:
+    return [float(prod(ceil(n / 2 ** s) for n in size)) for s in range(resolutions)]
+
+
+def _residual_encoder(voxels: Sequence[float], features: Sequence[int], blocks: Sequence[int], channels: int) -> tuple[float, float]:
+    """(values kept, parameters) of stem and residual blocks, `voxels` per resolution."""
     kept = voxels[0] * (channels + 2 * features[0])                       # input, stem convolution, stem activation
     parameters = 27.0 * channels * features[0]
     inputs = features[0]
@@ -54,10 +110,7 @@ def residual_unet(size: Sequence[int], features: Sequence[int], blocks: Sequence
             kept += (inputs + width) * voxels[s]
             parameters += inputs * width
         inputs = width
-    for s in range(len(features) - 2, -1, -1):
-        kept += 4 * features[s] * voxels[s]                               # concatenation (2), convolution, activation
-        parameters += 8.0 * features[s] * features[s + 1] + 27.0 * 2 * features[s] ** 2
-    return kept + 2 * classes * voxels[0], parameters + features[0] * classes
+    return kept, parameters
 
 
 def shape_network(network: IdentifyNetwork, levels: int = 24) -> tuple[float, float]:

@@ -11,43 +11,51 @@ from pathlib import Path
 from typing import Any
 
 from spineclue_v2 import paths
-from spineclue_v2.dataset import RawDataset
+from spineclue_v2.dataset import GRADES_FILE, RawDataset
 from spineclue_v2.errors import InputError
+from spineclue_v2.mr_preprocessing import preprocess_mr_dataset
 from spineclue_v2.plans import DEFAULT_PLANS_NAME, GROUPS, Plans
 from spineclue_v2.preprocessing import preprocess_dataset
 from spineclue_v2.storage import read_json, write_json
 
 from .fingerprint import extract_fingerprint, load_fingerprint
+from .hybrid_planner import SSHSNetPlanner
+from .mr_fingerprint import extract_mr_fingerprint, recognise
 from .planner import DEFAULT_PLANNER, find_planner
 
 logger = logging.getLogger(__name__)
 
 
-def plan_and_preprocess(datasets: Sequence[str | int], planner: str = DEFAULT_PLANNER, gpu_memory_target: float | None = None,
+def plan_and_preprocess(datasets: Sequence[str | int], planner: str | None = None, gpu_memory_target: float | None = None,
                         device: str = "cuda", plans_name: str | None = None, verify_integrity: bool = False,
                         preprocess: bool = True, clean: bool = False, num_processes: int = 0,
                         num_processes_fingerprint: int | None = None, executor: Executor | None = None,
                         progress: bool = True) -> dict[str, str]:
     """Fingerprint, plan and preprocess each of `datasets` (ids or names). Returns the cases that failed: {dataset/case: why}.
 
-    `plans_name` None takes the planner's own; `num_processes` 0 runs in this process; `executor` wins over both counts.
+    `planner` None: the default one, or the MR planner where the dataset is recognised as MR. `plans_name` None takes the planner's own;
+    `num_processes` 0 runs in this process; `executor` wins over both counts.
     """
     failures: dict[str, str] = {}
     workers = num_processes if num_processes_fingerprint is None else num_processes_fingerprint
     for dataset in datasets:
-        name = fingerprint_dataset(dataset, verify_integrity, workers, executor, clean, progress)
+        name = fingerprint_dataset(dataset, verify_integrity, workers, executor, clean, progress, planner)
         plans = plan_experiment(name, planner, gpu_memory_target, device, plans_name)
         if preprocess:
             failures |= preprocess_plans(name, plans.plans_name, num_processes=num_processes, executor=executor, clean=clean,
                                          progress=progress)
-        logger.info("Next: spineclue_train %d localize 0%s", int(name[7:10]),
+        logger.info("Next: spineclue_train %d %s 0%s", int(name[7:10]), next(iter(plans.stages)),
                     "" if plans.plans_name == DEFAULT_PLANS_NAME else f" -p {plans.plans_name}")
     return failures
 
 
 def fingerprint_dataset(dataset: str | int, verify_integrity: bool = False, num_processes: int = 0,
-                        executor: Executor | None = None, clean: bool = False, progress: bool = True) -> str:
-    """Write dataset.json and dataset_fingerprint.json of a raw dataset into its preprocessed folder; returns its full name."""
+                        executor: Executor | None = None, clean: bool = False, progress: bool = True,
+                        planner: str | None = None) -> str:
+    """Write dataset.json and dataset_fingerprint.json of a raw dataset into its preprocessed folder; returns its full name.
+
+    MR datasets are measured as such: those that `planner` plans, without one those that are recognised.
+    """
     name = paths.dataset_name(dataset, paths.raw_folder())
     raw, folder = RawDataset(paths.raw_folder() / name), paths.preprocessed_folder() / name
     logger.info("raw: %s (%d cases)\npreprocessed: %s", raw.folder, len(raw.cases), folder)
@@ -56,8 +64,12 @@ def fingerprint_dataset(dataset: str | int, verify_integrity: bool = False, num_
             old.unlink(missing_ok=True)
     if verify_integrity:
         _verify(raw, folder, num_processes)
-    extract_fingerprint(raw, folder, num_processes, executor, progress)
+    is_mr, why = (issubclass(find_planner(planner), SSHSNetPlanner), f"planner {planner}") if planner else recognise(raw)
+    logger.info("taken as %s dataset: %s", "an MR" if is_mr else "a CT", why)
+    (extract_mr_fingerprint if is_mr else extract_fingerprint)(raw, folder, num_processes, executor, progress)
     write_json(folder / "dataset.json", raw.json)
+    if raw.grades:
+        write_json(folder / GRADES_FILE, raw.grades)
     own_splits = raw.folder / "splits_final.json"
     if own_splits.is_file() and not (folder / "splits_final.json").exists():
         write_json(folder / "splits_final.json", read_json(own_splits, "splits"))
@@ -65,12 +77,13 @@ def fingerprint_dataset(dataset: str | int, verify_integrity: bool = False, num_
     return name
 
 
-def plan_experiment(dataset: str | int, planner: str = DEFAULT_PLANNER, gpu_memory_target: float | None = None,
+def plan_experiment(dataset: str | int, planner: str | None = None, gpu_memory_target: float | None = None,
                     device: str = "cuda", plans_name: str | None = None) -> Plans:
     """Plan from the fingerprint, save `<plans_name>.json`, say what was decided. An older, different plan is kept aside."""
     name = paths.dataset_name(dataset)
     folder = paths.preprocessed_folder() / name
     fingerprint = load_fingerprint(folder)
+    planner = planner or (SSHSNetPlanner.__name__ if "mr" in fingerprint else DEFAULT_PLANNER)
     plans = find_planner(planner)(paths.raw_folder() / name, fingerprint, gpu_memory_target, device, plans_name).plan()
     path = folder / f"{plans.plans_name}.json"
     if path.is_file():
@@ -80,6 +93,7 @@ def plan_experiment(dataset: str | int, planner: str = DEFAULT_PLANNER, gpu_memo
     budget = plans.budget
     logger.info("plan: %s (%s, %g GB on %s, class %s)\n%s", path, plans.planner, budget["gpu_memory_target_gb"], budget["device"],
                 budget["machine_class"], summary_table(plans))
+    _say_memory(plans)
     return plans
 
 
@@ -96,7 +110,11 @@ def preprocess_plans(dataset: str | int, plans_name: str = DEFAULT_PLANS_NAME, s
     if plans.dataset_hash != raw.content_hash():
         logger.warning("%s has changed since it was planned; spineclue_plan_and_preprocess plans it anew.", name)
     write_json(folder / "dataset.json", raw.json)
-    failed = preprocess_dataset(raw, plans, folder, stages, executor, num_processes, clean, progress)
+    if "hybrid_2d" in plans.stages:
+        plan = plans.stage("hybrid_2d")
+        failed = preprocess_mr_dataset(raw, plan.data, folder / plan.data_fingerprint, executor, num_processes, clean, progress)
+    else:
+        failed = preprocess_dataset(raw, plans, folder, stages, executor, num_processes, clean, progress)
     for place in failed:
         using = [s for s in plans.stages if plans.stage(s).data_fingerprint == place.name]
         logger.info("preprocessed for %s: %s", ", ".join(using), place)
@@ -107,17 +125,31 @@ def summary_table(plans: Plans) -> str:
     """The numbers a user asks about, with their rule, one per line."""
     shown = {"localize": ("data.spacing_mm", "network.scale", "network.slice_size", "run.slices_per_plane", "run.batch_size"),
              "segment": ("data.spacing_mm", "network.architecture", "network.crop_size", "network.features", "run.batch_size"),
-             "identify": ("data.spacing_mm", "network.depth", "network.crop_size", "run.batch_size")}
+             "identify": ("data.spacing_mm", "network.depth", "network.crop_size", "run.batch_size"),
+             "grade": ("network.crop_size", "network.features", "run.batch_size"),
+             "hybrid_2d": ("data.spacing_mm", "data.classes", "network.encoder", "network.crop_size", "run.batch_size",
+                           "run.unlabelled_batch_size"),
+             "hybrid_3d": ("network.patch_size", "network.context", "network.width", "network.attention_stride", "run.batch_size")}
     rows = []
-    for stage, keys in shown.items():
-        plan = plans.stage(stage)
-        for key in keys:
+    for stage, plan in plans.stages.items():
+        for key in shown.get(stage, ("data.spacing_mm", "network.crop_size", "run.batch_size")):
             group, field = key.split(".")
             value = getattr(getattr(plan, group), field)
-            text = " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            text = (", " if field == "classes" else " x ").join(map(str, value)) if isinstance(value, tuple) else str(value)
             rows.append((stage, field, text, textwrap.shorten(plan.reasons.get(key, {}).get("rule", ""), 90, placeholder=" ...")))
     widths = [*(max(len(row[i]) for row in rows) for i in range(3)), 0]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _say_memory(plans: Plans) -> None:
+    """The memory model's estimate per stage, and a warning where it is more than what was asked for."""
+    target, steps = plans.budget["gpu_memory_target_gb"], plans.budget.get("training_step_gb", {})
+    logger.info("memory of a training step: %s", ", ".join(f"{stage} {gb:g} GB" for stage, gb in steps.items()))
+    for stage, gb in steps.items():
+        if gb > target:
+            logger.warning("A training step of %s is estimated at %g GB, more than the %g GB asked for; lower its run.batch_size (%d) in "
+                           "%s.json, or plan with a larger -gpu_memory_target.", stage, gb, target,
+                           plans.stage(stage).run.batch_size, plans.plans_name)
 
 
 def _verify(raw: RawDataset, folder: Path, num_processes: int) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from spineclue_v2.plans import (
     DEFAULT_PLANS_NAME,
     GROUP_TYPES,
     GROUPS,
+    GradeNetwork,
     IdentifyNetwork,
     LocalizeNetwork,
     Plans,
@@ -32,6 +33,7 @@ from .rules import Choice, Facts
 DEFAULT_PLANNER = "SpineCLUEPlanner"
 ENTRY_POINTS = "spineclue_v2.planners"
 COARSEST_MM = 3.0
+IDENTIFY_BATCH = 24             # masks: about one spine; the contrastive loss needs several of a level
 
 
 class SpineCLUEPlanner:
@@ -41,11 +43,7 @@ class SpineCLUEPlanner:
 
     def __init__(self, raw_folder: str | Path, fingerprint: Mapping[str, Any], gpu_memory_target: float | None = None,
                  device: str = "cuda", plans_name: str | None = None):
-        if device not in ("cuda", "cpu", "mps"):
-            raise InputError(f"Device '{device}' is unknown; expected cuda, cpu or mps.")
-        self.gb = rules.default_budget(device) if gpu_memory_target is None else float(gpu_memory_target)
-        if not self.gb > 0:
-            raise InputError(f"-gpu_memory_target is {self.gb:g} GB; expected a positive number.")
+        self.gb = rules.budget(device, gpu_memory_target)
         self.raw_folder, self.fingerprint, self.device = Path(raw_folder), dict(fingerprint), device
         self.plans_name = plans_name or self.default_plans_name
         self.facts = Facts.from_fingerprint(self.fingerprint)
@@ -54,11 +52,15 @@ class SpineCLUEPlanner:
         self.value_bytes = memory.MIXED if device == "cuda" else memory.FLOAT
 
     def plan(self) -> Plans:
-        """All three stages."""
+        """All three stages, and `grade` where the dataset has Genant grades to learn."""
         segment = self.segment()
         stages = {"localize": self.localize(), "segment": segment, "identify": self.identify(segment)}
+        if rules.can_learn_grades(self.fingerprint.get("grades", {})):
+            stages["grade"] = self.grade(segment)
+        steps = {name: memory.stage_bytes(name, stage, self.value_bytes) for name, stage in stages.items()}
         budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.tier.name,
-                  "rule": self.tier_choice.rule}
+                  "rule": self.tier_choice.rule,
+                  "training_step_gb": {name: round(step / 1e9, 2) for name, step in steps.items() if step is not None}}
         return Plans(self.plans_name, type(self).__name__, self.fingerprint["dataset_name"], self.fingerprint["dataset_hash"],
                      budget, stages)
 
@@ -116,19 +118,21 @@ class SpineCLUEPlanner:
         return stage_plan("segment", data, network, run)
 
     def identify(self, segment: StagePlan) -> StagePlan:
-        machine = self.tier
+        crop = rules.identify_crop(self.facts, segment.data.spacing_mm)
+        machine = self.fitting(lambda m: memory.identify_bytes(IdentifyNetwork(m.depth, m.width, 2, crop.value, (2, 3, 3), 512, 128, 0.3),
+                                                               2 * IDENTIFY_BATCH, self.value_bytes))
         same = "the same as segment's, so that both share one preprocessed folder and the masks need no resampling"
         data = {name: Choice(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
-        network = {"depth": self.of_class(machine.depth, "101 in the paper"),
-                   "width": self.of_class(machine.width, "64 in the paper"),
+        network = {"depth": self.of_class(machine.depth, "101 in the paper", machine),
+                   "width": self.of_class(machine.width, "64 in the paper", machine),
                    "stem_stride": Choice(2, "halves the grid in the stem: a mask has little detail below two voxels", {}),
-                   "crop_size": rules.identify_crop(self.facts, data["spacing_mm"].value),
+                   "crop_size": crop,
                    "pool_grid": Choice((2, 3, 3), "keeps where the mask ends, which plain averaging forgets", {}),
                    "hidden": Choice(512 if machine.depth > 18 else 256, "width of the projection head", {}),
                    "projection_dim": Choice(128, "Khosla et al. 2020", {}),
                    "dropout": Choice(0.3, "Monte-Carlo dropout in the head; strong enough to spread uncertain cases", {})}
         built = IdentifyNetwork(**{k: c.value for k, c in network.items()})
-        batch = self.batch(24, 64, lambda n: memory.identify_bytes(built, 2 * n, self.value_bytes))
+        batch = self.batch(IDENTIFY_BATCH, 64, lambda n: memory.identify_bytes(built, 2 * n, self.value_bytes))
         run = {"batch_size": batch,
                "contrastive_epochs": self.of_class(machine.epochs[2], "500 in the paper"),
                "classifier_epochs": self.of_class(machine.epochs[3], "100 in the paper"),
@@ -140,6 +144,21 @@ class SpineCLUEPlanner:
                "freeze_backbone": Choice(False, "the contrastive phase is far shorter than the paper's: the backbone learns on", {}),
                **method_choices()}
         return stage_plan("identify", data, network, run)
+
+    def grade(self, segment: StagePlan) -> StagePlan:
+        machine = self.tier
+        same = "the same as segment's: masks and CT are read from one preprocessed folder"
+        data = {name: Choice(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
+        network = {"crop_size": rules.grade_crop(self.facts, data["spacing_mm"].value, machine.grade_pixels),
+                   "features": self.of_class(machine.features[:4]), "blocks": self.of_class(machine.blocks[:4]),
+                   "projection_dim": wei(128), "windows_hu": rules.grade_windows(self.facts)}
+        built = GradeNetwork(**{k: c.value for k, c in network.items()})
+        run = {"batch_size": self.batch(12, 48, lambda n: memory.grade_bytes(built, 2 * n, self.value_bytes)),
+               **self.schedule(0, 1e-3, 1e-4, "AdamW; 0.005 in Wei et al. is for SGD"),
+               "contrastive_weight": wei(1.0, "both losses count alike"), "temperature": wei(0.07),
+               "detach_classifier": wei(True, "the encoder learns from the contrastive loss alone"),
+               "ordinal": Choice(False, "plain grades, as in Wei et al.", {})}
+        return stage_plan("grade", data, network, run)
 
     def batch(self, low: int, high: int, bytes_of: Any) -> Choice:
         """Largest batch that the memory model allows; a laptop takes the smallest, its limit is time."""
@@ -155,9 +174,16 @@ class SpineCLUEPlanner:
         return {"epochs": self.of_class(self.tier.epochs[index]), "iterations_per_epoch": self.of_class(self.tier.iterations),
                 "initial_lr": Choice(rate, why, {}), "weight_decay": Choice(decay, why.split(",")[0], {})}
 
-    def of_class(self, value: Any, note: str = "") -> Choice:
-        """A number that the class of machine decides."""
-        return Choice(value, "what this class of machine serves" + (f"; {note}" if note else ""), {"class": self.tier.name})
+    def fitting(self, bytes_of: Callable[[rules.Tier], float]) -> rules.Tier:
+        """The own class of machine, or the next smaller one whose network trains its smallest batch within the memory target."""
+        classes = rules.TIERS[:rules.TIERS.index(self.tier) + 1]
+        return next((c for c in reversed(classes) if bytes_of(c) <= memory.RESERVE * self.gb * 1e9), rules.TIERS[0])
+
+    def of_class(self, value: Any, note: str = "", machine: rules.Tier | None = None) -> Choice:
+        """A number that the class of machine decides; `machine`: another class than the plan's, because its network fits."""
+        name = (machine or self.tier).name
+        why = "what this class of machine serves" if name == self.tier.name else f"that of class {name}: larger ones do not fit the memory"
+        return Choice(value, why + (f"; {note}" if note else ""), {"class": name})
 
 
 class SpineCLUEPaperPlanner(SpineCLUEPlanner):
@@ -168,6 +194,10 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
     def __init__(self, *arguments: Any, **keywords: Any):
         super().__init__(*arguments, **keywords)
         self.tier = rules.TIERS[-1]
+
+    def fitting(self, bytes_of: Callable[[rules.Tier], float]) -> rules.Tier:
+        """The largest class whatever the memory: the paper's numbers do not shrink."""
+        return self.tier
 
     def data(self, finest_mm: float) -> dict[str, Choice]:
         return super().data(finest_mm) | {"spacing_mm": paper(1.0, "isotropic 1 mm")}
@@ -191,13 +221,24 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
                    "crop_size": paper((48, 96, 96), "48 x 96 x 96 as SI x AP x LR, centred and clipped")}
         run = {"batch_size": paper(32, "32 for the contrastive phase (64 for the classifier)"), "contrastive_epochs": paper(500),
                "classifier_epochs": paper(100), "contrastive_lr": paper(1e-2), "classifier_lr": paper(1e-5),
-               "contrastive_loss": paper("in", "Eq. 2 as printed"), "freeze_backbone": paper(True)}
+               "contrastive_loss": paper("in", "Eq. 2 as printed"), "freeze_backbone": paper(True),
+               "witness_weights": paper({"shape": 1.0, "geometry": 0.0, "appearance": 0.0}, "the mask's shape alone")}
         return overridden(super().identify(segment), network=network, run=run)
+
+    def grade(self, segment: StagePlan) -> StagePlan:
+        network = {"crop_size": wei((128, 128, 128)), "features": wei((64, 128, 256, 512), "SE-ResNet50; ours has basic blocks of half its "
+                                                                        "outer width"), "blocks": wei((3, 4, 6, 3), "SE-ResNet50")}
+        return overridden(super().grade(segment), network=network, run={"batch_size": wei(12, "3 of each grade")})
 
 
 def paper(value: Any, what: str = "") -> Choice:
     """A number of the paper's."""
     return Choice(value, "SpineCLUE, arXiv 2401.07271" + (f": {what}" if what else ""), {})
+
+
+def wei(value: Any, what: str = "") -> Choice:
+    """A number of the paper that stage grade follows."""
+    return Choice(value, "Wei et al. 2022, arXiv 2208.10698" + (f": {what}" if what else ""), {})
 
 
 def method_choices() -> dict[str, Choice]:

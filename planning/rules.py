@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any, NamedTuple
 
+from spineclue_v2.errors import InputError
+
 FINEST_MM = 1.0                  # CT masks of vertebrae carry no shape below a millimetre, and cost grows with the cube
 MAX_SLICES = 200                 # the paper's k; more slices add boxes, not vertebrae
 MAX_SLICE_SIZE = 640             # the paper's slice
@@ -77,11 +79,14 @@ class Tier:
     width: int
     epochs: tuple[int, int, int, int]        # localize, segment, identify contrastive, identify classifier
     iterations: int
+    grade_pixels: int = 128      # largest in-plane side of a crop for grading
 
 
 TIERS = (
-    Tier("laptop", 2.0, 1.5, "n", 256 * 160, 32, 5, (16, 32, 64, 128), (1, 1, 1, 1), 18, 16, (60, 48, 16, 20), 25),
-    Tier("small", 1.5, 1.25, "s", 384 * 256, 96, 8, (24, 48, 96, 192), (1, 2, 3, 3), 18, 32, (100, 200, 100, 50), 100),
+    # The laptop's epochs aim at half an hour for all three stages on two cores (estimated from the seconds of single epochs, not run as a
+    # whole); more are a number to edit in the plan.
+    Tier("laptop", 2.0, 1.5, "n", 256 * 160, 32, 5, (16, 32, 64, 128), (1, 1, 1, 1), 18, 16, (36, 14, 4, 6), 25, 64),
+    Tier("small", 1.5, 1.25, "s", 384 * 256, 96, 8, (24, 48, 96, 192), (1, 2, 3, 3), 18, 32, (100, 200, 100, 50), 100, 96),
     Tier("medium", 1.25, 1.0, "m", 512 * 320, 160, 10, (32, 64, 128, 256, 320), (1, 2, 3, 4, 4), 34, 32,
          (150, 400, 200, 100), 250),
     Tier("large", 1.0, 1.0, "l", 640 * 384, 200, 12, (32, 64, 128, 256, 320), (1, 3, 4, 6, 6), 50, 48,
@@ -92,8 +97,18 @@ TIERS = (
 
 
 def default_budget(device: str) -> float:
-    """GB that a plan may use when none are given: 8 on a GPU (nnU-Net's default), 1 elsewhere."""
-    return 8.0 if device == "cuda" else 1.0
+    """GB that a plan may use when none are given: 8 on a GPU (nnU-Net's default), 2 elsewhere."""
+    return 8.0 if device == "cuda" else 2.0
+
+
+def budget(device: str, gpu_memory_target: float | None) -> float:
+    """The GB asked for, or the device's default; InputError for an unknown device or no memory."""
+    if device not in ("cuda", "cpu", "mps"):
+        raise InputError(f"Device '{device}' is unknown; expected cuda, cpu or mps.")
+    gb = default_budget(device) if gpu_memory_target is None else float(gpu_memory_target)
+    if not gb > 0:
+        raise InputError(f"-gpu_memory_target is {gb:g} GB; expected a positive number.")
+    return gb
 
 
 def tier(device: str, gpu_memory_target: float) -> Choice:
@@ -217,3 +232,26 @@ def identify_crop(facts: Facts, spacing_mm: float) -> Choice:
 def _multiple(value: float, divisor: int) -> int:
     """Smallest multiple of `divisor` that is not below `value` (half a voxel is forgiven)."""
     return int(divisor * max(1, ceil((value - 0.5) / divisor)))
+
+
+# ---- grade ------------------------------------------------------------------------------------------------------------------
+def can_learn_grades(grades: dict[str, int]) -> bool:
+    """Whether a dataset's counts {grade: vertebrae} hold what a classifier needs: vertebrae with and without a deformity."""
+    return grades.get("0", 0) > 0 and any(count > 0 for grade, count in grades.items() if grade != "0")
+
+
+def grade_crop(facts: Facts, spacing_mm: float, most: int) -> Choice:
+    """Crop that each vertebra is zoomed to."""
+    wide = max(facts.extent_p95[1], facts.extent_p95[2])
+    side = min(most, _multiple(1.1 * wide / spacing_mm, 16))
+    rows = min(side, _multiple(1.1 * facts.extent_p95[0] / wide * side, 16))
+    return Choice((rows, side, side), "vertebrae are zoomed so that their larger in-plane side and a tenth fill the crop: about the voxels "
+                  "of the scan, as many as the class of machine serves; the height in proportion, multiples of 16; 128 cubed in Wei et al.",
+                  {"extent_p95_mm": list(facts.extent_p95), "spacing_mm": spacing_mm, "class_pixels": most})
+
+
+def grade_windows(facts: Facts) -> Choice:
+    """CT channels beside the mask."""
+    if facts.is_ct:
+        return Choice(((-60.0, 140.0), (-350.0, 1150.0)), "soft tissue (W200 L40) and bone (W1500 L400), Wei et al. 2022", {})
+    return windows_hu(facts)
