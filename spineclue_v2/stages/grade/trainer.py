@@ -1,0 +1,98 @@
+"""Trainer of stage `grade`: supervised contrastive loss on two views and a classifier, in one phase."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import InputError
+from ...evaluation.grading import auc, summarise
+from ...storage import write_json
+from ...training.device import autocast
+from ...training.trainer import BaseTrainer
+from ..identify.losses import supervised_contrastive
+from .data import GradeBatches, graded_rows, stored_crop
+from .network import GRADES, GradeNet, build_network
+
+FORM = "out"              # Khosla et al. 2020, Eq. 2
+FAR = 2.0                 # ordinal targets: each grade further away gets e^-2 of the one before
+VALIDATION_CROPS = 8
+
+
+class GradeTrainer(BaseTrainer):
+    """L = contrastive_weight * L_supcon + L_ce (Wei et al., arXiv 2208.10698); the epoch figure is the AUC of grade >= 1."""
+
+    stage = "grade"
+    network: GradeNet
+
+    def build_network(self) -> torch.nn.Module:
+        grades = {grade for _, _, grade in graded_rows(self.dataset, self.train_cases)}
+        if len(grades) < 2:
+            raise InputError(f"Fold {self.fold} of {self.plans.dataset_name} has vertebrae of {len(grades)} Genant grades to train on; "
+                             "expected at least two (gradesTr/CASE.json; after adding any, spineclue_plan_and_preprocess).")
+        return build_network(self.plan.network, len(self.plan.data.windows_hu))
+
+    def batch_maker(self, training: bool) -> GradeBatches:
+        network, run = self.plan.network, self.plan.run
+        views = 2 if training and run.contrastive_weight > 0 else 1
+        return GradeBatches(self.dataset.folder, self.batch_cases(training), network.crop_size, network.windows_hu, run.batch_size,
+                            self.seed + (0 if training else 1), views, augment=training)
+
+    def has_samples(self, cases: list[str]) -> bool:
+        return bool(graded_rows(self.dataset, cases))
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        run = self.plan.run
+        features = self.network.features(batch["image"]).float()
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self.network.classifier(features.detach() if run.detach_classifier else features)
+            total = F.cross_entropy(logits, targets(batch["grade"], run.ordinal))
+            if run.contrastive_weight > 0:
+                projected = self.network.project(features)
+                total = total + run.contrastive_weight * supervised_contrastive(projected, batch["grade"], run.temperature, FORM)
+        return total, {}
+
+    def validation_figure(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        logits = self.network(batch["image"]).float()
+        fractured = (batch["grade"] >= 1).cpu().numpy()
+        area = auc(fractured, 1 - logits.softmax(1)[:, 0].cpu().numpy())
+        loss = F.cross_entropy(logits, targets(batch["grade"], self.plan.run.ordinal))
+        return {"loss": float(loss), "score": area if area == area else 0.5}
+
+    @torch.no_grad()
+    def validate_cases(self) -> dict[str, Any]:
+        """Every graded vertebra of the validation cases with its true mask; rows go to validation/grades.json."""
+        rows, probabilities = graded_rows(self.dataset, self.batch_cases(training=False)), []
+        network = self.plan.network
+        for begin in range(0, len(rows), VALIDATION_CROPS):
+            crops = [stored_crop(self.dataset, case, level, network.crop_size, network.windows_hu)
+                     for case, level, _ in rows[begin:begin + VALIDATION_CROPS]]
+            with autocast(self.device):
+                probabilities.append(self.network.probabilities(torch.from_numpy(np.stack(crops)).to(self.device)).cpu().numpy())
+        found = np.concatenate(probabilities)
+        (self.folder / "validation").mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "validation" / "grades.json", [
+            {"case": case, "level": level, "grade": grade, "probabilities": [round(float(p), 5) for p in row]}
+            for (case, level, grade), row in zip(rows, found, strict=True)])
+        patients = self.patients()
+        summary = summarise([grade for _, _, grade in rows], found.argmax(1), 1 - found[:, 0],
+                            [patients.get(case, case) for case, _, _ in rows])
+        return {"stage": self.stage, "macro_f1": summary["per_vertebra"]["macro_f1"], "auc_1": summary["per_vertebra"]["auc_1"], **summary}
+
+    def patients(self) -> dict[str, str]:
+        """case -> patient, as the dataset describes them."""
+        from ...training.run import patients_of
+
+        base = self.dataset.folder.parent
+        return patients_of(base) if (base / "dataset.json").is_file() else {}
+
+
+def targets(grades: Tensor, ordinal: bool) -> Tensor:
+    """(B,) grades -> (B, 4) target probabilities: one-hot, or falling by e^-FAR per grade of distance (Diaz and Marathe 2019)."""
+    if not ordinal:
+        return F.one_hot(grades, GRADES).float()
+    distance = (grades[:, None] - torch.arange(GRADES, device=grades.device)).abs().float()
+    return (-FAR * distance).softmax(dim=1)
