@@ -1,0 +1,176 @@
+"""Batches of the MR stages: labelled and unlabelled slices for the 2D branches, class-placed patches for the 3D network."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ...adapters import crop_and_pad, mr_transforms
+from ...dataset import PreprocessedDataset
+from .cutmix import box_mask
+from .network import NEIGHBOURS, shrink
+
+MARGIN = 1.15  # crops are taken this much larger, so that rotation and scaling bring in real pixels instead of padding
+
+
+def labels_of_pixels(labels: torch.Tensor, factor: int, classes: int) -> torch.Tensor:
+    """(S, rows, columns) class numbers -> (S, rows / factor, columns / factor): the class with most voxels in each pixel."""
+    if factor == 1:
+        return labels
+    shares = F.avg_pool2d(F.one_hot(labels.long(), classes).movedim(-1, 1).float(), factor)
+    return shares.argmax(1).to(labels.dtype)
+
+
+def inside(start: np.ndarray, size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """`start` moved so that the box of `size` stays within `shape` where it fits, and centred on the axis where it does not."""
+    room = np.asarray(shape) - np.asarray(size)
+    return np.where(room >= 0, np.clip(start, 0, np.maximum(room, 0)), room // 2)
+
+
+@dataclass
+class _Batches:
+    """What both kinds of batches share: lazily opened cases, a seeded generator per batch, augmentation."""
+
+    folder: Path
+    cases: list[str]
+    seed: int
+    rotation_deg: float
+    augment: bool
+
+    def __post_init__(self) -> None:
+        self._open: dict[Path, PreprocessedDataset] = {}
+        self._transform: Any = None
+
+    def dataset(self, folder: Path) -> PreprocessedDataset:
+        if folder not in self._open:
+            self._open[folder] = PreprocessedDataset(folder)
+        return self._open[folder]
+
+    def generator(self, index: int) -> np.random.Generator:
+        rng = np.random.default_rng([self.seed, index])
+        # batchgeneratorsv2 draws from the global generators: seeding them makes batch i a function of (seed, i) alone.
+        np.random.seed(int(rng.integers(2 ** 31)))
+        torch.manual_seed(int(rng.integers(2 ** 31)))
+        return rng
+
+    def transformed(self, size: tuple[int, int], image: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Augmented and cut to `size` in plane; image (S, rows, columns) float, labels (S', rows, columns)."""
+        sample = {"image": image} if labels is None else {"image": image, "segmentation": labels}
+        if not self.augment:
+            return sample
+        if self._transform is None:
+            self._transform = mr_transforms(size, self.rotation_deg)
+        return self._transform(**sample)
+
+
+@dataclass
+class SliceBatches(_Batches):
+    """For the 2D branches: `batch_size` labelled slices around foreground, two batches of unlabelled ones anywhere, CutMix masks.
+
+    A batch: image (L, 3, rows, columns), target (L, 1, rows, columns) and, with unlabelled cases, first, second (U, 3, rows, columns),
+    mask (U, rows, columns) boolean. Rows and columns are pixels of the 2D branches.
+    """
+
+    unlabelled_folder: Path
+    unlabelled_cases: list[str]
+    crop_size: tuple[int, int]
+    factor: int
+    classes: int
+    batch_size: int
+    unlabelled_batch_size: int
+    boxes: int
+    area: tuple[float, float]
+
+    def __call__(self, index: int) -> dict[str, torch.Tensor]:
+        rng = self.generator(index)
+        samples = [self._labelled(rng) for _ in range(self.batch_size)]
+        batch = {"image": torch.stack([s["image"] for s in samples]), "target": torch.stack([s["segmentation"] for s in samples])}
+        if self.unlabelled_cases and self.unlabelled_batch_size:
+            for name in ("first", "second"):
+                batch[name] = torch.stack([self._unlabelled(rng) for _ in range(self.unlabelled_batch_size)])
+            masks = [box_mask(self.crop_size, self.boxes, self.area, rng) for _ in range(self.unlabelled_batch_size)]
+            batch["mask"] = torch.from_numpy(np.stack(masks))
+        return batch
+
+    def _labelled(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        case = self.cases[int(rng.integers(len(self.cases)))]
+        data = self.dataset(self.folder)
+        structures = list(data.properties(case)["structures"].values())
+        if not structures:
+            return self._crop(data, case, self._anywhere(data.image(case).shape, rng), True)
+        weights = np.array([s["voxels"] for s in structures], float)
+        places = structures[int(rng.choice(len(structures), p=weights / weights.sum()))]["locations"]
+        return self._crop(data, case, self._around(np.array(places[int(rng.integers(len(places)))]), data.image(case).shape, rng), True)
+
+    def _unlabelled(self, rng: np.random.Generator) -> torch.Tensor:
+        case = self.unlabelled_cases[int(rng.integers(len(self.unlabelled_cases)))]
+        data = self.dataset(self.unlabelled_folder)
+        return self._crop(data, case, self._anywhere(data.image(case).shape, rng), False)["image"]
+
+    def _voxels(self) -> np.ndarray:
+        margin = MARGIN if self.augment else 1.0
+        return np.array([int(round(n * margin)) * self.factor for n in self.crop_size])
+
+    def _around(self, voxel: np.ndarray, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+        size = self._voxels()
+        start = voxel[1:] - (rng.uniform(0.1, 0.9, 2) * size).astype(int)
+        return np.array([voxel[0], *inside(start, size, shape[1:])])
+
+    def _anywhere(self, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+        size = self._voxels()
+        start = (rng.random(2) * (np.asarray(shape[1:]) - size + 1)).astype(int)
+        return np.array([int(rng.integers(shape[0])), *inside(start, size, shape[1:])])
+
+    def _crop(self, data: PreprocessedDataset, case: str, place: np.ndarray, labelled: bool) -> dict[str, torch.Tensor]:
+        """Slice `place[0]` with its neighbours from row and column `place[1:]` on."""
+        size = self._voxels()
+        image = crop_and_pad(data.image(case), [place[0] - NEIGHBOURS // 2, *place[1:]], [NEIGHBOURS, *size])
+        pixels = shrink(torch.from_numpy(image.astype(np.float32)), self.factor)
+        labels = None
+        if labelled:
+            stored = torch.from_numpy(crop_and_pad(data.labels(case), place, [1, *size]).astype(np.int16))
+            labels = labels_of_pixels(stored, self.factor, self.classes)
+        return self.transformed(self.crop_size, pixels, labels)
+
+
+@dataclass
+class PatchBatches(_Batches):
+    """For the 3D network: patches of one volume, placed on a voxel of a random class or anywhere.
+
+    A batch: region (B, D + 2, H + 2 c0, W + 2 c1), the patch with its context and one slice more on both ends; target (B, 1, D, H, W).
+    """
+
+    patch_size: tuple[int, int, int]
+    context: tuple[int, int]
+    batch_size: int
+    class_placed_share: float
+
+    def __call__(self, index: int) -> dict[str, torch.Tensor]:
+        rng = self.generator(index)
+        case = self.cases[int(rng.integers(len(self.cases)))]
+        samples = [self._patch(case, rng) for _ in range(self.batch_size)]
+        return {"region": torch.stack([s[0] for s in samples]), "target": torch.stack([s[1] for s in samples])}
+
+    def _patch(self, case: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        data = self.dataset(self.folder)
+        image, size = data.image(case), np.array(self.patch_size)
+        structures = list(data.properties(case)["structures"].values())
+        if structures and rng.random() < self.class_placed_share:
+            places = structures[int(rng.integers(len(structures)))]["locations"]
+            start = np.array(places[int(rng.integers(len(places)))]) - (rng.uniform(0.2, 0.8, 3) * size).astype(int)
+        else:
+            start = (rng.random(3) * (np.array(image.shape) - size + 1)).astype(int)
+        start = inside(start, size, image.shape)
+        around = np.array([1, *self.context])
+        region = crop_and_pad(image, start - around, size + 2 * around)
+        labels = crop_and_pad(data.labels(case), start - [0, *self.context], size + [0, 2 * self.context[0], 2 * self.context[1]])
+        sample = self.transformed(tuple(region.shape[1:]), torch.from_numpy(region.astype(np.float32)),
+                                  torch.from_numpy(labels.astype(np.int16)))
+        rows, columns = self.context
+        target = sample["segmentation"][:, rows:rows + size[1], columns:columns + size[2]]
+        return sample["image"], target[None]

@@ -1,0 +1,193 @@
+"""Trainers of the MR stages: cross pseudo supervision of two 2D branches, then the 3D network on top of them, frozen."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...adapters import dice_and_cross_entropy
+from ...dataset import PreprocessedDataset
+from ...errors import InputError
+from ...mr_preprocessing import UNLABELLED
+from ...structures import kind
+from ...training.checkpoint import Checkpoint, file_sha256
+from ...training.trainer import BaseTrainer
+from .. import default_trainer_name
+from .cps import cross_supervision, pseudo_labels, ramp
+from .cutmix import mix
+from .data import PatchBatches, SliceBatches
+from .network import HybridNetwork, TwoBranches, build_network
+
+logger = logging.getLogger("spineclue_v2.training")
+
+
+class _MRTrainer(BaseTrainer):
+    """What both stages share: classes by name, Adam with dropped rates, Dice of whole cases."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.plan.data.classes) + 1
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        run = self.plan.run
+        learned = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=run.initial_lr, weight_decay=run.weight_decay)
+        drops = [epoch * self.iterations for epoch in run.lr_drop_epochs]
+        return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
+
+    def criterion(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Dice + cross entropy in float32; logits (B, C, ...), target (B, 1, ...)."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self._criterion(logits.float(), target)
+
+    def probability(self, image: np.ndarray) -> np.ndarray:
+        """Class probabilities (C, S, rows, columns) of a whole image in model space."""
+        raise NotImplementedError
+
+    def validate_cases(self) -> dict[str, Any]:
+        """Whole validation cases: Dice per class, mean over the classes present, over bodies (VB) and discs (IVD)."""
+        rows = []
+        for case in self.val_cases or self.train_cases:
+            predicted = self.probability(self.dataset.image(case)[:].astype(np.float32)).argmax(0)
+            rows.append({"case": case, "Dice": dice_per_class(predicted, self.dataset.labels(case)[:], self.plan.data.classes)})
+        return {"stage": self.stage, **summarise_dice([row["Dice"] for row in rows]), "metric_per_case": rows}
+
+
+class Hybrid2DTrainer(_MRTrainer):
+    """Two 2D DeepLabv3+: Dice + cross entropy of both on labelled slices, cross pseudo supervision with CutMix on unlabelled ones.
+
+    Unlabelled cases are those of imagesUl/; every fold uses all of them. Without any, or with unlabelled_batch_size 0, both branches
+    learn from labelled slices alone.
+    """
+
+    stage = "hybrid_2d"
+
+    def build_network(self) -> TwoBranches:
+        self._criterion = dice_and_cross_entropy(batch_dice=True)
+        return build_network(self.stage, self.plans)
+
+    def unlabelled_cases(self) -> tuple[Path, list[str]]:
+        """Folder and names of the unlabelled cases; a hook for other sources."""
+        folder = self.dataset.folder / UNLABELLED
+        return folder, PreprocessedDataset(folder).cases if any(folder.glob("*.json")) else []
+
+    def batch_maker(self, training: bool) -> SliceBatches:
+        network, run = self.plan.network, self.plan.run
+        folder, unlabelled = self.unlabelled_cases() if training else (self.dataset.folder, [])
+        if training:
+            used = len(unlabelled) if run.unlabelled_batch_size else 0
+            logger.info("%d of %d unlabelled cases are learned from.", used, len(unlabelled))
+        return SliceBatches(self.dataset.folder, self.batch_cases(training),
+                            self.seed + (0 if training else 1), run.rotation_deg, training, folder, unlabelled, network.crop_size,
+                            network.in_plane_factor, self.classes, run.batch_size, run.unlabelled_batch_size if training else 0,
+                            run.cutmix_boxes, run.cutmix_area)
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        branches, images, count = (self.network.a, self.network.b), batch["image"], len(batch["image"])
+        pseudo = []
+        if "mask" in batch:
+            pair = torch.cat([batch["first"], batch["second"]])
+            with torch.no_grad():
+                pseudo = [pseudo_labels(*branch(pair).chunk(2), batch["mask"]) for branch in branches]
+            images = torch.cat([images, mix(batch["first"], batch["second"], batch["mask"])])
+        logits = [branch(images) for branch in branches]
+        supervised = sum(self.criterion(part[:count], batch["target"]) for part in logits)
+        if not pseudo:
+            return supervised, {"supervised": float(supervised.detach())}
+        run = self.plan.run
+        cross = cross_supervision(*(part[count:].float() for part in logits), *pseudo)
+        total = supervised + run.cps_weight * ramp(self.epoch, run.cps_ramp_epochs) * cross
+        return total, {"supervised": float(supervised.detach()), "cps": float(cross.detach())}
+
+    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        _, probability = self.network(batch["image"])
+        loss = torch.nn.functional.nll_loss(probability.clamp_min(1e-6).log(), batch["target"][:, 0].long())
+        return {"loss": float(loss), "score": batch_dice(probability.argmax(1), batch["target"][:, 0], self.classes)}
+
+    def probability(self, image: np.ndarray) -> np.ndarray:
+        from .predictor import predict_2d
+
+        return predict_2d(image, [self.network], self.plan, self.device)
+
+
+class Hybrid3DTrainer(_MRTrainer):
+    """3D DeepLabv3+ with cross tri-attention to the frozen 2D branches of the same fold; Dice + cross entropy."""
+
+    stage = "hybrid_3d"
+
+    def build_network(self) -> HybridNetwork:
+        self._criterion = dice_and_cross_entropy(batch_dice=True)
+        return build_network(self.stage, self.plans)
+
+    def run(self, resume: bool = False) -> None:
+        if not resume and self.plan.network.use_2d:
+            self.load_branches(self.branches_checkpoint())
+        super().run(resume)
+
+    def branches_checkpoint(self) -> Path:
+        """Final checkpoint of hybrid_2d of the same fold, beside this stage's folder."""
+        plans_name = self.folder.parent.name.split("__")[1] if "__" in self.folder.parent.name else self.plans.plans_name
+        name = f"{default_trainer_name('hybrid_2d')}__{plans_name}__hybrid_2d"
+        return self.folder.parents[1] / name / self.folder.name / "checkpoint_final.pth"
+
+    def load_branches(self, path: Path) -> None:
+        """Put a trained 2D stage into the frozen branches; InputError when it is missing or of another plan."""
+        if not path.exists():
+            raise InputError(f"Stage hybrid_3d needs the 2D branches of the same fold and {path} is missing; run spineclue_train "
+                             f"{self.plans.dataset_name[7:10]} hybrid_2d {self.fold} first.")
+        saved, wanted = Checkpoint.load(path, self.device), self.plans.stage("hybrid_2d").model_fingerprint
+        if saved.meta.get("model_fingerprint") != wanted:
+            raise InputError(f"The 2D branches {path} were trained with model fingerprint {saved.meta.get('model_fingerprint')}, the plan "
+                             f"has {wanted}; train hybrid_2d again, or restore its plan.")
+        self.network.branches.load_state_dict(saved.network)
+        self.fitted["hybrid_2d"] = {"model_fingerprint": wanted, "weights": file_sha256(path)}
+
+    def batch_maker(self, training: bool) -> PatchBatches:
+        network, run = self.plan.network, self.plan.run
+        return PatchBatches(self.dataset.folder, self.batch_cases(training),
+                            self.seed + (0 if training else 1), run.rotation_deg, training, network.patch_size, network.context,
+                            run.batch_size, run.class_placed_share)
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        return self.criterion(self.network(batch["region"]), batch["target"]), {}
+
+    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        logits = self.network(batch["region"]).float()
+        return {"loss": float(self.criterion(logits, batch["target"])),
+                "score": batch_dice(logits.argmax(1), batch["target"][:, 0], self.classes)}
+
+    def probability(self, image: np.ndarray) -> np.ndarray:
+        from .predictor import predict_3d
+
+        return predict_3d(image, [self.network], self.plans, self.device)
+
+
+def batch_dice(predicted: torch.Tensor, target: torch.Tensor, classes: int) -> float:
+    """Mean Dice over the foreground classes that the target holds, voxels of the whole batch together; nan without any."""
+    pairs = torch.bincount((target.long() * classes + predicted.long()).flatten(), minlength=classes ** 2).reshape(classes, classes).float()
+    shared, truth, found = pairs.diagonal(), pairs.sum(1), pairs.sum(0)
+    present = truth[1:] > 0
+    return float((2 * shared / (truth + found).clamp_min(1))[1:][present].mean()) if present.any() else float("nan")
+
+
+def dice_per_class(predicted: np.ndarray, target: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
+    """Dice of every class that the target holds: {name: Dice}. Class k + 1 is `classes[k]`."""
+    count = len(classes) + 1
+    pairs = np.bincount((target.astype(np.int64) * count + predicted).ravel(), minlength=count ** 2).reshape(count, count)
+    return {name: float(2 * pairs[k, k] / (pairs[k].sum() + pairs[:, k].sum())) for k, name in enumerate(classes, 1) if pairs[k].any()}
+
+
+def summarise_dice(rows: list[Mapping[str, float]]) -> dict[str, Any]:
+    """Per subject the mean over classes present, then over subjects: foreground_mean, VB, IVD; `mean` per class over its cases."""
+    def subject_mean(wanted: str | None) -> float | None:
+        means = [np.mean(values) for row in rows if (values := [v for name, v in row.items() if wanted in (None, kind(name))])]
+        return float(np.mean(means)) if means else None
+
+    names = sorted({name for row in rows for name in row})
+    return {"foreground_mean": {"Dice": subject_mean(None)}, "VB": subject_mean("body"), "IVD": subject_mean("disc"),
+            "mean": {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}}

@@ -1,0 +1,161 @@
+"""The MR path from raw dataset to label map, on small synthetic scans: plan, both stages, prediction, what bad input says."""
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spineclue_v2.cli._common import main
+from spineclue_v2.plans import Plans
+from spineclue_v2.structures import VALUE
+from spineclue_v2.volume import Geometry, Volume, read_labels, read_volume, write_volume
+
+NAME = "Dataset601_TinyMR"
+EDITS = {"hybrid_2d": {"network": {"encoder": "tu-resnet10t", "decoder_channels": 8, "crop_size": (32, 32)},
+                       "run": {"batch_size": 2, "unlabelled_batch_size": 2, "epochs": 2, "iterations_per_epoch": 2,
+                               "lr_drop_epochs": (1, 2)}},
+         "hybrid_3d": {"network": {"patch_size": (4, 32, 32), "context": (16, 16), "width": 4, "decoder_channels": 8,
+                                       "attention_channels": 4},
+                       "run": {"batch_size": 2, "epochs": 2, "iterations_per_epoch": 2, "lr_drop_epochs": (1, 2)}}}
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setenv("SPINECLUE_HOME", str(home))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Five labelled and two unlabelled scans, planned by the command and preprocessed with a cut-down plan."""
+    from spineclue_v2.dataset_conversion.phantom_mr import convert
+    from spineclue_v2.planning.plan_and_preprocess import plan_and_preprocess, preprocess_plans
+
+    folder = tmp_path_factory.mktemp("mr")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPINECLUE_HOME", str(folder))
+        patch.setenv("spineclue_n_proc_DA", "0")
+        for variable in ("spineclue_raw", "spineclue_preprocessed", "spineclue_results", "nnUNet_raw"):
+            patch.delenv(variable, raising=False)
+        convert(folder / "raw" / NAME, 5, seed=3, unlabelled=2, test=1, plane_mm=3.0, slice_mm=7.0, top="L2")
+        assert plan_and_preprocess([601], device="cpu", preprocess=False, progress=False) == {}
+        path = folder / "preprocessed" / NAME / "SpineCLUEPlans.json"
+        plans = Plans.load(path)
+        stages = {name: replace(plan, **{group: replace(getattr(plan, group), **values) for group, values in EDITS[name].items()})
+                  for name, plan in plans.stages.items()}
+        replace(plans, stages=stages).save(path)
+        assert preprocess_plans(601, progress=False) == {}
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path) -> Path:
+    for stage in ("hybrid_2d", "hybrid_3d"):
+        assert main("train", ["601", stage, "0", "-device", "cpu"]) == 0
+    return home
+
+
+def test_the_plan_follows_names_and_data(home: Path) -> None:
+    data = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_3d").data
+    assert data.classes[:5] == ("S", "L5", "L4", "L3", "L2")
+    assert data.classes[data.classes.index("L5/S"):][:3] == ("L5/S", "L4/L5", "L3/L4")
+    assert data.label_values == tuple(VALUE[name] for name in data.classes)
+    assert data.spacing_mm == (7.0, 3.0, 3.0)
+
+
+def test_unlabelled_scans_are_kept_apart(home: Path) -> None:
+    from spineclue_v2.dataset import PreprocessedDataset
+
+    fingerprint = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_2d").data_fingerprint
+    folder = home / "preprocessed" / NAME / fingerprint
+    assert len(PreprocessedDataset(folder).cases) == 5 and PreprocessedDataset(folder / "unlabelled").cases == ["mr_0006", "mr_0007"]
+
+
+def test_predict_writes_labels_on_the_input_grid(trained: Path, tmp_path: Path) -> None:
+    scan = trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz"
+    assert main("predict", ["-d", "601", "-i", str(scan), "-o", str(tmp_path), "-device", "cpu"]) == 0
+    labels, image = read_labels(tmp_path / "mr_0008.nii.gz"), read_volume(scan)
+    assert labels.geometry.same_grid(image.geometry)
+    record = json.loads((tmp_path / "mr_0008.json").read_text())
+    assert record["stage"] == "hybrid_3d" and (tmp_path / "mr_0008.png").stat().st_size > 10_000
+    ml = float(np.prod(image.spacing)) / 1000
+    written = {int(v): round(float((labels.array == v).sum()) * ml, 3) for v in np.unique(labels.array) if v}
+    assert {row["label"]: row["volume_ml"] for row in record["structures"]} == pytest.approx(written)
+
+
+def test_prediction_does_not_depend_on_how_the_scan_is_stored(trained: Path, tmp_path: Path) -> None:
+    from spineclue_v2.inference.model import load_trained
+    from spineclue_v2.inference.mr import predict_mr_volume
+
+    model = load_trained(trained / "results" / NAME, None, torch.device("cpu"))
+    scan = read_volume(trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz")
+    first, _ = predict_mr_volume(scan, model)
+    turned, _ = predict_mr_volume(scan.reoriented("RAS"), model)
+    assert np.array_equal(turned.reoriented(scan.geometry.orientation).array, first.array)
+
+
+def test_one_slice_and_odd_sizes_can_be_predicted(trained: Path, tmp_path: Path) -> None:
+    from spineclue_v2.inference.model import load_trained
+    from spineclue_v2.inference.mr import predict_mr_volume
+
+    model = load_trained(trained / "results" / NAME, None, torch.device("cpu"))
+    array = np.random.default_rng(0).integers(1, 500, (3, 41, 23)).astype(np.int16)
+    volume = Volume(array, Geometry(array.shape, (7.0, 2.5, 2.5), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]])))
+    labels, _ = predict_mr_volume(volume, model)
+    assert labels.array.shape == array.shape
+
+
+def test_3d_needs_the_2d_stage_of_its_fold(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("train", ["601", "hybrid_3d", "1", "-device", "cpu"]) == 2
+    assert "spineclue_train 601 hybrid_2d 1 first" in capsys.readouterr().err
+
+
+def test_the_frozen_branches_are_those_of_the_2d_stage(trained: Path) -> None:
+    from spineclue_v2.training.checkpoint import Checkpoint
+
+    results = trained / "results" / NAME
+    flat = Checkpoint.load(results / "Hybrid2DTrainer__SpineCLUEPlans__hybrid_2d" / "fold_0" / "checkpoint_final.pth").network
+    deep = Checkpoint.load(results / "Hybrid3DTrainer__SpineCLUEPlans__hybrid_3d" / "fold_0" / "checkpoint_final.pth").network
+    assert flat and all(torch.equal(deep[f"branches.{name}"], tensor) for name, tensor in flat.items())
+
+
+def test_a_case_cannot_be_labelled_and_unlabelled(home: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from spineclue_v2.dataset import RawDataset
+    from spineclue_v2.errors import InputError
+
+    raw = tmp_path / NAME
+    shutil.copytree(home / "raw" / NAME, raw)
+    shutil.copy(raw / "imagesTr" / "mr_0001_0000.nii.gz", raw / "imagesUl")
+    with pytest.raises(InputError, match="mr_0001.*imagesUl"):
+        RawDataset(raw)
+
+
+@pytest.mark.parametrize(("channel", "labels", "is_mr"), [
+    ("CT", {"background": 0, "L5": 1, "L5/S": 2}, False), ("T2", {"background": 0, "L5": 1}, True),
+    ("scan", {"background": 0, "L5": 1, "disc_L5_S1": 2}, True), ("scan", {"background": 0, "L5": 1}, False)])
+def test_modality_is_recognised_by_channel_then_classes(tmp_path: Path, channel: str, labels: dict[str, int], is_mr: bool) -> None:
+    from spineclue_v2.dataset import RawDataset
+    from spineclue_v2.planning.mr_fingerprint import recognise
+
+    folder = tmp_path / "Dataset602_Any"
+    grid = Geometry((6, 8, 8), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0), np.eye(3))
+    write_volume(Volume(np.ones((6, 8, 8), np.uint8), grid), folder / "labelsTr" / "a.nii.gz")
+    write_volume(Volume(np.ones((6, 8, 8), np.int16), grid), folder / "imagesTr" / "a_0000.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": channel}, "labels": labels, "numTraining": 1,
+                                                     "file_ending": ".nii.gz"}))
+    assert recognise(RawDataset(folder))[0] is is_mr
+
+
+def test_the_command_says_why_a_dataset_is_taken_as_mr(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from spineclue_v2.planning.plan_and_preprocess import fingerprint_dataset
+
+    with caplog.at_level(logging.INFO):
+        fingerprint_dataset(601, progress=False)
+    assert "taken as an MR dataset: channel T2" in caplog.text

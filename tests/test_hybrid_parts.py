@@ -1,0 +1,225 @@
+"""Known answers of the MR stages' parts: attention, CutMix, pseudo labels, networks, names, preprocessing."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spineclue_v2.errors import InputError
+from spineclue_v2.mr_preprocessing import normalised, to_mr_space
+from spineclue_v2.plans import Hybrid2DNetwork, Hybrid3DNetwork, MRData
+from spineclue_v2.stages.hybrid.attention import ChannelAttention, CrossTriAttention, SliceAttention, SpatialAttention
+from spineclue_v2.stages.hybrid.cps import cross_supervision, pseudo_labels, ramp
+from spineclue_v2.stages.hybrid.cutmix import box_mask, mix
+from spineclue_v2.stages.hybrid.data import inside, labels_of_pixels
+from spineclue_v2.stages.hybrid.network import HybridNetwork, PixelHead, TwoBranches
+from spineclue_v2.stages.hybrid.trainer import batch_dice, dice_per_class, summarise_dice
+from spineclue_v2.structures import DISCS, LABELS, canonical, canonical_values, in_order, kind
+from spineclue_v2.volume import Geometry, Volume
+
+FLAT = Hybrid2DNetwork("tu-resnet10t", 8, (1, 2, 3), "subpixel", 2, (32, 32))
+DEEP = Hybrid3DNetwork((3, 32, 32), (16, 16), 4, (1, 1, 1, 1), 1, 8, (1, 2, 3), 0.0, "subpixel", True, True, 4, 1)
+
+
+def features(channels: int, slices: int = 3, rows: int = 4, columns: int = 6, seed: int = 0) -> torch.Tensor:
+    return torch.randn(2, channels, slices, rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- attention --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 5, 7), (12, 6, 4)])
+def test_with_gains_at_zero_attention_is_plain_concatenation(shape: tuple[int, int, int], stride: int) -> None:
+    f_3d, f_2d = features(8, *shape), features(4, *shape, seed=1)
+    assert torch.equal(CrossTriAttention(8, 4, 2, stride)(f_3d, f_2d), torch.cat([f_3d, f_2d], 1))
+
+
+def test_equal_queries_give_every_position_its_slices_mean() -> None:
+    block, f_3d, f_2d = SpatialAttention(8, 4, 2), features(8), features(4, seed=1)
+    with torch.no_grad():
+        block.query.weight.zero_()
+        block.query.bias.zero_()
+        block.value.weight.copy_(torch.eye(8)[:, :, None, None, None])
+        block.value.bias.zero_()
+        block.gain.fill_(0.5)
+        expected = f_3d + 0.5 * f_3d.mean((3, 4), keepdim=True)
+        assert torch.allclose(block(f_3d, f_2d), expected, atol=1e-5)
+
+
+def test_spatial_attention_is_softmax_of_scaled_products() -> None:
+    block, f_3d, f_2d = SpatialAttention(4, 3, 2), features(4, 2, 2, 3), features(3, 2, 2, 3, seed=1)
+    with torch.no_grad():
+        block.gain.fill_(1.0)
+        query, key, value = (t.transpose(1, 2).flatten(3) for t in (block.query(f_2d), block.key(f_2d), block.value(f_3d)))
+        weights = (query.transpose(2, 3) @ key / 2 ** 0.5).softmax(-1)
+        mixed = (value @ weights.transpose(2, 3)).reshape(2, 2, 4, 2, 3).transpose(1, 2)
+        assert torch.allclose(block(f_3d, f_2d), f_3d + mixed, atol=1e-5)
+
+
+def test_slice_attention_prefers_the_slice_that_differs_most() -> None:
+    block = SliceAttention()
+    block.gain.data.fill_(1.0)
+    f_3d = torch.zeros(1, 1, 3, 1, 4)
+    f_3d[0, 0, 0], f_3d[0, 0, 1], f_3d[0, 0, 2] = 20.0, 20.0, -20.0    # energies +400 and -400: the softmax is hard
+    f_2d = torch.tensor([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1, 1).expand(1, 1, 3, 1, 4)
+    found = block(f_2d, f_3d)[0, 0, :, 0, 0]
+    assert found.tolist() == pytest.approx([1 + 4, 2 + 4, 4 + 1.5])     # the third takes the mean of the first two
+
+
+def test_channel_attention_by_hand() -> None:
+    block, x = ChannelAttention(), features(3, 1, 2, 2)
+    block.gain.data.fill_(2.0)
+    rows = x.flatten(2)
+    energy = rows @ rows.transpose(1, 2) / 4
+    expected = x + 2 * ((energy.amax(2, keepdim=True) - energy).softmax(2) @ rows).reshape(x.shape)
+    assert torch.allclose(block(x), expected, atol=1e-5)
+
+
+# ---- CutMix and cross pseudo supervision --------------------------------------------------------------------------------------
+@settings(max_examples=60, deadline=None)
+@given(st.integers(4, 80), st.integers(4, 80), st.integers(1, 4), st.integers(0, 10_000))
+def test_boxes_take_no_more_than_their_share(rows: int, columns: int, boxes: int, seed: int) -> None:
+    mask = box_mask((rows, columns), boxes, (0.25, 0.5), np.random.default_rng(seed))
+    rounding = boxes * (rows + columns) / (rows * columns)
+    assert mask.shape == (rows, columns) and 0 < mask.mean() <= 0.5 + rounding
+
+
+def test_one_box_takes_the_drawn_share() -> None:
+    shares = [box_mask((200, 160), 1, (0.3, 0.3), np.random.default_rng(seed)).mean() for seed in range(50)]
+    assert np.allclose(shares, 0.3, atol=0.01)
+
+
+def test_mix_takes_the_second_inside() -> None:
+    mask = torch.zeros(1, 2, 2, dtype=torch.bool)
+    mask[0, 0, 1] = True
+    assert mix(torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2), mask)[0].sum((1, 2)).tolist() == [1, 1, 1]
+    assert mix(torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2), mask)[0, 0, 0, 1] == 1
+
+
+def test_pseudo_labels_are_mixed_like_the_images_and_carry_no_gradient() -> None:
+    first = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    second = torch.zeros(1, 3, 2, 2)
+    first.data[:, 1], second[:, 2] = 5.0, 5.0
+    mask = torch.tensor([[[True, False], [False, True]]])
+    labels = pseudo_labels(first, second, mask)
+    assert labels.tolist() == [[[2, 1], [1, 2]]] and not labels.requires_grad
+
+
+def test_cross_supervision_by_hand() -> None:
+    a, b = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]])
+    expected = -(a.log_softmax(1)[0, 0] + b.log_softmax(1)[0, 1])       # a learns b's label 0, b learns a's label 1
+    assert cross_supervision(a, b, torch.tensor([1]), torch.tensor([0])).item() == pytest.approx(expected.item())
+
+
+def test_each_branch_learns_only_from_the_other() -> None:
+    branches = TwoBranches(FLAT, 4)
+    image = torch.randn(2, 3, 32, 32)
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    with torch.no_grad():
+        silent = branches.b(image)
+    cross_supervision(branches.a(image), silent, labels, labels).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in branches.a.parameters())
+    assert all(p.grad is None for p in branches.b.parameters())
+    assert not torch.equal(branches.a.head.project.weight, branches.b.head.project.weight)
+
+
+def test_ramp_rises_to_one() -> None:
+    assert [ramp(epoch, 4) for epoch in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0] and ramp(0, 0) == 1.0
+
+
+# ---- networks ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("edit", [{}, {"attention": False}, {"use_2d": False}, {"attention_stride": 2}])
+def test_the_3d_network_gives_logits_of_the_patch_and_leaves_the_branches_alone(edit: dict[str, object]) -> None:
+    from dataclasses import replace
+
+    network = HybridNetwork(replace(DEEP, **edit), FLAT, 5).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items() if name.startswith("branches.")}
+    logits = network(torch.randn(1, 5, 64, 64))
+    assert logits.shape == (1, 5, 3, 32, 32)
+    logits.square().mean().backward()
+    learned = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert not any(name.startswith("branches.") for name in learned) and "deeplab.stem.0.weight" in learned
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())   # batch statistics too
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(1, 9), st.sampled_from([32, 64]), st.sampled_from([32, 64]))
+def test_any_patch_size_and_number_of_slices(slices: int, rows: int, columns: int) -> None:
+    network = HybridNetwork(DEEP, FLAT, 3).eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, slices + 2, rows + 32, columns + 32)).shape == (1, 3, slices, rows, columns)
+
+
+def test_with_gains_at_zero_the_full_network_is_the_one_without_attention() -> None:
+    from dataclasses import replace
+
+    full = HybridNetwork(DEEP, FLAT, 3).eval()
+    plain = HybridNetwork(replace(DEEP, attention=False), FLAT, 3).eval()
+    plain.load_state_dict({name: tensor for name, tensor in full.state_dict().items() if not name.startswith("attention.")})
+    image = torch.randn(1, 5, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(full(image), plain(image), atol=1e-5)
+
+
+def test_subpixel_head_lays_values_out_as_pixels() -> None:
+    head = PixelHead(16, 1, "subpixel")
+    with torch.no_grad():
+        head.project.weight.copy_(torch.eye(16)[:, :, None, None])
+        head.project.bias.zero_()
+        assert head(torch.arange(16.0).reshape(1, 16, 1, 1))[0, 0].flatten().tolist() == list(range(16))
+
+
+# ---- data, figures, names -----------------------------------------------------------------------------------------------------
+def test_pixels_take_the_class_with_most_voxels() -> None:
+    labels = torch.tensor([[[1, 1, 0, 0], [1, 2, 0, 3]]])
+    assert labels_of_pixels(labels, 2, 4).tolist() == [[[1, 0]]]
+
+
+def test_crops_stay_inside_where_they_fit() -> None:
+    assert inside(np.array([-3, 9]), (4, 4), (10, 10)).tolist() == [0, 6]
+    assert inside(np.array([5]), (8,), (4,)).tolist() == [-2]
+
+
+def test_dice_by_hand() -> None:
+    target, found = np.array([[[1, 1, 2, 0]]]), np.array([[[1, 0, 2, 2]]])
+    rows = dice_per_class(found, target, ("L5", "L5/S", "S"))
+    assert rows == {"L5": pytest.approx(2 / 3), "L5/S": pytest.approx(2 / 3)}
+    summary = summarise_dice([rows, {"L5": 1.0}])
+    assert summary["VB"] == pytest.approx((2 / 3 + 1) / 2) and summary["IVD"] == pytest.approx(2 / 3)
+    assert batch_dice(torch.from_numpy(found), torch.from_numpy(target), 4) == pytest.approx(2 / 3)
+
+
+def test_normalisation_by_hand() -> None:
+    array = np.array([0.0, 1.0, 3.0, 99.0], np.float32)
+    found = normalised(array, np.array([False, True, True, False]), (0.0, 100.0))
+    assert found.tolist() == [0.0, -1.0, 1.0, 0.0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(["LPS", "RAS", "PIL", "ASR"]), st.floats(0.8, 6.0), st.integers(4, 12))
+def test_model_space_does_not_depend_on_orientation_and_keeps_the_slices(orientation: str, slice_mm: float, slices: int) -> None:
+    data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("L5",), (24,))
+    array = np.random.default_rng(3).integers(1, 900, (24, 20, slices)).astype(np.int16)
+    scan = Volume(array, Geometry(array.shape, (1.5, 1.5, slice_mm), (0.0, 0.0, 0.0), np.eye(3)))
+    first, other = to_mr_space(scan, data), to_mr_space(scan.reoriented(orientation), data)
+    assert np.allclose(first.array, other.array, atol=1e-4)
+    together = max(1, round(4.0 / slice_mm))
+    assert first.array.shape[0] == max(1, round(slices / together)) and first.geometry.orientation == "PIL"
+
+
+def test_names_are_recognised_however_written() -> None:
+    assert [canonical(n) for n in ("vertebrae_L5", "sacrum", "S1", "disc_L5_S1", "L5-S", "T12/L1", "IVD L4-L5", "canal")] == \
+        ["L5", "S", "S", "L5/S", "L5/S", "T12/L1", "L4/L5", "canal"]
+    assert [kind(n) for n in ("S", "T13", "L5/S", "canal")] == ["body", "body", "disc", "other"]
+    assert in_order(["L5/S", "canal", "L4", "S", "L4/L5", "L5"]) == ["S", "L5", "L4", "L5/S", "L4/L5", "canal"]
+    assert sorted(LABELS.values()) == list(range(29 + len(DISCS)))
+    with pytest.raises(InputError, match="two labels mean the structure L5/S"):
+        canonical_values({"background": 0, "L5/S": 1, "disc_L5_S1": 2})
+
+
+def test_unknown_encoder_is_said_in_one_sentence() -> None:
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match="resnet999.*cannot be built"):
+        TwoBranches(replace(FLAT, encoder="resnet999"), 3)
