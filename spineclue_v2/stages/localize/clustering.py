@@ -25,11 +25,15 @@ LINK = 1.25                   # the next slice lies within eps, with a quarter t
 BODY_DEPTH_SHARE = 0.42       # of a section's depth from the front of the body to the spinous process
 NEAR_MM = 20.0                # boxes this near along the spine tell where the front of the bodies is
 FEW = 4                       # sagittal boxes needed to tell it at all
+LEAST_BOXES = 3
+ONE_PLANE = 0.6               # what the support in a single plane is worth
 SIZE_RANGE = (0.5, 1.6)       # heights that belong to one vertebra, relative to the densest size
 WIDTH_RANGE = (0.4, 2.5)
 SPACING_PER_HEIGHT = 1.15     # distance of neighbours from the height of a body: body and disc
-SPLIT_SPREAD = 0.7            # bodies spread over more than this times the spacing: two vertebrae in one cluster
+MODE_WIDTH, MODE_STEP = 0.14, 0.5   # of the spacing: blur of the bodies' heights, and the least distance of two vertebrae in a cluster
+MODE_LEAST, VALLEY = 0.25, 0.75     # of the highest mode; of the lower of two neighbouring modes
 MERGE_SPACING_RATIO = 0.55    # closer than this times the spacing: one vertebra in two clusters
+NEIGHBOURS = 3                # steps to each side that tell the spacing
 MERGE_ACROSS_MM = 50.0        # the two halves of one vertebra lie no farther apart from left to right
 
 
@@ -108,7 +112,6 @@ def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: Mapping[str, flo
     order = np.lexsort((boxes.score, boxes.high, boxes.low, boxes.z1, boxes.z0, boxes.across, boxes.plane))
     boxes = boxes.take(order)
     expected = expected_boxes(slice_gap_mm) * folds
-    least = max(3, run.min_samples_share * expected)
     bodies = body_places(boxes)
     index = np.flatnonzero(bodies.usable)
     scale = linked_scale(run, slice_gap_mm)
@@ -120,13 +123,25 @@ def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: Mapping[str, flo
         groups += _split(members, bodies, run)
     clusters = [_summarise(boxes, bodies, group, expected) for group in groups if len(group) >= 2]
     clusters.sort(key=lambda c: -c.body[0])
-    clusters = [c for c in _merge(clusters, boxes, bodies, run, expected) if len(c.members) >= least]
+    clusters = [c for c in _merge(clusters, boxes, bodies, run, expected)
+                if len(c.members) >= LEAST_BOXES and support(boxes.plane[c.members], slice_gap_mm, folds) >= run.min_samples_share]
     return [Cluster(c.start, c.stop, c.score, c.body, c.body_height, np.sort(order[c.members])) for c in clusters]
 
 
 def expected_boxes(slice_gap_mm: Mapping[str, float]) -> float:
     """l: slices of both planes together that should cross a vertebral body, from the gaps between the slices."""
     return sum(BODY_MM[plane] / max(gap, 1e-6) for plane, gap in slice_gap_mm.items())
+
+
+def support(planes: np.ndarray, slice_gap_mm: Mapping[str, float], folds: int = 1) -> float:
+    """Share of the expected boxes that a cluster has, from the planes (n,) of its boxes.
+
+    A vertebra cut by the field's side shows in one plane alone: that plane by itself counts by `ONE_PLANE`.
+    """
+    found = np.bincount(planes.astype(int), minlength=2)
+    wanted = np.array([BODY_MM[plane] / max(slice_gap_mm[plane], 1e-6) if plane in slice_gap_mm else np.inf
+                       for plane in ("sagittal", "coronal")]) * folds
+    return max(float(found.sum() / wanted[np.isfinite(wanted)].sum()), ONE_PLANE * float((found / wanted).max()))
 
 
 def density(points: np.ndarray, eps: float, expected: float) -> np.ndarray:
@@ -218,23 +233,52 @@ def size_inliers(sizes: np.ndarray, planes: np.ndarray, eps: float) -> np.ndarra
 
 
 def _split(members: np.ndarray, bodies: Bodies, run: LocalizeRun) -> list[np.ndarray]:
-    """Cut a cluster where the box that tied it together is gone, or where its bodies spread over more than one vertebra can."""
+    """Cut a cluster where the box that tied it together is gone, and wherever its bodies gather at several heights.
+
+    Small vertebrae lie closer than the longest chain of boxes that DBSCAN follows: a cluster may hold any number of them.
+    """
     members = members[np.argsort(bodies.place[members, 0], kind="stable")]
-    heights = bodies.place[members, 0]
-    gaps = np.diff(heights)
-    parts = np.split(members, np.flatnonzero(gaps > run.eps_mm) + 1)
+    parts = np.split(members, np.flatnonzero(np.diff(bodies.place[members, 0]) > run.eps_mm) + 1)
     result = []
     for part in parts:
-        heights = bodies.place[part, 0]
-        spacing = np.clip(SPACING_PER_HEIGHT * np.median(bodies.height[part]), *run.spacing_between_mm) if len(part) else 0.0
-        if len(part) < 6 or np.quantile(heights, 0.9) - np.quantile(heights, 0.1) < SPLIT_SPREAD * spacing:
+        sides = _gatherings(bodies.place[part, 0], _spacing(np.median(bodies.height[part]), run)) if len(part) else []
+        if len(sides) < 2:
             result.append(part)
-            continue
-        # The two vertebrae are where most boxes are; the cut minimises the spread of both sides.
-        costs = [heights[:i].var() * i + heights[i:].var() * (len(heights) - i) for i in range(2, len(heights) - 1)]
-        cut = int(np.argmin(costs)) + 2
-        result += [part[:cut], part[cut:]]
+        else:
+            result += [_without_bridge(part[side], bodies, run.eps_mm) for side in sides]
     return result
+
+
+def _spacing(height: float, run: LocalizeRun) -> float:
+    """Distance of neighbours whose bodies are `height` mm high."""
+    return float(np.clip(SPACING_PER_HEIGHT * height, *run.spacing_between_mm))
+
+
+def _gatherings(heights: np.ndarray, spacing: float) -> list[np.ndarray]:
+    """Indices of sorted `heights` (n,) per place where they gather: modes of a Gaussian density, cut in the valleys between.
+
+    Modes count when they lie `MODE_STEP` of the spacing apart and the valley between is clearly lower than both.
+    """
+    width = MODE_WIDTH * spacing
+    grid = np.arange(heights[0] - width, heights[-1] + width, 0.5)
+    level = np.exp(-0.5 * ((grid[:, None] - heights[None]) / width) ** 2).sum(1)
+    modes: list[int] = []
+    for peak in sorted(range(1, len(grid) - 1), key=lambda i: -level[i]):
+        if not level[peak - 1] < level[peak] >= level[peak + 1] or level[peak] < MODE_LEAST * level.max():
+            continue
+        if all(abs(grid[peak] - grid[m]) >= MODE_STEP * spacing
+               and level[min(peak, m):max(peak, m) + 1].min() < VALLEY * min(level[peak], level[m]) for m in modes):
+            modes.append(peak)
+    modes.sort()
+    cuts = [grid[a + int(level[a:b + 1].argmin())] for a, b in zip(modes[:-1], modes[1:], strict=True)]
+    return np.split(np.arange(len(heights)), np.searchsorted(heights, cuts))
+
+
+def _without_bridge(members: np.ndarray, bodies: Bodies, eps: float) -> np.ndarray:
+    """One side of a split cluster without the boxes on the way to the other: those within `eps` of the height where most are."""
+    heights = bodies.place[members, 0]
+    near = np.abs(heights[:, None] - heights[None]) <= eps
+    return members[near[int(near.sum(1).argmax())]]
 
 
 def _summarise(boxes: Boxes, bodies: Bodies, members: np.ndarray, expected: float) -> Cluster:
@@ -262,9 +306,13 @@ def _merge(clusters: list[Cluster], boxes: Boxes, bodies: Bodies, run: LocalizeR
     clusters = list(clusters)
     while len(clusters) > 1:
         ratios = []
-        for upper, lower in zip(clusters[:-1], clusters[1:], strict=True):
+        steps = np.linalg.norm(np.diff([c.body[:2] for c in clusters], axis=0), axis=1)
+        for i, (upper, lower) in enumerate(zip(clusters[:-1], clusters[1:], strict=True)):
             step = np.abs(upper.body - lower.body)
-            wanted = np.clip(SPACING_PER_HEIGHT * max(upper.body_height, lower.body_height), *run.spacing_between_mm)
+            wanted = _spacing(max(upper.body_height, lower.body_height), run)
+            around = np.concatenate([steps[max(0, i - NEIGHBOURS):i], steps[i + 1:i + 1 + NEIGHBOURS]])
+            if len(around) >= NEIGHBOURS:  # sections with pedicles are higher than bodies: the neighbours' spacing knows better
+                wanted = min(wanted, max(float(np.median(around)), run.spacing_between_mm[0]))
             ratios.append(np.hypot(step[0], step[1]) / wanted if step[2] < MERGE_ACROSS_MM else np.inf)
         i = int(np.argmin(ratios))
         if ratios[i] >= MERGE_SPACING_RATIO:

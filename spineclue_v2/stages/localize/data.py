@@ -14,11 +14,14 @@ from scipy import ndimage
 
 from ...dataset import PreprocessedDataset
 from ...preprocessing import windows
+from ..augmentation import augment_hu, field_ends
 
 PLANES = ("sagittal", "coronal")
 MIN_SHARE_OF_LARGEST = 0.25   # a box is made where the section holds at least this share of the vertebra's largest section
 MIN_BOX_MM = 6.0
-BACKGROUND_SHARE = 0.1        # share of training slices drawn anywhere instead of through a vertebra
+BACKGROUND_SHARE = 0.2        # share of training slices drawn anywhere instead of through a vertebra
+KEPT_SHARE = 0.45             # a vertebra that the border cuts keeps its box while this much of the section is left
+CUT_PROBABILITY = 0.3         # of a slice that ends at a vertebra
 
 
 def take_slice(volume: Any, plane: str, index: int) -> np.ndarray:
@@ -104,11 +107,30 @@ class SliceBatches:
         else:
             index = int(rng.integers(image.shape[axis]))
         largest = {v: float(a) for v, a in zip(info["values"], info["areas"][plane], strict=True)}
-        cut = windows(take_slice(image, plane, index), self.windows_hu)
+        cut = take_slice(image, plane, index)
         found = section_boxes(take_slice(labels, plane, index), largest, self.spacing)
-        if self.augment:
-            return augment_slice(cut, found, self.slice_size, rng, mirror=plane == "coronal")
-        return place_slice(cut, found, self.slice_size, (0.5, 0.5))
+        if not self.augment:
+            return place_slice(windows(cut, self.windows_hu), found, self.slice_size, (0.5, 0.5))
+        if len(found) and rng.random() < CUT_PROBABILITY:
+            cut, found = cut_field(cut, found, rng)
+        cut = windows(augment_hu(cut, rng, self.spacing), self.windows_hu)
+        return augment_slice(cut, found, self.slice_size, rng, mirror=plane == "coronal")
+
+
+def cut_field(cut: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A part of a slice (rows, columns) that ends within or near a random one of its boxes; boxes that mostly remain."""
+    x0, y0, x1, y1 = boxes[int(rng.integers(len(boxes)))]
+    (top, bottom), (left, right) = field_ends((y0, x0), (y1, x1), cut.shape, rng, KEPT_SHARE)
+    moved = boxes - np.array([left, top, left, top], dtype=np.float32)
+    clipped, kept = clip_boxes(moved, (bottom - top, right - left))
+    return cut[top:bottom, left:right], clipped[kept]
+
+
+def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (n, 4) x0, y0, x1, y1 cut at an image of `size` (rows, columns), and bool (n,): those of which enough remains."""
+    clipped = np.clip(boxes, 0, np.array([size[1], size[0], size[1], size[0]], dtype=np.float32))
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return clipped, np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) >= KEPT_SHARE * np.maximum(area, 1e-6)
 
 
 def place_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], where: tuple[float, float],
@@ -134,9 +156,7 @@ def place_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], where
         shift.append(begin if free >= 0 else -begin)
     out[:, target[0], target[1]] = cut[:, source[0], source[1]]
     moved = boxes + np.array([shift[1], shift[0], shift[1], shift[0]], dtype=np.float32)
-    clipped = np.clip(moved, 0, np.array([size[1], size[0], size[1], size[0]], dtype=np.float32))
-    area = np.prod(moved[:, 2:] - moved[:, :2], axis=1)
-    kept = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) >= 0.5 * np.maximum(area, 1e-6)
+    clipped, kept = clip_boxes(moved, size)
     clipped = clipped[kept]
     centre, extent = (clipped[:, :2] + clipped[:, 2:]) / 2, clipped[:, 2:] - clipped[:, :2]
     relative = np.concatenate([centre, extent], axis=1) / np.array([size[1], size[0], size[1], size[0]], dtype=np.float32)
@@ -145,15 +165,11 @@ def place_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], where
 
 def augment_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rng: np.random.Generator,
                   mirror: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Random scale, place, left-right mirror (coronal only; never up-down), brightness, contrast, blur and noise."""
+    """Random scale, place, left-right mirror (coronal only; never up-down), brightness, contrast and gamma."""
     scale = float(np.exp(rng.uniform(np.log(0.8), np.log(1.25)))) if rng.random() < 0.7 else 1.0
     cut, boxes = place_slice(cut, boxes, size, (rng.random(), rng.random()), scale, mirror and rng.random() < 0.5)
-    if rng.random() < 0.2:
-        cut = ndimage.gaussian_filter(cut, (0, *(rng.uniform(0.3, 1.2, 2))))
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         cut = cut * rng.uniform(0.8, 1.25) + rng.uniform(-0.08, 0.08)
     if rng.random() < 0.3:
         cut = np.clip(cut, 0, 1) ** rng.uniform(0.7, 1.4)
-    if rng.random() < 0.3:
-        cut = cut + rng.normal(0, rng.uniform(0.01, 0.08), cut.shape)
     return np.clip(cut, 0, 1).astype(np.float32), boxes

@@ -9,14 +9,17 @@ from ...preprocessing import windows
 from ...training.device import autocast
 from ...vertebra import Vertebra
 from ...volume import Volume
-from .clustering import Boxes, cluster_boxes
+from .chain import spine_chain
+from .clustering import Boxes, Cluster, cluster_boxes
 from .data import PLANES, take_slice
 from .network import SliceDetector
 
 STRIDE = 32
-FINE_GAP_MM = 5.0        # slices this close need no second look
+FINE_GAP_MM = 4.0        # slices this close need no second look
 REFINE_SHARE = 0.7       # the second look must narrow the field of view to less than this
-BAND_MARGIN_MM = 35.0    # half the width of a vertebra around the outermost box centres
+SIDE_MM = 40.0           # the second look reaches this far beyond the bodies' middles to both sides,
+FRONT_MM, BACK_MM = 25.0, 32.0   # and to the front and back: sections through bodies are what the clustering uses
+LEAST_EVIDENCE, SURE = 0.75, 0.5   # a spine's scores add up to the first, or one of them reaches the second: knees stay below
 TILE_OVERLAP_MM = 64.0  # the tallest vertebra with its processes lies whole in one of two neighbouring tiles
 
 
@@ -30,16 +33,25 @@ def detect(volume: Volume, networks: list[SliceDetector], plan: StagePlan, devic
     """Boxes of all slices and folds in model-space mm, and the gap between slices per plane (mm).
 
     `volume`: int16 HU in the stage's model space. The plan's slices first cover the whole field of view; where that leaves wide
-    gaps (a body scan), the same number of slices is laid again through the part where boxes were found, and those count.
+    gaps (a body scan), the same number of slices is laid again through the spine that was found, and those count.
     """
     spacing, shape = plan.data.spacing_mm, volume.array.shape
     whole = {plane: (0, shape[2 if plane == "sagittal" else 1]) for plane in PLANES}
     boxes, gaps = _detect_within(volume, networks, plan, device, whole)
-    band = _spine_band(boxes, shape, spacing)
-    if band is not None and any(band[p][1] - band[p][0] < REFINE_SHARE * (whole[p][1] - whole[p][0]) and gaps[p] > FINE_GAP_MM
-                                for p in PLANES):
-        boxes, gaps = _detect_within(volume, networks, plan, device, band)
+    if max(gaps.values()) > FINE_GAP_MM:
+        # However weak: a first look with wide gaps has few boxes of any vertebra.
+        first = spine_chain(cluster_boxes(boxes, plan.run, gaps, len(networks)), plan.run.spacing_between_mm)
+        band = _spine_band(first, shape, spacing)
+        if band is not None and any(band[p][1] - band[p][0] < REFINE_SHARE * (whole[p][1] - whole[p][0]) for p in PLANES):
+            boxes, gaps = _detect_within(volume, networks, plan, device, band)
     return boxes, gaps
+
+
+def find_spine(boxes: Boxes, gaps: dict[str, float], plan: StagePlan, folds: int) -> list[Cluster]:
+    """Vertebrae of one spine from head to foot; none when all that was found is little and weak."""
+    spine = spine_chain(cluster_boxes(boxes, plan.run, gaps, folds), plan.run.spacing_between_mm)
+    scores = [cluster.score for cluster in spine]
+    return spine if sum(scores) >= LEAST_EVIDENCE or max(scores, default=0.0) >= SURE else []
 
 
 def _detect_within(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device,
@@ -57,15 +69,15 @@ def _detect_within(volume: Volume, networks: list[SliceDetector], plan: StagePla
     return Boxes.concatenate(parts), gaps
 
 
-def _spine_band(boxes: Boxes, shape: tuple[int, ...], spacing: float) -> dict[str, tuple[int, int]] | None:
-    """Voxel range of slice positions per plane (sagittal: x, coronal: y) around the boxes found; None without boxes."""
-    if not len(boxes):
+def _spine_band(spine: list[Cluster], shape: tuple[int, ...], spacing: float) -> dict[str, tuple[int, int]] | None:
+    """Voxel range of slice positions per plane (sagittal: x, coronal: y) around the bodies found; None without any."""
+    if not spine:
         return None
+    bodies = np.array([c.body for c in spine])
     band = {}
-    for plane, axis in (("sagittal", 2), ("coronal", 1)):
-        low, high = np.quantile(boxes.points[:, axis], (0.06, 0.94)) / spacing
-        margin = BAND_MARGIN_MM / spacing
-        band[plane] = (max(0, int(low - margin)), min(shape[axis], int(np.ceil(high + margin))))
+    for plane, axis, before, after in (("sagittal", 2, SIDE_MM, SIDE_MM), ("coronal", 1, FRONT_MM, BACK_MM)):
+        low, high = (bodies[:, axis].min() - before) / spacing, (bodies[:, axis].max() + after) / spacing
+        band[plane] = (max(0, int(low)), min(shape[axis], int(np.ceil(high))))
     return band
 
 
@@ -74,7 +86,7 @@ def locate(volume: Volume, networks: list[SliceDetector], plan: StagePlan, devic
     boxes, gaps = detect(volume, networks, plan, device)
     spacing = plan.data.spacing_mm
     vertebrae = []
-    for cluster in cluster_boxes(boxes, plan.run, gaps, len(networks)):
+    for cluster in find_spine(boxes, gaps, plan, len(networks)):
         # Box edges lie on voxel faces, half a voxel before the centre of the first voxel.
         centre = volume.geometry.index_to_world(cluster.centre / spacing - 0.5)
         vertebrae.append(Vertebra(tuple(map(float, centre)), tuple(map(float, cluster.extent)), cluster.score, len(cluster.members)))

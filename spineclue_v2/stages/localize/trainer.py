@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...training.distributed import share_of
 from ...training.trainer import BaseTrainer
 from .data import SliceBatches
 from .network import SliceDetector, build_network
@@ -23,13 +24,18 @@ class LocalizeTrainer(BaseTrainer):
         return build_network(self.plan.network, len(self.plan.data.windows_hu))
 
     def batch_maker(self, training: bool) -> SliceBatches:
-        return SliceBatches(self.dataset.folder, self.train_cases if training else self.val_cases or self.train_cases,
+        return SliceBatches(self.dataset.folder, self.batch_cases(training),
                             self.plan.data.windows_hu, self.plan.network.slice_size, self.plan.data.spacing_mm,
                             self.plan.run.batch_size, self.seed + (0 if training else 1), augment=training)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         loss = self.network.loss(batch["image"], batch["batch_index"], batch["boxes"])
         return loss, {}
+
+    def share(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
+        mine = share_of(len(batch["image"]), part, parts)
+        own = (batch["batch_index"] >= mine.start) & (batch["batch_index"] < mine.stop)
+        return {"image": batch["image"][mine], "batch_index": batch["batch_index"][own] - mine.start, "boxes": batch["boxes"][own]}
 
     def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         loss = self.network.loss(batch["image"], batch["batch_index"], batch["boxes"])

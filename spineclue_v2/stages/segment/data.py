@@ -11,8 +11,11 @@ import torch
 from ...adapters import crop_and_pad, segmentation_transforms
 from ...dataset import PreprocessedDataset
 from ...preprocessing import windows
+from ..augmentation import augment_hu, field_ends
 from .heatmap import heatmap
 
+CUT_PROBABILITY = 0.2  # of a crop in which the scan ends at the vertebra
+KEPT_SHARE = 0.5       # of a vertebra's length that such an end leaves at least
 MARGIN = 1.2  # crops are taken this much larger, so that rotation and scaling bring in real voxels instead of padding
 
 
@@ -52,6 +55,7 @@ class CropBatches:
     batch_size: int
     seed: int
     augment: bool = True
+    spacing: float = 1.0       # mm, for the augmentation
 
     def __post_init__(self) -> None:
         self._table: dict[int, list[tuple[str, int, np.ndarray]]] = {}
@@ -81,9 +85,29 @@ class CropBatches:
         direction = rng.normal(size=3)
         centre = centre + direction / np.linalg.norm(direction) * self.jitter * rng.random() ** (1 / 3)
         size = tuple(int(round(n * MARGIN)) for n in self.crop_size) if self.augment else self.crop_size
-        image = crop_channels(self._dataset.image(case), centre, size, self.windows_hu, self.hu_min, self.sigma)
-        mask = crop_and_pad(self._dataset.labels(case), crop_start(centre, size), size) == label
+        start = crop_start(centre, size)
+        ct = crop_and_pad(self._dataset.image(case), start, size, pad_value=self.hu_min)
+        mask = crop_and_pad(self._dataset.labels(case), start, size) == label
+        if self.augment:
+            outside = ct == self.hu_min
+            ct = augment_hu(ct, rng, self.spacing)
+            ct[outside] = self.hu_min
+            if mask.any() and rng.random() < CUT_PROBABILITY:
+                centre = self._end_field(ct, mask, centre - start, rng) + start
+        image = np.concatenate([windows(ct, self.windows_hu), heatmap(size, centre - start, self.sigma)[None]])
         sample = {"image": torch.from_numpy(image), "segmentation": torch.from_numpy(mask[None].astype(np.int16))}
         if self.augment:
             sample = self._transform(**sample)
         return sample["image"].float().clamp_(0, 1), sample["segmentation"]
+
+    def _end_field(self, ct: np.ndarray, mask: np.ndarray, centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Let the scan end within or near the vertebra (in place); the centre (z, y, x) moves to the middle of what is left."""
+        inside = [np.flatnonzero(mask.any(axis)) for axis in ((1, 2), (0, 2), (0, 1))]
+        start, stop = np.array([i[0] for i in inside]), np.array([i[-1] + 1 for i in inside])
+        field = field_ends(start, stop, ct.shape, rng, KEPT_SHARE)
+        for axis, (first, end) in enumerate(field):
+            for gone in (slice(0, first), slice(end, None)):
+                place = tuple(gone if a == axis else slice(None) for a in range(3))
+                ct[place], mask[place] = self.hu_min, False
+        left = np.array([[max(a, f), min(b, e)] for a, b, (f, e) in zip(start, stop, field, strict=True)], dtype=float)
+        return centre + left.mean(1) - (start + stop) / 2

@@ -38,8 +38,8 @@ def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.M
     kept = _without_duplicates(probabilities, starts, [v.score for v in vertebrae], plan.run.overlap_dice)
     probabilities, starts = [probabilities[i] for i in kept], starts[kept]
     masks = resolve_ownership(probabilities, starts)
-    return [finished for i, mask, start in zip(kept, masks, starts, strict=True)
-            if (finished := _finish(vertebrae[i], mask, start, volume, plan)) is not None]
+    return [finished for i, mask, probability, start in zip(kept, masks, probabilities, starts, strict=True)
+            if (finished := _finish(vertebrae[i], mask, probability, start, volume, plan)) is not None]
 
 
 def _probabilities(volume: Volume, centres: np.ndarray, networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
@@ -119,13 +119,15 @@ def resolve_ownership(probabilities: list[np.ndarray], starts: np.ndarray) -> li
     return masks
 
 
-def _finish(vertebra: Vertebra, mask: np.ndarray, start: np.ndarray, volume: Volume, plan: StagePlan) -> Vertebra | None:
+def _finish(vertebra: Vertebra, mask: np.ndarray, probability: np.ndarray, start: np.ndarray, volume: Volume,
+            plan: StagePlan) -> Vertebra | None:
     """Tight mask with its measures, or None when it is empty or smaller than the plan's smallest vertebra."""
     shape = np.array(volume.array.shape)
     low, high = np.maximum(start, 0), np.minimum(start + np.array(mask.shape), shape)
     if (high <= low).any():
         return None
-    mask = mask[tuple(slice(int(a - s), int(b - s)) for a, b, s in zip(low, high, start, strict=True))]
+    inner = tuple(slice(int(a - s), int(b - s)) for a, b, s in zip(low, high, start, strict=True))
+    mask, probability = mask[inner], probability[inner]
     mask = fill_holes(largest_component(mask))
     spacing = plan.data.spacing_mm
     volume_ml = float(mask.sum()) * spacing ** 3 / 1000
@@ -133,11 +135,12 @@ def _finish(vertebra: Vertebra, mask: np.ndarray, start: np.ndarray, volume: Vol
         return None
     inside = np.argwhere(mask)
     first, last = inside.min(0), inside.max(0)
-    mask = mask[tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))]
+    tight = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+    mask, probability = mask[tight], np.rint(probability[tight].astype(np.float32) * 255).astype(np.uint8)
     origin = low + first
     touches = bool(((origin == 0) | (origin + np.array(mask.shape) == shape)).any())
     to_world = volume.geometry.index_to_world
-    return replace(vertebra, mask=np.ascontiguousarray(mask), mask_start=tuple(int(o) for o in origin),
+    return replace(vertebra, mask=np.ascontiguousarray(mask), mask_probability=probability, mask_start=tuple(int(o) for o in origin),
                    mask_centroid=tuple(map(float, to_world(inside.mean(0) + low))),
                    body_centre=tuple(map(float, to_world(np.asarray(body_centre(mask, (spacing,) * 3)) + origin))),
                    volume_ml=volume_ml, touches_border=touches,
