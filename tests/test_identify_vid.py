@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.cli import _common
 from spineclue_v2.errors import InputError
-from spineclue_v2.stages.identify import vid, vid_evaluation
-from spineclue_v2.stages.identify.decoder import Numbering
+from spineclue_v2.paths import weights_folder
+from spineclue_v2.stages.identify import vid, vid_evaluation, vid_model
 from spineclue_v2.stages.identify.geometry_features import L6, NOT_A_VERTEBRA
+from spineclue_v2.stages.identify.vid_candidates import NONE, SIXTH, Seen, candidates
+from spineclue_v2.stages.identify.vid_features import features
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "landmarks" / "vid_training.json.gz"
 
@@ -48,8 +51,7 @@ def write(path, scans):
 
 
 def numbering(names, shifted=0.0):
-    n = len(names)
-    return Numbering(tuple(names), np.zeros((n, 27)), np.full(n, 0.9), 1.0, shifted, shifted, shifted <= 0.05)
+    return vid.Named(tuple(names), np.full(len(names), 0.9), shifted)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".json.gz"])
@@ -125,6 +127,82 @@ def test_folds_keep_repeated_truth_together(tmp_path):
     assert sorted(np.bincount(fold)) == [6] * 5
 
 
+def test_look_alikes_stay_together_when_asked(tmp_path):
+    raws = [entry(f"s{k}", seed=k) for k in range(40)]
+    for raw in raws:                                       # every patient has a size and two scans, 300 mm apart
+        size = 1.0 + 0.02 * (int(raw["scan"][1:]) % 20)
+        moved = 300.0 * (int(raw["scan"][1:]) // 20)
+        for point in (*raw["truth"], *raw["detections"]):
+            point["xyz"] = [size * v + moved for v in point["xyz"]]
+    scans = vid.read_scans(write(tmp_path / "s.json", raws))
+    pairs = vid.look_alikes(scans)
+    assert len(pairs) >= 10 and np.mean([abs(i - j) == 20 for i, j in pairs]) > 0.7
+    fold = vid.folds(scans, keep_look_alikes=True)
+    assert all(fold[i] == fold[j] for i, j in pairs) and len(set(fold)) == 5
+
+
+def with_thirteenth(raw):
+    """T12's name off the truth: what was T12 lies, unlabelled, between a T12 and L1."""
+    raw["truth"] = [t for t in raw["truth"] if t["level"] != "T12"]
+    for t in raw["truth"]:
+        if t["level"].startswith("T"):
+            t["level"] = f"T{int(t['level'][1:]) + 1}"
+    return raw
+
+
+def with_far_point(raw):
+    """A false detection 120 mm beside the spine, at the height of the fifth body."""
+    x, y, z = raw["truth"][4]["xyz"]
+    raw["detections"].append({"xyz": [x + 120.0, y, z - 3.0], "type": "body", "p_ctl": [0.03, 0.97, 0.03]})
+    return raw
+
+
+@pytest.mark.parametrize("raw", [
+    entry("plain"), entry("neck", 0, 12), entry("short", 20, 22), entry("false", false=2), entry("missed", missed=("L2",)),
+    with_thirteenth(entry("T13")), with_far_point(entry("far", 12, 22))], ids=lambda raw: raw["scan"])
+def test_the_right_numbering_is_among_the_candidates(tmp_path, raw):
+    scan = vid.read_scans(write(tmp_path / "s.json", [raw]))[0]
+    case = vid_model.Case.of(scan)
+    assert case.exact.sum() == 1 and case.right[case.exact].all()
+    assert len(np.unique(case.classes, axis=0)) == len(case.classes) <= 24
+    for row in case.classes:
+        named = row[row != NONE]
+        assert (np.diff(named) > 0).all() and named.max() <= SIXTH
+    assert case.features.shape[0] == len(case.classes) and np.isfinite(case.features).any(axis=0).sum() > 80
+
+
+def test_features_do_not_depend_on_the_name_of_the_collection_or_truth(tmp_path):
+    raw = entry("a", false=1)
+    bare = {"scan": "a", "detections": raw["detections"]}
+    tables = []
+    for content in (raw, bare):
+        seen = Seen(vid.read_scans(write(tmp_path / "s.json", [content]))[0])
+        tables.append(features(seen, *candidates(seen)))
+    np.testing.assert_array_equal(*tables)
+
+
+def test_the_answer_is_the_likeliest_candidate_with_its_doubt():
+    classes = np.array([[17, 18, 19], [17, 18, NONE], [18, 19, 20]])
+    nothing = np.zeros(3, dtype=bool)
+    case = vid_model.Case(classes, np.zeros((3, 1)), nothing, nothing)
+    said = vid_model.answer(case, np.log([0.45, 0.25, 0.3]))
+    assert said.names == ("T11", "T12", "L1")
+    np.testing.assert_allclose(said.confidence, [0.7, 0.7, 0.45], atol=1e-9)
+    assert said.shifted == pytest.approx(0.3)              # the second rejects one and shifts none
+    assert vid_model.answer(case, np.log([0.3, 0.45, 0.25])).names == ("T11", "T12", None)
+    empty = vid_model.Case(np.zeros((0, 2), dtype=int), np.zeros((0, 1)), nothing[:0], nothing[:0])
+    assert vid_model.answer(empty, np.zeros(0)).names == (None, None)
+
+
+def test_temperature_matches_how_often_the_scores_are_right():
+    """Scores say 0.99 : 0.01 but are right in three of four: the best temperature turns 0.99 into 0.75."""
+    scores = [np.log([0.99, 0.01])] * 40
+    right = [np.array([k % 4 != 0, k % 4 == 0]) for k in range(40)]
+    cases = [vid_model.Case(np.zeros((2, 1), dtype=int), np.zeros((2, 1)), row, row) for row in right]
+    temperature = vid_model.fit_temperature(scores, cases)
+    assert temperature == pytest.approx(np.log(99) / np.log(3), rel=0.03)
+
+
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vid")
@@ -159,6 +237,31 @@ def test_predicting_without_truth_or_bodies(model_file, tmp_path):
     file = write(tmp_path / "f.json", [{"scan": "empty", "detections": [], "truth": []}])
     assert _common.main("benchmark_vid", ["predict", str(file), "-m", str(model_file), "-o", str(out)]) == 0
     assert json.loads(out.read_text()) == {"empty": []}
+
+
+def test_saved_model_answers_the_same_and_foreign_files_are_refused(model_file, tmp_path, capsys):
+    model = vid_model.VidModel.load(model_file)
+    scan = vid.read_scans(write(tmp_path / "s.json", [entry("x", 12, 23, seed=7)]))[0]
+    model.save(tmp_path / "again.pth")
+    one, other = (m.number([scan])[0] for m in (model, vid_model.VidModel.load(tmp_path / "again.pth")))
+    assert one.names == other.names
+    np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-6)
+    content = torch.load(model_file, weights_only=True)
+    content["tensors"]["0.layers.1.weight"] = torch.zeros(3, 3)
+    torch.save(content, tmp_path / "wrong.pth")
+    file = str(tmp_path / "s.json")
+    assert _common.main("benchmark_vid", ["predict", file, "-m", str(tmp_path / "wrong.pth"), "-o", str(tmp_path / "o.json")]) == 2
+    assert "wrong.pth" in capsys.readouterr().err and not (tmp_path / "o.json").exists()
+
+
+@pytest.mark.skipif(not (weights_folder() / "vid.pth").exists(), reason="this version comes without VID weights")
+def test_shipped_weights_name_a_regular_scan(tmp_path):
+    """Without -m the weights of the package answer; a made scan is not their kind, but a clear one is named."""
+    raw = entry("x", 14, 23, seed=3)
+    out = tmp_path / "OUT.json"
+    assert _common.main("benchmark_vid", ["predict", str(write(tmp_path / "f.json", [raw])), "-o", str(out)]) == 0
+    levels = {row["level"] for row in json.loads(out.read_text())["x"]}
+    assert {"T9", "T12", "L1", "L5"} <= levels
 
 
 def test_crossval_reports_every_scan(tmp_path, capsys):

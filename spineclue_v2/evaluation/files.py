@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..volume import FILE_ENDINGS
 
 VERSE_MASK = "_seg-vert_msk"
+GROUP_SEPARATOR = ";"
 IGNORED_ENDINGS = ("_0000", "_ct", VERSE_MASK)
 """Parts of file names that say what a file is, not which case: nnU-Net's channel, VerSe's (BIDS) image and mask."""
 
@@ -87,14 +88,22 @@ def pair_files(reference: str | Path, prediction: str | Path) -> tuple[list[Case
 
 
 def read_groups(path: str | Path) -> dict[str, str]:
-    """{case: group} from a CSV file with the columns `case` and `group`."""
+    """{case: group} from a CSV file with the columns `case` and `group`.
+
+    A case that is in several groups has several rows, or ";" between the names; they come back joined by ";".
+    """
     path = Path(path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             if not {"case", "group"} <= set(table.fieldnames or ()):
                 raise InputError(f"{path} has the columns {', '.join(table.fieldnames or ()) or 'none'}; expected case,group.")
-            return {row["case"].strip(): (row["group"] or "").strip() for row in table if row["case"]}
+            groups: dict[str, list[str]] = {}
+            for row in table:
+                if row["case"]:
+                    named = [name.strip() for name in (row["group"] or "").split(GROUP_SEPARATOR) if name.strip()]
+                    groups.setdefault(row["case"].strip(), []).extend(named)
+            return {case: GROUP_SEPARATOR.join(dict.fromkeys(names)) for case, names in groups.items()}
     except OSError as error:
         raise InputError(f"The table of groups {path} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -14,7 +14,8 @@ from ..parallel import run_tasks
 from ..storage import read_json, write_json
 from ..volume import Volume, read_labels
 from .case import check_same_grid, evaluate_case
-from .files import CaseFiles, case_key, pair_files, stem
+from .files import GROUP_SEPARATOR, CaseFiles, case_key, pair_files, stem
+from .grading import grading_of
 from .label_overlap import label_means, label_overlap
 from .pooling import pool
 
@@ -35,7 +36,7 @@ def evaluate(reference_folder: str | Path, prediction_folder: str | Path, output
             them gives confidences and `numbering_anchored`. Or one file.
         output: where `summary.json` is written (None: nowhere).
         num_processes: worker processes; 0 works in this process.
-        groups: {case: group}; every figure is repeated per group.
+        groups: {case: group}, or several groups with ";" between; every figure is repeated per group.
         centroids: 'mask' takes centroids of whole masks for VerSe's id.rate (VerSe 2020), 'body' takes body centres from
             `CASE_ctd.json` beside both label maps or in `centroidsTr`/`centroidsTs` beside the reference folder (VerSe 2019).
         executor: any concurrent.futures.Executor to use instead of own processes.
@@ -50,12 +51,13 @@ def evaluate(reference_folder: str | Path, prediction_folder: str | Path, output
         raise InputError(f"centroids '{centroids}' is unknown; choose one of {', '.join(CENTROIDS)}.")
     pairs, without_reference = pair_files(reference_folder, prediction_folder)
     pairs = _restrict(pairs, cases)
+    _check_groups(groups or {}, pairs)
     values = _reference_values(Path(reference_folder))
     results, failures = run_tasks(evaluate_files, {pair.case: (pair, centroids, values) for pair in pairs}, executor,
                                   num_processes, "evaluate", progress)
     for case, sentence in failures.items():
         logger.error("%s: %s", case, sentence)
-    summary = _summarise(list(results.values()), groups)
+    summary = summarise(list(results.values()), groups)
     summary["spineclue"] |= {
         "failed": [{"case": case, "error": sentence} for case, sentence in failures.items()],
         "without_prediction": [pair.case for pair in pairs if pair.prediction is None],
@@ -63,10 +65,23 @@ def evaluate(reference_folder: str | Path, prediction_folder: str | Path, output
         "settings": {"reference": str(reference_folder), "prediction": str(prediction_folder), "centroids": centroids,
                      "hit_dice": 0.5, "verse_max_mm": 20.0, "nsd_tolerance_mm": 1.0},
     }
+    if grading := grading_of([pair for pair in pairs if pair.case in results]):
+        summary["spineclue"]["grading"] = grading
     summary = {key: summary[key] for key in sorted(summary)}
     if output is not None:
         write_json(output, summary)
     return summary
+
+
+def _check_groups(groups: Mapping[str, str], pairs: list[CaseFiles]) -> None:
+    """A table that fits no case at all is a mistake; one that names cases of other folders as well only deserves a word."""
+    known = {case_key(pair.case) for pair in pairs}
+    strangers = sorted(case for case in groups if case_key(case) not in known)
+    if groups and len(strangers) == len(groups):
+        raise InputError(f"The table of groups names {len(groups)} cases (first: {strangers[0]}), but none of the {len(pairs)} that are "
+                         f"evaluated (first: {pairs[0].case}); give case names as in the reference folder, without file ending.")
+    if strangers:
+        logger.warning("The table of groups names %d cases that are not evaluated (first: %s).", len(strangers), strangers[0])
 
 
 def _restrict(pairs: list[CaseFiles], cases: Collection[str] | None) -> list[CaseFiles]:
@@ -139,9 +154,10 @@ def _body_centres(path: Path, labels: Volume) -> dict[int, np.ndarray]:
     raise InputError(f"{path.name} has no body centres ({tried[0]} or {tried[-1]}); use --centroids mask.")
 
 
-def _summarise(results: list[dict[str, Any]], groups: Mapping[str, str] | None) -> dict[str, Any]:
+def summarise(results: list[dict[str, Any]], groups: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Content of `summary.json` from the results of `evaluate_files`."""
     labels = sorted({label for result in results for label in result["metrics"]})
-    per_label = [{label: result["metrics"].get(label) or _absent(result["voxels"]) for label in labels} for result in results]
+    per_label = [{label: result["metrics"].get(label) or absent(result["voxels"]) for label in labels} for result in results]
     figures = [result["spineclue"] for result in results]
     summary = label_means(per_label, labels)
     summary["metric_per_case"] = [
@@ -152,12 +168,13 @@ def _summarise(results: list[dict[str, Any]], groups: Mapping[str, str] | None) 
         by_key = {case_key(case): group for case, group in groups.items()}
         named: dict[str, list[dict[str, Any]]] = {}
         for case in figures:
-            named.setdefault(by_key.get(case_key(case["case"])) or "(no group)", []).append(case)
+            for group in (by_key.get(case_key(case["case"])) or "(no group)").split(GROUP_SEPARATOR):
+                named.setdefault(group, []).append(case)
         summary["spineclue"]["groups"] = {group: pool(members) for group, members in named.items()}
     return summary
 
 
-def _absent(voxels: int) -> dict[str, float]:
+def absent(voxels: int) -> dict[str, float]:
     """nnU-Net's figures of a label that neither map of a case holds."""
     return {"Dice": float("nan"), "IoU": float("nan"), "TP": 0, "FP": 0, "FN": 0, "TN": voxels, "n_pred": 0, "n_ref": 0}
 

@@ -7,7 +7,19 @@ DEFAULT_TRAINER = {
     "localize": "spineclue_v2.stages.localize.trainer:LocalizeTrainer",
     "segment": "spineclue_v2.stages.segment.trainer:SegmentTrainer",
     "identify": "spineclue_v2.stages.identify.trainer:IdentifyTrainer",
+    "grade": "spineclue_v2.stages.grade.trainer:GradeTrainer",
+    "hybrid_2d": "spineclue_v2.stages.hybrid.trainer:Hybrid2DTrainer",
+    "hybrid_3d": "spineclue_v2.stages.hybrid.trainer:Hybrid3DTrainer",
 }
+
+
+def build_network(stage: str, plan: Any) -> Any:
+    """The network of a stage as its StagePlan `plan` says, with fresh weights: `build_network(plan.network, CT windows)` of the
+    `network.py` beside the stage's trainer."""
+    import importlib
+
+    package = DEFAULT_TRAINER[stage].rpartition(".trainer:")[0]
+    return importlib.import_module(f"{package}.network").build_network(plan.network, len(plan.data.windows_hu))
 
 
 def trainer_class(stage: str, name: str | None = None) -> Any:

@@ -47,6 +47,7 @@ class MaskBatches:
     contrastive_batches: int
     seed: int
     augment: bool = True
+    variants: bool = False      # T13 and L6 too: for `inputs_of` only, training batches know the regular levels
 
     def __post_init__(self) -> None:
         self._rows: list[tuple[str, int, np.ndarray]] = []
@@ -56,7 +57,8 @@ class MaskBatches:
         if self._rows:
             return
         self._dataset = PreprocessedDataset(self.folder)
-        self._rows = [row for case in self.cases for row in sorted(regular_rows(self._dataset, [case]), key=lambda row: -row[2][0])]
+        table = vertebra_table if self.variants else regular_rows
+        self._rows = [row for case in self.cases for row in sorted(table(self._dataset, [case]), key=lambda row: -row[2][0])]
         self._by_level: dict[int, list[int]] = {}
         self._by_case: dict[str, list[int]] = {}
         for number, (case, label, _) in enumerate(self._rows):
@@ -71,10 +73,23 @@ class MaskBatches:
             self._packed[case, label] = np.packbits(crop)
         return np.unpackbits(self._packed[case, label], count=int(np.prod(self.crop_size))).reshape(self.crop_size)
 
-    def masks_of(self, case: str) -> np.ndarray:
-        """Binary crops (n, z, y, x) of one case from head to foot, not augmented."""
+    def inputs_of(self, case: str) -> torch.Tensor:
+        """Network inputs (n, C, z, y, x) of one case from head to foot, not augmented."""
         self._prepare()
-        return np.stack([self._mask(number) for number in self._by_case[case]])
+        return self.inputs(self._by_case[case])
+
+    def labels_of(self, case: str) -> list[int]:
+        """Label values (VerSe) of one case's vertebrae in the order of `inputs_of`; empty when it has none."""
+        self._prepare()
+        return [self._rows[number][1] for number in self._by_case.get(case, [])]
+
+    def inputs(self, numbers: list[int]) -> torch.Tensor:
+        """Network inputs (n, C, z, y, x), float32 in 0..1, of these rows."""
+        return torch.from_numpy(np.stack([self._mask(n) for n in numbers])).float()[:, None]
+
+    def augmented(self, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Random variants of `inputs`."""
+        return augment_masks(images, rng, self.spacing)
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
         self._prepare()
@@ -93,10 +108,10 @@ class MaskBatches:
                 own = self._by_case[cases[int(rng.integers(len(cases)))]]
                 spines += [len(set(spines))] * len(own)
                 chosen += own
-        masks = torch.from_numpy(np.stack([self._mask(n) for n in chosen])).float()[:, None]
+        images = self.inputs(chosen)
         if self.augment:
-            masks = augment_masks(masks, rng, self.spacing)
-        batch = {"image": masks, "level": torch.tensor([LEVEL_INDEX_OF_LABEL[self._rows[n][1]] for n in chosen])}
+            images = self.augmented(images, rng)
+        batch = {"image": images, "level": torch.tensor([LEVEL_INDEX_OF_LABEL[self._rows[n][1]] for n in chosen])}
         if not contrastive:
             batch["spine"] = torch.tensor(spines)
         return batch
@@ -108,19 +123,7 @@ def augment_masks(masks: torch.Tensor, rng: np.random.Generator, spacing: float)
     Never up-down. The last three imitate what a segmentation network gets wrong.
     """
     count, size = len(masks), np.array(masks.shape[2:])
-    angles = np.radians(rng.uniform(-1, 1, (count, 3)) * MAX_ROTATION_DEG)
-    matrix = _rotations(angles) * np.exp(rng.uniform(-1, 1, (count, 1, 1)) * np.log(LARGEST_SCALE))
-    matrix[:, :, 0] *= rng.choice([-1.0, 1.0], (count, 1))  # mirror left-right
-    # affine_grid works in coordinates of -1..1 per axis (x, y, z): bring the isotropic map into them.
-    half = size[::-1] / 2
-    theta = np.zeros((count, 3, 4))
-    theta[:, :, :3] = matrix * half[None, None, :] / half[None, :, None]
-    theta[:, :, 3] = rng.uniform(-1, 1, (count, 3)) * MAX_SHIFT_MM / spacing / half
-    grid = functional.affine_grid(torch.from_numpy(theta).float(), list(masks.shape), align_corners=False)
-    bend = torch.from_numpy(rng.normal(0, ELASTIC_MM / spacing, (count, 3, *ELASTIC_GRID))).float()
-    bend = functional.interpolate(bend, size=tuple(size), mode="trilinear", align_corners=True)
-    grid = grid + bend.permute(0, 2, 3, 4, 1) / torch.from_numpy(half.copy()).float()
-    moved = functional.grid_sample(masks, grid, align_corners=False)
+    moved = functional.grid_sample(masks, moving_grid(count, size, rng, spacing), align_corners=False)
     rough = torch.from_numpy(rng.normal(0, 1, (count, 1, *(size // 3)))).float()
     rough = functional.interpolate(rough, size=tuple(size), mode="trilinear") * torch.from_numpy(
         rng.uniform(0, 0.25, (count, 1, 1, 1, 1))).float()
@@ -134,7 +137,23 @@ def augment_masks(masks: torch.Tensor, rng: np.random.Generator, spacing: float)
     return result
 
 
-def _rotations(angles: np.ndarray) -> np.ndarray:
+def moving_grid(count: int, size: np.ndarray, rng: np.random.Generator, spacing: float) -> torch.Tensor:
+    """Sampling grids (count, z, y, x, 3) for `grid_sample`: random turn, shift, slight scale, bend and left-right mirror."""
+    angles = np.radians(rng.uniform(-1, 1, (count, 3)) * MAX_ROTATION_DEG)
+    matrix = rotations(angles) * np.exp(rng.uniform(-1, 1, (count, 1, 1)) * np.log(LARGEST_SCALE))
+    matrix[:, :, 0] *= rng.choice([-1.0, 1.0], (count, 1))  # mirror left-right
+    # affine_grid works in coordinates of -1..1 per axis (x, y, z): bring the isotropic map into them.
+    half = size[::-1] / 2
+    theta = np.zeros((count, 3, 4))
+    theta[:, :, :3] = matrix * half[None, None, :] / half[None, :, None]
+    theta[:, :, 3] = rng.uniform(-1, 1, (count, 3)) * MAX_SHIFT_MM / spacing / half
+    grid = functional.affine_grid(torch.from_numpy(theta).float(), [count, 1, *map(int, size)], align_corners=False)
+    bend = torch.from_numpy(rng.normal(0, ELASTIC_MM / spacing, (count, 3, *ELASTIC_GRID))).float()
+    bend = functional.interpolate(bend, size=tuple(map(int, size)), mode="trilinear", align_corners=True)
+    return grid + bend.permute(0, 2, 3, 4, 1) / torch.from_numpy(half.copy()).float()
+
+
+def rotations(angles: np.ndarray) -> np.ndarray:
     """Rotation matrices (n, 3, 3) in (x, y, z) coordinates from angles (n, 3) about x, y and z (radians)."""
     result = np.tile(np.eye(3), (len(angles), 1, 1))
     for axis in range(3):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import NUM_LEVELS
+from ...errors import InputError
 
 
 def shift_matrix(offset: int, levels: int = NUM_LEVELS) -> Tensor:
@@ -71,6 +72,24 @@ class MessageFusion(nn.Module):
             rows = rows + self.theta * messages.sum(dim=-3)
             rows = rows / rows.sum(dim=-1, keepdim=True).clamp(min=1e-12)
         return rows
+
+
+def fusion_with(theta: float, hops: int, neighbours: int, phi: Tensor | None = None) -> MessageFusion:
+    """Fusion with these settings and a learned `phi` (offsets, levels, levels), which may know fewer or more neighbours.
+
+    Offsets that `phi` does not know keep their shift matrices; those beyond `neighbours` are left out.
+    """
+    fusion = MessageFusion(theta, hops, neighbours)
+    if phi is None:
+        return fusion
+    levels = fusion.phi.shape[-1]
+    if phi.ndim != 3 or tuple(phi.shape[1:]) != (levels, levels) or phi.shape[0] % 2 == 0:
+        raise InputError(f"The checkpoint's fusion matrices have shape {tuple(phi.shape)}; expected (odd number of neighbours, {levels}, "
+                         f"{levels}). Train stage identify again.")
+    shared, known = min(fusion.reach, phi.shape[0] // 2), phi.shape[0] // 2
+    with torch.no_grad():
+        fusion.phi[fusion.reach - shared:fusion.reach + shared + 1] = phi[known - shared:known + shared + 1].cpu()
+    return fusion
 
 
 def fit_phi(fusion: MessageFusion, scans: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], epochs: int = 60,

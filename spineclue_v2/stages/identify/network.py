@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...anatomy import NUM_LEVELS
+from ...plans import IdentifyNetwork
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
@@ -23,9 +24,9 @@ BOTTLENECK_EXPANSION = 4
 STEM_STRIDES = (1, 2, 4)
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """Convolution of odd `kernel` that keeps the grid (divided by `stride`), then batch normalisation."""
-    convolution = nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+    convolution = nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm3d(outputs))
 
 
@@ -38,13 +39,17 @@ class Halve(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """The one block: 3-3 (basic) or 1-3-1 (bottleneck) convolutions beside a shortcut; (B, C, z, y, x) -> (B, C', z', y', x')."""
+    """The one block: 3-3 (basic) or 1-3-1 (bottleneck) convolutions beside a shortcut; (B, C, z, y, x) -> (B, C', z', y', x').
 
-    def __init__(self, inputs: int, planes: int, stride: int, bottleneck: bool):
+    `groups` above 1 makes a bottleneck the one of ResNeXt (Xie et al. 2017): twice the inner channels, in that many groups.
+    """
+
+    def __init__(self, inputs: int, planes: int, stride: int, bottleneck: bool, groups: int = 1):
         super().__init__()
         outputs = planes * BOTTLENECK_EXPANSION if bottleneck else planes
         if bottleneck:
-            layers = [conv_norm(inputs, planes, 1), conv_norm(planes, planes, 3, stride), conv_norm(planes, outputs, 1)]
+            inner = planes if groups == 1 else 2 * planes
+            layers = [conv_norm(inputs, inner, 1), conv_norm(inner, inner, 3, stride, groups), conv_norm(inner, outputs, 1)]
         else:
             layers = [conv_norm(inputs, planes, 3, stride), conv_norm(planes, outputs, 3)]
         self.layers = nn.ModuleList(layers)
@@ -81,54 +86,23 @@ class InceptionStem(nn.Module):
         return self.reduce(F.relu(self.norm(torch.cat(branches, dim=1)), inplace=True))
 
 
-class ShapeNetwork(nn.Module):
-    """Mask crop -> features -> unit-norm projection (contrastive phase) or logits over the 24 levels.
+class LevelNetwork(nn.Module):
+    """What every network over the 24 levels has behind its features: projection (contrastive phase) and classifier.
 
-    Args:
-        depth: 18, 34, 50 or 101 (the paper's: bottleneck stages 3-4-23-3).
-        width: channels of the first stage (64 in the paper); later stages double it.
-        stem_stride: 1, 2 or 4, grid reduction in the stem (the planner trades detail for time with it).
-        levels: classes, C1..L5.
-        hidden: width of the hidden layer of the projection MLP.
-        projection_dim: length of the projected vector.
-        dropout: rate at the inputs of the last two linear layers of `classify`; the backbone and `project` have none.
-        pool_grid: (z, y, x) cells of the final pooling. (1, 1, 1) is the paper's global average pooling, the default at
-            depth 101; the shallower networks default to (2, 3, 3) and a linear layer, which keeps where the mask ends.
-        channels: input channels (1 = mask).
+    A subclass builds its backbone, then calls `add_head`, and says what `features` are.
     """
 
-    def __init__(self, depth: int = 101, width: int = 64, stem_stride: int = 2, levels: int = NUM_LEVELS, hidden: int = 512,
-                 projection_dim: int = 128, dropout: float = 0.2, pool_grid: Sequence[int] | None = None, channels: int = 1):
-        super().__init__()
-        if depth not in BLOCKS_PER_STAGE:
-            raise ValueError(f"depth must be one of {tuple(BLOCKS_PER_STAGE)}, got {depth}")
+    def add_head(self, feature_dim: int, levels: int, hidden: int, projection_dim: int, dropout: float) -> None:
+        """The projection MLP and the classifier; see `ShapeNetwork` for the arguments."""
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        if pool_grid is None:
-            pool_grid = (1, 1, 1) if depth == 101 else (2, 3, 3)
-        bottleneck = depth in BOTTLENECK_DEPTHS
-        self.stem = InceptionStem(channels, width, stem_stride)
-        blocks, inputs = [], width
-        for stage, count in enumerate(BLOCKS_PER_STAGE[depth]):
-            planes = width * 2 ** stage
-            for block in range(count):
-                blocks.append(ResidualBlock(inputs, planes, 2 if stage > 0 and block == 0 else 1, bottleneck))
-                inputs = planes * (BOTTLENECK_EXPANSION if bottleneck else 1)
-        self.blocks = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool3d(tuple(pool_grid))
-        cells = pool_grid[0] * pool_grid[1] * pool_grid[2]
-        self.mix = nn.Identity() if cells == 1 else nn.Linear(inputs * cells, inputs)
-        self.feature_dim = inputs
-        self.dropout = dropout
-        self.projection = nn.ModuleList([nn.Linear(inputs, hidden), nn.Linear(hidden, projection_dim)])
+        self.feature_dim, self.dropout = feature_dim, dropout
+        self.projection = nn.ModuleList([nn.Linear(feature_dim, hidden), nn.Linear(hidden, projection_dim)])
         self.classifier = nn.Linear(projection_dim, levels)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 1, z, y, x) mask in [0, 1] -> (B, feature_dim). The only pass through the backbone."""
-        return self.mix(self.pool(self.blocks(self.stem(x))).flatten(1))
+        """(B, C, z, y, x) -> (B, feature_dim). The only pass through the backbone."""
+        raise NotImplementedError
 
     def project(self, features: Tensor) -> Tensor:
         """(B, feature_dim) -> (B, projection_dim) of length 1, for the contrastive loss. No dropout."""
@@ -170,5 +144,58 @@ class ShapeNetwork(nn.Module):
         """Stop gradients of the backbone and fix its batch statistics until `train()` is called again; the head stays."""
         for parameter in self.backbone_parameters():
             parameter.requires_grad_(False)
-        for part in (self.stem, self.blocks, self.pool, self.mix):
-            part.eval()
+        for name, part in self.named_children():
+            if name not in ("projection", "classifier"):
+                part.eval()
+
+
+class ShapeNetwork(LevelNetwork):
+    """Mask crop -> features -> unit-norm projection (contrastive phase) or logits over the 24 levels.
+
+    Args:
+        depth: 18, 34, 50 or 101 (the paper's: bottleneck stages 3-4-23-3).
+        width: channels of the first stage (64 in the paper); later stages double it.
+        stem_stride: 1, 2 or 4, grid reduction in the stem (the planner trades detail for time with it).
+        levels: classes, C1..L5.
+        hidden: width of the hidden layer of the projection MLP.
+        projection_dim: length of the projected vector.
+        dropout: rate at the inputs of the last two linear layers of `classify`; the backbone and `project` have none.
+        pool_grid: (z, y, x) cells of the final pooling. (1, 1, 1) is the paper's global average pooling, the default at
+            depth 101; the shallower networks default to (2, 3, 3) and a linear layer, which keeps where the mask ends.
+        channels: input channels (1 = mask).
+        groups: above 1 every block is a bottleneck of ResNeXt with that many groups.
+    """
+
+    def __init__(self, depth: int = 101, width: int = 64, stem_stride: int = 2, levels: int = NUM_LEVELS, hidden: int = 512,
+                 projection_dim: int = 128, dropout: float = 0.2, pool_grid: Sequence[int] | None = None, channels: int = 1,
+                 groups: int = 1):
+        super().__init__()
+        if depth not in BLOCKS_PER_STAGE:
+            raise ValueError(f"depth must be one of {tuple(BLOCKS_PER_STAGE)}, got {depth}")
+        if pool_grid is None:
+            pool_grid = (1, 1, 1) if depth == 101 else (2, 3, 3)
+        bottleneck = depth in BOTTLENECK_DEPTHS or groups > 1
+        self.stem = InceptionStem(channels, width, stem_stride)
+        blocks, inputs = [], width
+        for stage, count in enumerate(BLOCKS_PER_STAGE[depth]):
+            planes = width * 2 ** stage
+            for block in range(count):
+                blocks.append(ResidualBlock(inputs, planes, 2 if stage > 0 and block == 0 else 1, bottleneck, groups))
+                inputs = planes * (BOTTLENECK_EXPANSION if bottleneck else 1)
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool3d(tuple(pool_grid))
+        cells = pool_grid[0] * pool_grid[1] * pool_grid[2]
+        self.mix = nn.Identity() if cells == 1 else nn.Linear(inputs * cells, inputs)
+        self.add_head(inputs, levels, hidden, projection_dim, dropout)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.mix(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+def build_network(network: IdentifyNetwork, windows: int) -> ShapeNetwork:  # noqa: ARG001 - as in every stage
+    """The plan's shape network with fresh weights. It sees the mask alone, so the number of CT `windows` changes nothing."""
+    return ShapeNetwork(network.depth, network.width, network.stem_stride, hidden=network.hidden, projection_dim=network.projection_dim,
+                        dropout=network.dropout, pool_grid=network.pool_grid)

@@ -1,6 +1,7 @@
 """Inference of stage 3: every witness's confidence per vertebra and level, message fusion, and the decoder's verdict."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ from ...anatomy import NUM_LEVELS
 from ...plans import StagePlan
 from ...training.device import autocast
 from ...vertebra import SpineResult, Vertebra
+from ...volume import Volume
+from .calibration import weighted
 from .data import mask_crop
 from .decoder import Decoder, Prices
-from .fusion import MessageFusion
+from .fusion import fusion_with
 from .steps import steps_along_spine, whole_positions
 from .uncertainty import monte_carlo
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from ...inference.pipeline import Options
 
 NOT_A_VERTEBRA_SHAPE = 0.02  # the shape witness has no such class: a small constant keeps the decoder's false detections possible
+WITNESSES = ("shape", "geometry", "appearance")
 FLOOR = 1e-6
 INFERENCE_BATCH = 8
 
@@ -43,22 +47,21 @@ def head_to_foot(vertebrae: list[Vertebra]) -> list[Vertebra]:
 
 
 def identify(vertebrae: list[Vertebra], model: StageModel, geometry: Any, plan: StagePlan, device: torch.device,
-             options: Options) -> SpineResult:
-    """Names for segmented vertebrae. `geometry`: the geometry witness or None."""
+             options: Options, appearance: Any = None, scan: Volume | None = None) -> SpineResult:
+    """Names for segmented vertebrae. `geometry`, `appearance`: these witnesses or None; the latter needs the CT, `scan`."""
     if not vertebrae:
         return SpineResult((), True)
     vertebrae = head_to_foot(vertebrae)
     centres = np.array([v.body_centre for v in vertebrae])
     steps = steps_along_spine(centres)
     probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, device, whole_positions(steps))
-    log_probabilities = np.zeros((len(vertebrae), NUM_LEVELS + 1))
-    weights = {"shape": 1.0, "geometry": 1.0} | plan.run.witness_weights
-    if "shape" in options.witnesses or geometry is None:
-        whole = np.concatenate([probabilities * (1 - NOT_A_VERTEBRA_SHAPE), np.full((len(vertebrae), 1), NOT_A_VERTEBRA_SHAPE)], axis=1)
-        log_probabilities += weights["shape"] * np.log(np.maximum(whole, FLOOR))
-    if "geometry" in options.witnesses and geometry is not None:
-        log_probabilities += weights["geometry"] * geometry.log_probabilities(centres)
-    log_probabilities -= np.logaddexp.reduce(log_probabilities, axis=1, keepdims=True)
+    weights = {"appearance": getattr(appearance, "weight", 0.0)} | dict(plan.run.witness_weights)
+    heard = [name for name in options.witnesses if weights.get(name, 1.0) > 0]
+    by_geometry = geometry.log_probabilities(centres) if geometry is not None and "geometry" in heard else None
+    by_appearance = None
+    if appearance is not None and scan is not None and "appearance" in heard:
+        by_appearance = appearance.log_probabilities(scan, centres)
+    log_probabilities = combine_witnesses(probabilities, by_geometry, weights, options.witnesses, by_appearance)
     decoder = Decoder(Prices.from_dict(plan.run.decoder_prices), options.forbid_anomalies)
     numbering = decoder.decode(log_probabilities, steps)
     named = tuple(replace(v, probabilities=p, uncertainty=float(u), level=name, confidence=float(c))
@@ -67,25 +70,51 @@ def identify(vertebrae: list[Vertebra], model: StageModel, geometry: Any, plan: 
     return SpineResult(named, numbering.numbering_anchored, numbering.margin, extra={"rejected": len(vertebrae) - len(named)})
 
 
+def combine_witnesses(probabilities: np.ndarray, geometry: np.ndarray | None, witness_weights: Mapping[str, float],
+                      witnesses: Sequence[str] = WITNESSES, appearance: np.ndarray | None = None) -> np.ndarray:
+    """Log-probabilities (n, 25) for the decoder from the shape witness's (n, 24) and the others' log rows (n, 25) or None."""
+    weights = {"shape": 1.0, "geometry": 1.0, "appearance": 1.0} | dict(witness_weights)
+    others = {name: rows for name, rows in (("geometry", geometry), ("appearance", appearance)) if rows is not None and name in witnesses}
+    shape = {"shape": shape_logs(probabilities)} if "shape" in witnesses or not others else {}
+    return weighted(shape | others, weights)
+
+
+def shape_logs(probabilities: np.ndarray) -> np.ndarray:
+    """(n, 24) probabilities of the shape witness -> (n, 25) logs with "not a vertebra"."""
+    whole = np.concatenate([probabilities * (1 - NOT_A_VERTEBRA_SHAPE), np.full((len(probabilities), 1), NOT_A_VERTEBRA_SHAPE)], axis=1)
+    return np.log(np.maximum(whole, FLOOR))
+
+
+def shape_rows(vertebrae: list[Vertebra], network: Any, fitted: Mapping[str, Any], plan: StagePlan, device: torch.device,
+               crops: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One network's Monte-Carlo means (n, 24) and their entropies (n,), before fusion. `crops`: mask crops that exist already."""
+    if crops is None:
+        crops = mask_crops(vertebrae, plan)
+    with torch.inference_mode(), autocast(device):
+        features = torch.cat([network.features(crops[i:i + INFERENCE_BATCH].to(device)).float()
+                              for i in range(0, len(crops), INFERENCE_BATCH)])
+    mean, entropy, _ = monte_carlo(network, features, plan.run.mc_samples, fitted.get("temperature", 1.0))
+    return mean.cpu().clone(), entropy.cpu().clone()
+
+
+def mask_crops(vertebrae: list[Vertebra], plan: StagePlan) -> torch.Tensor:
+    """The network's input (n, 1, z, y, x)."""
+    return torch.from_numpy(np.stack([mask_crop(v.mask, plan.network.crop_size) for v in vertebrae]))[:, None]
+
+
 def shape_probabilities(vertebrae: list[Vertebra], model: StageModel, plan: StagePlan, device: torch.device,
                         positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fused probabilities (n, 24) and entropies (n,) of the Monte-Carlo means, averaged over the folds.
 
     The backbone runs once per vertebra and fold; all Monte-Carlo samples of the head are one batched product.
     """
-    crops = torch.from_numpy(np.stack([mask_crop(v.mask, plan.network.crop_size) for v in vertebrae]))[:, None]
+    crops = mask_crops(vertebrae, plan)
     fused_sum, entropy_sum = np.zeros((len(vertebrae), NUM_LEVELS)), np.zeros(len(vertebrae))
     run = plan.run
     for network, fitted, extra in zip(model.networks, model.fitted, model.extra, strict=True):
-        with torch.inference_mode(), autocast(device):
-            features = torch.cat([network.features(crops[i:i + INFERENCE_BATCH].to(device)).float()
-                                  for i in range(0, len(crops), INFERENCE_BATCH)])
-        mean, entropy, _ = monte_carlo(network, features, run.mc_samples, fitted.get("temperature", 1.0))
-        fusion = MessageFusion(run.theta, run.hops, run.neighbours)
-        if "phi" in extra:
-            fusion.load_state_dict({"phi": extra["phi"].cpu()})
+        mean, entropy = shape_rows(vertebrae, network, fitted, plan, device, crops)
         with torch.no_grad():
-            fused = fusion(mean.cpu().clone(), entropy.cpu().clone(), torch.from_numpy(positions))
+            fused = fusion_with(run.theta, run.hops, run.neighbours, extra.get("phi"))(mean, entropy, torch.from_numpy(positions))
         fused_sum += fused.numpy()
-        entropy_sum += entropy.cpu().numpy()
+        entropy_sum += entropy.numpy()
     return fused_sum / len(model.networks), entropy_sum / len(model.networks)

@@ -6,41 +6,43 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...anatomy import LEVEL_INDEX_OF_LABEL
-from ...plans import IdentifyNetwork
+from ...anatomy import LEVEL_INDEX, LEVEL_INDEX_OF_LABEL
+from ...training.distributed import gather_rows, share_of
 from ...training.trainer import BaseTrainer, logger
-from .data import MaskBatches, regular_rows
-from .fusion import MessageFusion, fit_phi
+from .appearance import AppearanceTrainer  # noqa: F401 - found here by its name (-tr AppearanceTrainer)
+from .data import MaskBatches, mask_crop, regular_rows
+from .fusion import MessageFusion, fit_phi, fusion_with
 from .losses import identification_loss, supervised_contrastive
-from .network import ShapeNetwork
+from .network import LevelNetwork, build_network
 from .steps import steps_along_spine, whole_positions
 from .uncertainty import fit_temperature, monte_carlo
-
-
-def build_network(network: IdentifyNetwork) -> ShapeNetwork:
-    """The plan's shape network with fresh weights."""
-    return ShapeNetwork(network.depth, network.width, network.stem_stride, hidden=network.hidden, projection_dim=network.projection_dim,
-                        dropout=network.dropout, pool_grid=network.pool_grid)
 
 
 class IdentifyTrainer(BaseTrainer):
     """Two phases in one schedule of epochs; the epoch figure is the share of single vertebrae named right (0 while contrastive)."""
 
     stage = "identify"
-    network: ShapeNetwork
+    network: LevelNetwork
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._phase = ""
         super().__init__(*args, **kwargs)
 
-    def build_network(self) -> ShapeNetwork:
+    def build_network(self) -> LevelNetwork:
         self.epochs = self.plan.run.contrastive_epochs + self.plan.run.classifier_epochs
-        return build_network(self.plan.network)
+        return self.fresh_network()
+
+    def fresh_network(self) -> LevelNetwork:
+        """The network to train; the comparisons of the ablation study have others."""
+        return build_network(self.plan.network, len(self.plan.data.windows_hu))
+
+    def has_samples(self, cases: list[str]) -> bool:
+        return bool(regular_rows(self.dataset, cases))
 
     def batch_maker(self, training: bool) -> MaskBatches:
         run = self.plan.run
         contrastive = run.contrastive_epochs * run.iterations_per_epoch if training else 0
-        return MaskBatches(self.dataset.folder, self.train_cases if training else self.val_cases or self.train_cases,
+        return MaskBatches(self.dataset.folder, self.batch_cases(training),
                            self.plan.network.crop_size, self.plan.data.spacing_mm, run.batch_size, contrastive,
                            self.seed + (0 if training else 1), augment=training)
 
@@ -67,15 +69,32 @@ class IdentifyTrainer(BaseTrainer):
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         run = self.plan.run
         if "spine" not in batch:
-            projected = self.network.project(self.network.features(batch["image"])).float()
+            projected = gather_rows(self.network.project(self.network.features(batch["image"])).float(), len(batch["level"]))
             with torch.autocast(self.device.type, enabled=False):
                 return supervised_contrastive(projected, batch["level"], run.temperature, run.contrastive_loss), {}
         if run.freeze_backbone:
             self.network.freeze_backbone()  # batch statistics too; train() at the epoch's start had released them
-        logits = self.network(batch["image"]).float()
+        logits = gather_rows(self.network(batch["image"]).float(), len(batch["level"]))
         lengths = torch.bincount(batch["spine"]).tolist()
         with torch.autocast(self.device.type, enabled=False):
             return identification_loss(logits, batch["level"], lengths, run.loss_weights)
+
+    def share(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
+        # Masks are shared out; levels and spines stay whole, for the loss is that of the outputs of all processes.
+        return batch | {"image": batch["image"][share_of(len(batch["level"]), part, parts)]}
+
+    def halves(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        if "spine" in batch:
+            count = int(batch["spine"].max()) + 1
+            if count < 2:
+                return [batch]
+            middle = share_of(count, 0, 2).stop
+            chosen = [batch["spine"] < middle, batch["spine"] >= middle]
+            return [{key: value[own] for key, value in batch.items()} | {"spine": batch["spine"][own] - batch["spine"][own].min()}
+                    for own in chosen]
+        pairs = len(batch["level"]) // 2  # both views of a mask go into one half
+        parts = [torch.arange(mine.start, mine.stop) for mine in (share_of(pairs, 0, 2), share_of(pairs, 1, 2))]
+        return [{key: value[torch.cat([own, own + pairs])] for key, value in batch.items()} for own in parts]
 
     def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         logits = self.network(batch["image"]).float()
@@ -85,9 +104,13 @@ class IdentifyTrainer(BaseTrainer):
 
     @torch.no_grad()
     def on_train_end(self) -> None:
-        """Temperature and fusion matrices from the validation rows, which this fold's network has not seen."""
+        """Temperature and fusion matrices from the validation rows, which this fold's network has not seen.
+
+        The masks are those that this fold's segment network predicted, where it is trained, else the true ones.
+        """
         self.network.eval()
-        scans = self._scans()
+        found = self._found_scans()
+        scans = found or self._scans()
         logits = torch.cat([s["logits"] for s in scans])
         targets = torch.cat([s["targets"] for s in scans])
         temperature = fit_temperature(logits, targets)
@@ -100,8 +123,9 @@ class IdentifyTrainer(BaseTrainer):
         with torch.enable_grad():
             curve = fit_phi(fusion, rows)
         self.extra = {"phi": fusion.phi.detach().clone()}
-        self.fitted = {"temperature": temperature, "fusion_cross_entropy": [curve[0], curve[-1]], "fitted_on": "validation cases"
-                       if self.val_cases and self.val_cases != self.train_cases else "training cases"}
+        cases = "training cases" if self.batch_cases(training=False) == self.train_cases else "validation cases"
+        self.fitted = {"temperature": temperature, "fusion_cross_entropy": [curve[0], curve[-1]],
+                       "fitted_on": f"{cases}, {'predicted' if found else 'true'} masks", "upstream": self._upstream_weights()}
         logger.info("Temperature %.3f; fusion: cross entropy %.4f with shift matrices, %.4f after learning phi.",
                     temperature, curve[0], curve[-1])
 
@@ -115,20 +139,44 @@ class IdentifyTrainer(BaseTrainer):
             if not rows:
                 continue
             properties = {v["label"]: v for v in self.dataset.properties(case)["vertebrae"].values()}
-            masks = torch.from_numpy(maker.masks_of(case)).float()[:, None].to(self.device)
-            features = self.network.features(masks).float()
+            features = self.network.features(maker.inputs_of(case).to(self.device)).float()
             centres = np.array([properties[label]["body_centre"] for _, label, _ in rows]) * self.plan.data.spacing_mm
             scans.append({"case": case, "features": features.cpu(), "logits": self.network.classify(features).float().cpu(),
                           "targets": torch.tensor([LEVEL_INDEX_OF_LABEL[label] for _, label, _ in rows]),
                           "positions": torch.from_numpy(whole_positions(steps_along_spine(centres)))})
         return scans
 
+    def _upstream_weights(self) -> dict[str, str]:
+        if self.upstream is None:
+            return {}
+        return {stage: self.upstream.model(stage).sha256[0] for stage in ("localize", "segment")}
+
+    def fitted_to_other_weights(self) -> bool:
+        return self.fitted.get("upstream", {}) != self._upstream_weights()
+
+    @torch.no_grad()
+    def _found_scans(self) -> list[dict[str, Any]]:
+        """As `_scans`, of the masks that earlier stages found; rows that are no regular true vertebra have the target -1."""
+        from ...inference.out_of_fold import true_names
+
+        scans: list[dict[str, Any]] = []
+        for case in self.val_cases if self.upstream is not None else ():
+            found = self.upstream.segmented(case)
+            if not found:
+                continue
+            masks = torch.from_numpy(np.stack([mask_crop(v.mask, self.plan.network.crop_size) for v in found]))[:, None]
+            features = self.network.features(masks.to(self.device)).float()
+            targets = [LEVEL_INDEX.get(name or "", -1) for name in true_names(found, self.upstream.labels(case))]
+            centres = np.array([v.body_centre for v in found])
+            scans.append({"case": case, "features": features.cpu(),
+                          "logits": self.network.classify(features).float().cpu(), "targets": torch.tensor(targets),
+                          "positions": torch.from_numpy(whole_positions(steps_along_spine(centres)))})
+        return scans if any((scan["targets"] >= 0).any() for scan in scans) else []
+
     def validate_cases(self) -> dict[str, Any]:
         """True masks of the validation cases: share named right one by one, after fusion, and mean squared level distance."""
         run = self.plan.run
-        fusion = MessageFusion(run.theta, run.hops, run.neighbours)
-        if "phi" in self.extra:
-            fusion.load_state_dict({"phi": self.extra["phi"].cpu()})
+        fusion = fusion_with(run.theta, run.hops, run.neighbours, self.extra.get("phi"))
         single, fused, squared, per_case = [], [], [], []
         for scan in self._scans():
             mean, uncertainty, _ = monte_carlo(self.network, scan["features"].to(self.device), run.mc_samples,
@@ -142,7 +190,7 @@ class IdentifyTrainer(BaseTrainer):
             per_case.append({"case": scan["case"], "vertebrae": len(targets), "right": int((after.argmax(1) == targets).sum())})
             if self.save_probabilities:
                 (self.folder / "validation").mkdir(parents=True, exist_ok=True)
-                np.savez_compressed(self.folder / "validation" / f"{scan['case']}.npz", probabilities=mean.cpu().numpy(),
+                np.savez_compressed(self.folder / "validation" / f"{scan['case']}_true_masks.npz", probabilities=mean.cpu().numpy(),
                                     fused=after.numpy(), level=targets.numpy())
         return {"stage": self.stage, "id_rate_single": float(np.mean(single)), "id_rate_fused": float(np.mean(fused)),
                 "mse_fused": float(np.mean(squared)), "metric_per_case": per_case}

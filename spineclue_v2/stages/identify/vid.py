@@ -8,54 +8,36 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...anatomy import LEVEL_INDEX, LEVELS
+from ...anatomy import LEVEL_INDEX
 from ...errors import InputError
-from .decoder import Decoder, Numbering, Prices
-from .decoder_fit import Case, fit_prices
-from .geometry import GeometryWitness, evidence_of, load_weights, save_weights
-from .geometry_features import L6, NOT_A_VERTEBRA, Augmentation, Landmarks
-from .geometry_network import Schedule, Shape
-from .steps import steps_along_spine
-
-logger = logging.getLogger(__name__)
+from .geometry_features import L6, NOT_A_VERTEBRA, Landmarks
 
 HIT_MM = 20.0
 PEDICLE_MM = 45.0
-KIND = "spineclue_v2 VID model"
 FOLDS = 5
-MEMBERS = 2
-FIT_PLAIN, FIT_RARE = 120, 120
-"""Held-out scans that fit the decoder's prices: regular ones, and ones with an anomaly, a false or a missed detection."""
 
 CLASS_OF_NAME = LEVEL_INDEX | {"L6": L6}
-NAME_OF_CLASS = dict(enumerate(LEVELS)) | {L6: "L6", NOT_A_VERTEBRA: None}
-
-SHAPE = Shape(width=64, layers=3, heads=4, dropout=0.2)
-SCHEDULE = Schedule(epochs=25, augmentation=Augmentation(
-    tilt=4.0, turn=3.0, scale=0.04, noise=0.5, window=0.25, drop=0.05, insert=0.02, hide_pedicles=0.03, hide_ctl=0.03,
-    hide_rank=0.1, exchange=0.5))
-START = Prices(t13=-np.inf, t13_offset=-np.inf, l6=-1.0, missing_t12=-2.0, false_detection=-1.0, evidence=0.6)
-"""VID labels no T13."""
 
 
 @dataclass(frozen=True)
 class VidScan:
     """One scan: `landmarks` of its n body detections from head to foot, `index` (n,) their places in the file's `detections`,
-    `truth` (m, 3) and `names` (m,) the true bodies, `nearest` (m,) the body detection nearest to each, -1 beyond 20 mm."""
+    `pedicles` (k, 3) all detected pedicles, `truth` (m, 3) and `names` (m,) the true bodies, `nearest` (m,) the body detection
+    nearest to each, -1 beyond 20 mm."""
 
     name: str
     collection: str
     landmarks: Landmarks
     index: np.ndarray
+    pedicles: np.ndarray
     truth: np.ndarray
     names: tuple[str, ...]
     nearest: np.ndarray
@@ -102,7 +84,8 @@ def _parse(entry: Mapping[str, Any]) -> VidScan:
     order = np.argsort(-centres[:, 2], kind="stable")
     index, centres = index[order], centres[order]
     ctl = _points([detections[i]["p_ctl"] for i in index])
-    left, right = (_pedicles(centres, _points([d["xyz"] for d in detections if d["type"] == side])) for side in ("left", "right"))
+    sides = [_points([d["xyz"] for d in detections if d["type"] == side]) for side in ("left", "right")]
+    left, right = (_pedicles(centres, side) for side in sides)
     bodies = sorted((t for t in entry.get("truth") or [] if t["type"] == "body"), key=lambda t: -t["xyz"][2])
     truth, names = _points([t["xyz"] for t in bodies]), tuple(str(t["level"]) for t in bodies)
     if unknown := sorted(set(names) - set(CLASS_OF_NAME)):
@@ -116,7 +99,7 @@ def _parse(entry: Mapping[str, Any]) -> VidScan:
             if nearest[k] >= 0:
                 targets[nearest[k]] = CLASS_OF_NAME[names[k]]
     landmarks = Landmarks(centres, targets if len(truth) else None, left, right, ctl, rank=_rank(index))
-    return VidScan(str(entry["scan"]), str(entry.get("collection", "")), landmarks, index, truth, names, nearest)
+    return VidScan(str(entry["scan"]), str(entry.get("collection", "")), landmarks, index, np.concatenate(sides), truth, names, nearest)
 
 
 def _points(values: Sequence[Sequence[float]]) -> np.ndarray:
@@ -146,104 +129,70 @@ def _rank(index: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class VidModel:
-    """The witness with the prices under which its evidence is decoded."""
+class Named:
+    """The answer for one scan of n detections, head to foot.
 
-    witness: GeometryWitness
-    prices: Prices
+    `names`: level or None (false detection). `confidence` (n,): posterior of what is said of each. `shifted`: posterior of all
+    numberings that give a named detection another level.
+    """
 
-    def number(self, scans: Sequence[VidScan]) -> list[Numbering]:
-        decoder = Decoder(self.prices)
-        rows = self.witness.probabilities([scan.landmarks for scan in scans])
-        return [_decode(decoder, scan, probabilities) for scan, probabilities in zip(scans, rows, strict=True)]
-
-    def save(self, path: str | Path) -> None:
-        tensors, description = self.witness.state()
-        prices = {name: value for name, value in self.prices.to_dict().items() if np.isfinite(value)}
-        save_weights(path, tensors, description | {"kind": KIND, "prices": prices})
-
-    @classmethod
-    def load(cls, path: str | Path) -> VidModel:
-        tensors, description = load_weights(path, KIND)
-        return cls(GeometryWitness.from_state(tensors, description), replace(START, **description["prices"]))
+    names: tuple[str | None, ...]
+    confidence: np.ndarray
+    shifted: float
 
 
-def _decode(decoder: Decoder, scan: VidScan, probabilities: np.ndarray) -> Numbering:
-    logs, variants = evidence_of(probabilities)
-    return decoder.decode(logs, steps_along_spine(scan.landmarks.centres) if len(logs) else None, variants)
-
-
-def predictions(scans: Sequence[VidScan], numberings: Sequence[Numbering]) -> dict[str, list[dict[str, Any]]]:
+def predictions(scans: Sequence[VidScan], answers: Sequence[Named]) -> dict[str, list[dict[str, Any]]]:
     """The benchmark's output: {scan: [{"index", "level" or None, "confidence"}, ...]}, by place in the scan's `detections`."""
     out = {}
-    for scan, numbering in zip(scans, numberings, strict=True):
+    for scan, answer in zip(scans, answers, strict=True):
         rows = [{"index": int(i), "level": name, "confidence": round(float(confidence), 4)}
-                for i, name, confidence in zip(scan.index, numbering.names, numbering.confidence, strict=True)]
+                for i, name, confidence in zip(scan.index, answer.names, answer.confidence, strict=True)]
         out[scan.name] = sorted(rows, key=lambda row: row["index"])
     return out
 
 
-def folds(scans: Sequence[VidScan], count: int = FOLDS, seed: int = 0) -> np.ndarray:
-    """(len(scans),) fold of each scan; scans whose truth is the same (to 1 mm) stay together."""
+def folds(scans: Sequence[VidScan], count: int = FOLDS, seed: int = 0, keep_look_alikes: bool = False) -> np.ndarray:
+    """(len(scans),) fold of each scan; scans whose truth is the same (to 1 mm) stay together, look-alikes too when asked."""
     keys = [(scan.names, tuple(np.rint(scan.truth).ravel())) for scan in scans]
-    groups = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    drawn = np.random.default_rng(seed).permutation(len(groups)) % count
-    return np.array([drawn[groups[key]] for key in keys])
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    group = np.array([first[key] for key in keys])
+    if keep_look_alikes:
+        for one, other in look_alikes(scans):
+            group[group == group[one]] = group[other]
+    order = {key: number for number, key in enumerate(dict.fromkeys(group.tolist()))}
+    drawn = np.random.default_rng(seed).permutation(len(order)) % count
+    return np.array([drawn[order[key]] for key in group.tolist()])
 
 
-def fit_witness(scans: Sequence[VidScan], schedule: Schedule = SCHEDULE, shape: Shape = SHAPE, members: int = MEMBERS,
-                about: Mapping[str, Any] | None = None) -> GeometryWitness:
-    """The network ensemble alone, on every scan that has truth."""
-    return GeometryWitness.fit([scan.landmarks for scan in scans if scan.names], shape, schedule, members, about)
+def look_alikes(scans: Sequence[VidScan]) -> list[tuple[int, int]]:
+    """Pairs of scans that are each other's nearest in the size of their vertebrae, probably two scans of one patient.
+
+    CT colonography scans a patient twice, lying on the back and on the front. Compared are gaps, pedicle distances and the
+    pedicles' distance from the body over the eight lowest true vertebrae, which do not depend on how the patient lies.
+    """
+    table = np.stack([_size(scan) for scan in scans])
+    pairs, nearest = [], np.full(len(scans), -1)
+    for i, row in enumerate(table):
+        apart = (table - row) ** 2
+        shared = np.isfinite(apart).sum(axis=1)
+        distance = np.where(shared >= 12, np.nansum(apart, axis=1) / np.maximum(shared, 1), np.inf)
+        distance[i] = np.inf
+        if np.isfinite(distance.min()):
+            nearest[i] = int(distance.argmin())
+    for i, j in enumerate(nearest):
+        if j > i and nearest[j] == i:
+            pairs.append((i, int(j)))
+    return pairs
 
 
-def train(scans: Sequence[VidScan], schedule: Schedule = SCHEDULE, shape: Shape = SHAPE, members: int = MEMBERS,
-          about: Mapping[str, Any] | None = None) -> VidModel:
-    """A model from all scans; the decoder's prices come from a fold held out from a first, smaller ensemble."""
-    fold = folds(scans)
-    seen, held_out = ([scan for scan, k in zip(scans, fold, strict=True) if (k == 0) == out] for out in (False, True))
-    first = fit_witness(seen, schedule, shape, members=1)
-    prices = fit_decoder(held_out, first.probabilities([scan.landmarks for scan in held_out]))
-    return VidModel(fit_witness(scans, schedule, shape, members, about), prices)
-
-
-def crossval(scans: Sequence[VidScan], schedule: Schedule = SCHEDULE, shape: Shape = SHAPE, members: int = MEMBERS,
-             count: int = FOLDS) -> list[Numbering]:
-    """Out-of-fold numbering of every scan: networks from the other folds, prices from the other folds' out-of-fold rows."""
-    fold = folds(scans, count)
-    rows: list[np.ndarray] = [np.zeros((0, 0))] * len(scans)
-    for k in range(count):
-        places = np.flatnonzero(fold == k)
-        witness = fit_witness([scan for scan, f in zip(scans, fold, strict=True) if f != k], schedule, shape, members)
-        for i, probabilities in zip(places, witness.probabilities([scans[i].landmarks for i in places]), strict=True):
-            rows[i] = probabilities
-        logger.info("fold %d of %d: network trained on %d scans", k + 1, count, int((fold != k).sum()))
-    numberings: list[Numbering | None] = [None] * len(scans)
-    for k in range(count):
-        others = np.flatnonzero(fold != k)
-        prices = fit_decoder([scans[i] for i in others], [rows[i] for i in others], seed=k)
-        logger.info("fold %d of %d: decoder %s", k + 1, count,
-                    {name: round(value, 2) for name, value in prices.to_dict().items()})
-        decoder = Decoder(prices)
-        for i in np.flatnonzero(fold == k):
-            numberings[i] = _decode(decoder, scans[i], rows[i])
-    return numberings  # type: ignore[return-value]
-
-
-def fit_decoder(scans: Sequence[VidScan], rows: Sequence[np.ndarray], seed: int = 0) -> Prices:
-    """Prices from held-out probabilities `rows`: a stratified sample of scans, both strata at their true share in the loss."""
-    plain, rare = [], []
-    for k, scan in enumerate(scans):
-        if len(rows[k]) and scan.names:
-            odd = not scan.fully_detected or len(rows[k]) != len(scan.names) or scan.has("L6") or scan.has("T11-L1")
-            (rare if odd else plain).append(k)
-    generator = np.random.default_rng(seed)
-    drawn = [generator.permutation(group)[:size] for group, size in ((plain, FIT_PLAIN), (rare, FIT_RARE))]
-    cases, weights = [], []
-    for group, chosen in zip((plain, rare), drawn, strict=True):
-        for k in chosen:
-            logs, variants = evidence_of(rows[k])
-            names = tuple(NAME_OF_CLASS[int(target)] for target in scans[k].landmarks.targets)
-            cases.append(Case(logs, names, steps_along_spine(scans[k].landmarks.centres), variants))
-            weights.append(len(group) / len(chosen))
-    return fit_prices(cases, START, weights=weights)
+def _size(scan: VidScan, levels: int = 8) -> np.ndarray:
+    """(3 * levels,) from the lowest true vertebra up, NaN where unknown."""
+    out = np.full((levels, 3), np.nan)
+    truth = scan.truth[::-1][:levels]
+    if len(truth) > 1:
+        out[:len(truth) - 1, 0] = np.linalg.norm(np.diff(truth, axis=0), axis=1)
+    for k, near in enumerate(scan.nearest[::-1][:levels]):
+        if near >= 0:
+            left, right, body = (getattr(scan.landmarks, name)[near] for name in ("left", "right", "centres"))
+            out[k, 1:] = np.linalg.norm(left - right), np.linalg.norm((left + right) / 2 - body)
+    return out.ravel()

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from ...anatomy import region
-from .decoder import Numbering
-from .vid import VidScan
+from .vid import Named, VidScan
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)
 
 
-def evaluate(scans: Sequence[VidScan], numberings: Sequence[Numbering]) -> dict[str, Any]:
+def evaluate(scans: Sequence[VidScan], numberings: Sequence[Named]) -> dict[str, Any]:
     """Pooled figures over scans with truth.
 
     "identification_rate": true bodies whose nearest body detection lies within 20 mm and bears their level / all true bodies;
@@ -67,12 +66,12 @@ def report(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _hits(scan: VidScan, numbering: Numbering) -> np.ndarray:
+def _hits(scan: VidScan, numbering: Named) -> np.ndarray:
     """(m,) whether the nearest detection within reach bears the true level."""
     return np.array([k >= 0 and numbering.names[k] == name for k, name in zip(scan.nearest, scan.names, strict=True)], dtype=bool)
 
 
-def _anomaly(name: str, pairs: Sequence[tuple[VidScan, Numbering]], hits: Sequence[np.ndarray]) -> dict[str, int]:
+def _anomaly(name: str, pairs: Sequence[tuple[VidScan, Named]], hits: Sequence[np.ndarray]) -> dict[str, int]:
     found = [(scan, hit) for (scan, _), hit in zip(pairs, hits, strict=True) if scan.has(name)]
     mark = {"L6": ("L6",), "T11-L1": ("T11", "L1")}[name]
     named = sum(all(hit[scan.names.index(level)] for level in mark) for scan, hit in found)
@@ -87,7 +86,7 @@ def _grouped(labelled_hits: Any) -> dict[str, dict[str, Any]]:
             for name, values in sorted(groups.items())}
 
 
-def _risk_coverage(pairs: Sequence[tuple[VidScan, Numbering]], hits: Sequence[np.ndarray]) -> list[dict[str, float]]:
+def _risk_coverage(pairs: Sequence[tuple[VidScan, Named]], hits: Sequence[np.ndarray]) -> list[dict[str, float]]:
     wrong = np.array([int((~hit[scan.nearest >= 0]).sum()) for (scan, _), hit in zip(pairs, hits, strict=True)])
     detected = np.array([int((scan.nearest >= 0).sum()) for scan, _ in pairs])
     order = np.argsort([numbering.shifted for _, numbering in pairs], kind="stable")

@@ -1,0 +1,250 @@
+"""The VID model: a small network that ranks the candidate numberings of a scan, trained on which of them is right.
+
+Naming detections one by one cannot tell whether a whole scan is shifted; a candidate as a whole can be weighed: what lies at
+T12 and L1 if this numbering holds, how many are lumbar, what is left out. The networks score each candidate from its features,
+the softmax over a scan's candidates is their posterior (conditional logit), its temperature comes from held-out scans.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...errors import InputError
+from .geometry import load_weights, save_weights
+from .geometry_features import L6, NOT_A_VERTEBRA
+from .vid import FOLDS, Named, VidScan, folds
+from .vid_candidates import CHAIN, NONE, SIXTH, Seen, candidates
+from .vid_features import features
+
+logger = logging.getLogger(__name__)
+
+KIND = "spineclue_v2 VID model"
+MEMBERS = 2
+CLIP = 4.0
+UNKNOWN_SHARE = 0.02              # a feature that is unknown this often tells by being unknown, too
+FALSE_WEIGHT = 0.3                # of telling false detections apart, beside getting every true one right
+TEMPERATURES = np.geomspace(0.25, 8.0, 81)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a ranker is trained."""
+
+    epochs: int = 25
+    batch: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.03
+    dropout: float = 0.4
+    width: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan's candidates: `classes` (m, n) of `CHAIN`, `features` (m, f), and which are `right` (m,): every detected true body
+    named right; `exact` (m,): false ones rejected, too."""
+
+    classes: np.ndarray
+    features: np.ndarray
+    right: np.ndarray
+    exact: np.ndarray
+
+    @classmethod
+    def of(cls, scan: VidScan) -> Case:
+        seen = Seen(scan)
+        classes, plausible = candidates(seen)
+        table = features(seen, classes, plausible) if len(classes) else np.zeros((0, 0), dtype=np.float32)
+        if scan.landmarks.targets is None:
+            nothing = np.zeros(len(classes), dtype=bool)
+            return cls(classes, table, nothing, nothing)
+        targets = np.select([scan.landmarks.targets == L6, scan.landmarks.targets == NOT_A_VERTEBRA], [SIXTH, NONE],
+                            scan.landmarks.targets)
+        agrees = classes == targets[None]
+        return cls(classes, table, (agrees | (targets == NONE)).all(axis=1), agrees.all(axis=1))
+
+
+class Ranker(nn.Module):
+    """(..., inputs) features of a candidate -> (...,) score."""
+
+    def __init__(self, inputs: int, width: int, dropout: float):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Dropout(0.15), nn.Linear(inputs, width), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(width, 32), nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)[..., 0]
+
+
+@dataclass
+class VidModel:
+    """Rankers with the scale of their inputs: `mean`, `spread` (f,), `flagged` (k,) features whose absence is an input."""
+
+    networks: list[Ranker]
+    mean: np.ndarray
+    spread: np.ndarray
+    flagged: np.ndarray
+    width: int
+    temperature: float = 1.0
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, cases: Sequence[Case], schedule: Schedule, members: int) -> VidModel:
+        """Train on the cases that hold a right candidate; deterministic by the seed."""
+        cases = [case for case in cases if case.right.any() and not case.right.all()]
+        if not cases:
+            raise InputError("The VID model cannot be trained: no scan has a right and a wrong numbering to choose from.")
+        table = np.concatenate([case.features for case in cases])
+        known = np.isfinite(table)
+        count = np.maximum(known.sum(axis=0), 1)
+        mean = np.where(known, table, 0.0).sum(axis=0, dtype=float) / count
+        spread = np.sqrt(np.where(known, (table - mean) ** 2, 0.0).sum(axis=0) / count) + 1e-3
+        model = cls([], mean.astype(np.float32), spread.astype(np.float32), np.flatnonzero((~known).mean(axis=0) > UNKNOWN_SHARE),
+                    schedule.width, about={"scans": len(cases)})
+        inputs = [model.inputs(case.features) for case in cases]
+        model.networks = [_train(cases, inputs, schedule, schedule.seed + member) for member in range(members)]
+        return model
+
+    def inputs(self, table: np.ndarray) -> Tensor:
+        """(m, f) features, NaN where unknown -> (m, f + k) inputs of the networks."""
+        scaled = np.clip((table - self.mean) / self.spread, -CLIP, CLIP)
+        unknown = np.isnan(table[:, self.flagged]).astype(np.float32)
+        return torch.from_numpy(np.concatenate([np.nan_to_num(scaled, nan=0.0), unknown], axis=1).astype(np.float32))
+
+    def scores(self, case: Case) -> np.ndarray:
+        """(m,) mean score of each candidate, before the temperature."""
+        if len(case.classes) == 0:
+            return np.zeros(0)
+        with torch.inference_mode():
+            x = self.inputs(case.features)
+            return torch.stack([network(x) for network in self.networks]).mean(dim=0).double().numpy()
+
+    def number(self, scans: Sequence[VidScan]) -> list[Named]:
+        cases = [Case.of(scan) for scan in scans]
+        return [answer(case, self.scores(case) / self.temperature) for case in cases]
+
+    def save(self, path: str | Path) -> None:
+        tensors = {f"{i}.{name}": value.half() for i, network in enumerate(self.networks)
+                   for name, value in network.state_dict().items()}
+        tensors |= {"mean": torch.from_numpy(self.mean), "spread": torch.from_numpy(self.spread),
+                    "flagged": torch.from_numpy(self.flagged)}
+        save_weights(path, tensors, {"kind": KIND, "members": len(self.networks), "width": self.width,
+                                     "temperature": self.temperature, "about": self.about})
+
+    @classmethod
+    def load(cls, path: str | Path) -> VidModel:
+        """Read `save`'s file; anything else is an InputError."""
+        tensors, description = load_weights(path, KIND)
+        try:
+            model = cls([], *(tensors[name].numpy() for name in ("mean", "spread", "flagged")), description["width"],
+                        description["temperature"], description["about"])
+            for i in range(description["members"]):
+                network = Ranker(len(model.mean) + len(model.flagged), model.width, 0.0)
+                network.load_state_dict({name: tensors[f"{i}.{name}"].float() for name in network.state_dict()})
+                model.networks.append(network.eval())
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise InputError(f"{path} is no usable {KIND}: {type(error).__name__}. Train it again (spineclue_benchmark_vid "
+                             "train FILE -m MODEL).") from error
+        return model
+
+
+def _train(cases: Sequence[Case], inputs: Sequence[Tensor], schedule: Schedule, seed: int) -> Ranker:
+    longest = max(len(x) for x in inputs)
+    x = torch.zeros(len(cases), longest, inputs[0].shape[1])
+    real, right, exact = (torch.zeros(len(cases), longest, dtype=torch.bool) for _ in range(3))
+    for i, (case, rows) in enumerate(zip(cases, inputs, strict=True)):
+        m = len(rows)
+        x[i, :m], real[i, :m] = rows, True
+        right[i, :m], exact[i, :m] = torch.from_numpy(case.right), torch.from_numpy(case.exact)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Ranker(x.shape[2], schedule.width, schedule.dropout).train()
+        optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+        batches = -(-len(cases) // schedule.batch)
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, total_steps=schedule.epochs * batches)
+        for _ in range(schedule.epochs):
+            for rows in torch.randperm(len(cases)).split(schedule.batch):
+                logs = network(x[rows]).masked_fill(~real[rows], -1e9).log_softmax(dim=1)
+                log_right = logs.masked_fill(~right[rows], -1e9).logsumexp(dim=1)
+                known = exact[rows].any(dim=1)
+                log_exact = logs.masked_fill(~exact[rows], -1e9).logsumexp(dim=1) - log_right
+                loss = -log_right.mean() - FALSE_WEIGHT * log_exact.where(known, torch.zeros(())).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                rate.step()
+    return network.eval()
+
+
+def answer(case: Case, scores: np.ndarray) -> Named:
+    """The numbering with the highest posterior, exp(scores) made to add up to 1, and how sure it is.
+
+    `shifted` is the posterior of candidates that give a detection which both name another level, or name nothing in common.
+    """
+    n = case.classes.shape[1]
+    if len(case.classes) == 0:
+        return Named((None,) * n, np.zeros(n), 1.0)
+    posterior = np.exp(scores - np.logaddexp.reduce(scores))
+    best = int(posterior.argmax())
+    both = (case.classes != NONE) & (case.classes[best] != NONE)[None]
+    differs = ((case.classes != case.classes[best][None]) & both).any(axis=1) | ~both.any(axis=1)
+    differs[best] = False
+    confidence = posterior @ (case.classes == case.classes[best][None])
+    return Named(tuple(CHAIN[k] for k in case.classes[best]), confidence, float(min(posterior[differs].sum(), 1.0)))
+
+
+def fit_temperature(scores: Sequence[np.ndarray], cases: Sequence[Case]) -> float:
+    """The temperature under which held-out scores give the right candidates the highest likelihood."""
+    pairs = [(row, case.right) for row, case in zip(scores, cases, strict=True) if case.right.any()]
+    if not pairs:
+        return 1.0
+
+    def loss(temperature: float) -> float:
+        return sum(np.logaddexp.reduce(row / temperature) - np.logaddexp.reduce(row[right] / temperature) for row, right in pairs)
+    return float(min(TEMPERATURES, key=loss))
+
+
+def train(scans: Sequence[VidScan], schedule: Schedule | None = None, members: int = MEMBERS,
+          about: Mapping[str, Any] | None = None) -> VidModel:
+    """A model from all scans; its temperature comes from a fold held out from a first ensemble."""
+    schedule = schedule or Schedule()
+    cases = [Case.of(scan) for scan in scans]
+    fold = folds(scans)
+    first = VidModel.fit([case for case, k in zip(cases, fold, strict=True) if k], schedule, members)
+    held_out = [case for case, k in zip(cases, fold, strict=True) if not k]
+    model = VidModel.fit(cases, schedule, members)
+    model.temperature = fit_temperature([first.scores(case) for case in held_out], held_out)
+    model.about |= dict(about or {})
+    return model
+
+
+def crossval(scans: Sequence[VidScan], schedule: Schedule | None = None, members: int = MEMBERS,
+             fold: np.ndarray | None = None) -> list[Named]:
+    """Out-of-fold answer for every scan: networks from the other folds, temperature from the other folds' out-of-fold scores.
+
+    `fold` (len(scans),) replaces the draw of `vid.folds`.
+    """
+    schedule = schedule or Schedule()
+    cases = [Case.of(scan) for scan in scans]
+    fold = folds(scans) if fold is None else fold
+    scores: list[np.ndarray] = [np.zeros(0)] * len(scans)
+    for k in range(FOLDS):
+        model = VidModel.fit([case for case, f in zip(cases, fold, strict=True) if f != k], schedule, members)
+        for i in np.flatnonzero(fold == k):
+            scores[i] = model.scores(cases[i])
+        logger.info("fold %d of %d: trained on %d scans", k + 1, FOLDS, model.about["scans"])
+    answers: list[Named] = []
+    temperature = {}
+    for k in range(FOLDS):
+        others = np.flatnonzero(fold != k)
+        temperature[k] = fit_temperature([scores[i] for i in others], [cases[i] for i in others])
+    for case, row, k in zip(cases, scores, fold, strict=True):
+        answers.append(answer(case, row / temperature[int(k)]))
+    return answers

@@ -1,0 +1,163 @@
+"""The appearance witness: it learns what surrounds a vertebra, knows what is none, is saved without pickle, and can be left out."""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from example_fingerprint import fingerprint
+from tiny_dataset import DATASET
+
+from spineclue_v2.anatomy import LEVEL_INDEX, NUM_LEVELS
+from spineclue_v2.dataset import PreprocessedDataset
+from spineclue_v2.errors import InputError
+from spineclue_v2.geometry import Geometry
+from spineclue_v2.planning.planner import SpineCLUEPaperPlanner
+from spineclue_v2.plans import Data, Plans
+from spineclue_v2.stages.identify.appearance import (
+    CROP,
+    NOT_A_VERTEBRA,
+    SPACING_MM,
+    AppearanceBatches,
+    AppearanceNetwork,
+    AppearanceWitness,
+    augmented,
+    coarse,
+    crops,
+)
+from spineclue_v2.stages.identify.predictor import combine_witnesses, shape_logs
+from spineclue_v2.training.run import train
+from spineclue_v2.volume import Volume
+
+DATA = Data(2.0)
+
+
+def scan(shape=(120, 80, 80), spacing=2.0) -> Volume:
+    """A bright column (the spine) with one side rib at the height z = 120 mm."""
+    array = np.full(shape, -900, np.int16)
+    array[:, 36:44, 36:44] = 600
+    array[58:62, 36:40, 44:70] = 600
+    return Volume(array, Geometry(shape, (spacing,) * 3, (0.0, 0.0, 0.0), np.eye(3)))
+
+
+def test_crops_lie_around_their_centres_and_air_is_beyond_the_scan():
+    volume = coarse(scan(), DATA)
+    assert volume.spacing == (SPACING_MM,) * 3
+    middle = crops(volume, np.array([[79.0, 79.0, 119.0]]), DATA)
+    assert middle.shape == (1, len(DATA.windows_hu), *CROP)
+    bright = np.argwhere(middle[0, 0] > 0.9).mean(0)
+    assert np.abs(bright[:2] - (np.array(CROP[:2]) - 1) / 2).max() < 1.5 and bright[2] > (CROP[2] - 1) / 2   # the rib is on one side
+    outside = crops(volume, np.array([[79.0, 79.0, -500.0]]), DATA)
+    assert outside.max() == 0
+
+
+def test_only_the_surroundings_are_resampled_and_nothing_else_changes():
+    centres = np.array([[79.0, 79.0, 60.0], [79.0, 79.0, 90.0]])
+    whole, part = coarse(scan((400, 80, 80)), DATA), coarse(scan((400, 80, 80)), DATA, centres)
+    assert part.array.shape[0] < whole.array.shape[0] / 2
+    assert np.abs(crops(whole, centres, DATA) - crops(part, centres, DATA)).mean() < 0.03
+
+
+def test_orientation_of_the_scan_does_not_matter():
+    centres = np.array([[70.0, 80.0, 119.0]])
+    torch.manual_seed(0)
+    witness = AppearanceWitness([AppearanceNetwork(2, (8, 8, 8, 8))], DATA, [1.0])
+    straight = witness.log_probabilities(scan(), centres)
+    turned = witness.log_probabilities(scan().reoriented("RAI"), centres)
+    assert straight.shape == (1, NUM_LEVELS + 1)
+    np.testing.assert_allclose(np.exp(straight).sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(straight, turned, atol=0.02)
+    assert witness.log_probabilities(scan(), np.zeros((0, 3))).shape == (0, NUM_LEVELS + 1)
+
+
+def test_batches_hold_levels_equally_and_places_off_the_spine(tiny):
+    plan = Plans.load(tiny / "SpineCLUEPlans.json").stage("identify")
+    folder = tiny / plan.data_fingerprint
+    maker = AppearanceBatches(folder, PreprocessedDataset(folder).cases, plan.data, 40, seed=5)
+    batch = maker(3)
+    again = AppearanceBatches(folder, PreprocessedDataset(folder).cases, plan.data, 40, seed=5)(3)
+    assert torch.equal(batch["image"], again["image"]) and batch["image"].shape == (40, 2, *CROP)
+    counts = torch.bincount(batch["level"], minlength=NUM_LEVELS + 1)
+    assert counts[NOT_A_VERTEBRA] > 0 and counts[:LEVEL_INDEX["L1"]].sum() == 0
+    assert counts[LEVEL_INDEX["L1"]:NUM_LEVELS - 1].max() <= 10
+    assert batch["image"].min() >= 0 and batch["image"].max() <= 1
+
+
+def test_augmentation_cuts_ends_off_but_never_the_middle():
+    images = torch.ones(60, 1, *CROP)
+    found = augmented(images, np.random.default_rng(0))
+    rows = found.amax(dim=(1, 3, 4)) > 0.3
+    assert rows[:, CROP[0] // 2].all() and not rows.all()
+
+
+def test_trained_like_any_stage_and_found_beside_the_shape_witness(tiny, tmp_path):
+    folder, summary = train(DATASET, "identify", 0, trainer="AppearanceTrainer", device="cpu")
+    alone = summary["alone"]
+    assert alone["id_rate_single"] == alone["metric_per_case"][0]["right"] / alone["metric_per_case"][0]["vertebrae"]
+    plan = Plans.load(tiny / "SpineCLUEPlans.json").stage("identify")
+    witness = AppearanceWitness.from_checkpoints([folder / "checkpoint_final.pth"], plan.data)
+    data = PreprocessedDataset(tiny / plan.data_fingerprint)
+    case = data.cases[0]
+    grid = Geometry.from_json(data.properties(case)["geometry"])
+    volume = Volume(np.asarray(data.image(case)[:]), grid)
+    centres = grid.index_to_world(np.array([v["body_centre"] for v in data.properties(case)["vertebrae"].values()]))
+    rows = witness.log_probabilities(volume, centres)
+    assert np.isfinite(rows).all()
+    witness.weight, witness.about = 0.3, {"data": "phantoms"}
+    witness.save(tmp_path / "appearance.pth")
+    loaded = AppearanceWitness.load(tmp_path / "appearance.pth")
+    np.testing.assert_allclose(np.exp(loaded.log_probabilities(volume, centres)), np.exp(rows), atol=0.01)
+    assert (loaded.weight, loaded.about, loaded.data) == (0.3, {"data": "phantoms"}, plan.data)
+    with pytest.raises(InputError, match="no checkpoint of ours|no checkpoint"):
+        AppearanceWitness.from_checkpoints([tmp_path / "appearance.pth"], plan.data)
+    with pytest.raises(InputError, match="expected a spineclue_v2 appearance witness"):
+        AppearanceWitness.load(Path(__file__).parents[1] / "spineclue_v2" / "weights" / "geometry.pth")
+
+
+def test_it_learns_to_tell_the_ends_of_a_column_apart():
+    """Levels by what is near: places at the upper end against places at the lower end of the same column."""
+    torch.manual_seed(1)
+    volume, generator = coarse(scan((240, 80, 80)), DATA), np.random.default_rng(2)
+    places = np.stack([np.full(24, 79.0), np.full(24, 79.0), np.where(np.arange(24) % 2, 40.0, 430.0)], axis=1)
+    places[:, 2] += generator.uniform(-15, 15, 24)
+    images, levels = torch.from_numpy(crops(volume, places, DATA)), torch.where(torch.arange(24) % 2 == 1, 23, 0)
+    network = AppearanceNetwork(2, (8, 8, 8, 8)).train()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(images), levels).backward()
+        optimizer.step()
+    witness = AppearanceWitness([network], DATA, [1.0])
+    assert (witness.log_probabilities(scan((240, 80, 80)), places).argmax(1) == levels.numpy()).mean() > 0.9
+
+
+def test_a_witness_that_is_not_heard_changes_nothing():
+    generator = np.random.default_rng(0)
+    shape = generator.dirichlet(np.ones(NUM_LEVELS), 4)
+    geometry, appearance = (np.log(generator.dirichlet(np.ones(NUM_LEVELS + 1), 4)) for _ in range(2))
+    alone = combine_witnesses(shape, None, {})
+    np.testing.assert_allclose(alone, shape_logs(shape) - np.logaddexp.reduce(shape_logs(shape), axis=1, keepdims=True))
+    np.testing.assert_allclose(combine_witnesses(shape, geometry, {}, ("shape",), appearance), alone)
+    np.testing.assert_allclose(combine_witnesses(shape, None, {"appearance": 0.0}, appearance=appearance), alone)
+    both = combine_witnesses(shape, None, {"appearance": 0.5}, appearance=appearance)
+    by_hand = shape_logs(shape) + 0.5 * appearance
+    np.testing.assert_allclose(both, by_hand - np.logaddexp.reduce(by_hand, axis=1, keepdims=True))
+
+
+def test_the_papers_plan_hears_the_shape_alone():
+    weights = SpineCLUEPaperPlanner("raw", fingerprint()).plan().stage("identify").run.witness_weights
+    assert weights == {"shape": 1.0, "geometry": 0.0, "appearance": 0.0}
+    generator = np.random.default_rng(0)
+    shape = generator.dirichlet(np.ones(NUM_LEVELS), 4)
+    others = (np.log(generator.dirichlet(np.ones(NUM_LEVELS + 1), 4)) for _ in range(2))
+    np.testing.assert_allclose(combine_witnesses(shape, next(others), weights, appearance=next(others)), combine_witnesses(shape, None, {}))
+
+
+def test_from_data_with_lists_of_windows(tmp_path):
+    """JSON turns tuples into lists: the same model space comes back."""
+    data = replace(DATA, windows_hu=((-100.0, 200.0), (0.0, 900.0)))
+    AppearanceWitness([AppearanceNetwork(2, (16, 32, 64, 96))], data, [1.2]).save(tmp_path / "a.pth")
+    assert AppearanceWitness.load(tmp_path / "a.pth").data == data
+    assert (tmp_path / "a.pth").stat().st_size < 1.5e6
