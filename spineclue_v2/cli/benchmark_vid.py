@@ -15,6 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="model file: written by train, read by predict (default there: the weights of the package)")
     parser.add_argument("-o", default=None, metavar="OUT.json",
                         help="predict: the levels; crossval: the figures (default: only printed)")
+    parser.add_argument("--keep_look_alikes", action="store_true",
+                        help="crossval: scans that look like one patient's (the file names no patients) stay in one fold, too")
     parser.add_argument("-epochs", type=int, default=None, help="training epochs (default: those of the published figures)")
     parser.add_argument("-members", type=int, default=None, help="networks in the ensemble (default: as published)")
 
@@ -35,10 +37,11 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> dict:
     from dataclasses import replace
 
-    from ..stages.identify import vid
+    from ..stages.identify import vid_model
 
-    schedule = vid.SCHEDULE if args.epochs is None else replace(vid.SCHEDULE, epochs=args.epochs)
-    return {"schedule": schedule, "members": args.members or vid.MEMBERS}
+    schedule = vid_model.Schedule()
+    return {"schedule": schedule if args.epochs is None else replace(schedule, epochs=args.epochs),
+            "members": args.members or vid_model.MEMBERS}
 
 
 def _labelled(path: str) -> list:
@@ -53,24 +56,34 @@ def _labelled(path: str) -> list:
 
 
 def _crossval(args: argparse.Namespace) -> int:
-    from ..stages.identify import vid
+    import time
+
+    from ..stages.identify import vid, vid_model
     from ..stages.identify.vid_evaluation import evaluate, report
     from ..storage import write_json
 
     scans = _labelled(args.file)
-    figures = evaluate(scans, vid.crossval(scans, **_settings(args)))
+    fold = vid.folds(scans, keep_look_alikes=args.keep_look_alikes)
+    start = time.perf_counter()
+    figures = evaluate(scans, vid_model.crossval(scans, **_settings(args), fold=fold))
+    figures["seconds"] = time.perf_counter() - start
     print(report(figures))
+    print(f"{vid.FOLDS} trainings and all answers: {figures['seconds']:.0f} s")
     if args.o:
         write_json(args.o, figures)
     return 0
 
 
 def _train(args: argparse.Namespace) -> int:
-    from ..stages.identify import vid
+    import time
+
+    from ..stages.identify import vid_model
 
     scans = _labelled(args.file)
-    vid.train(scans, **_settings(args), about={"trained_on": f"{len(scans)} scans of a VID file"}).save(args.m)
-    print(f"{args.m}: trained on {len(scans)} scans")
+    start = time.perf_counter()
+    about = {"trained_on": f"{len(scans)} scans of a VID file"}
+    vid_model.train(scans, **_settings(args), about=about).save(args.m)
+    print(f"{args.m}: trained on {len(scans)} scans in {time.perf_counter() - start:.0f} s")
     return 0
 
 
@@ -80,14 +93,15 @@ def _predict(args: argparse.Namespace) -> int:
     from ..paths import weights_folder
     from ..stages.identify import vid
     from ..stages.identify.vid_evaluation import evaluate, report
+    from ..stages.identify.vid_model import VidModel
     from ..storage import write_json
 
-    model = vid.VidModel.load(Path(args.m) if args.m else weights_folder() / "vid.pth")
+    model = VidModel.load(Path(args.m) if args.m else weights_folder() / "vid.pth")
     scans = vid.read_scans(args.file)
-    numberings = model.number(scans)
-    write_json(args.o, vid.predictions(scans, numberings))
+    answers = model.number(scans)
+    write_json(args.o, vid.predictions(scans, answers))
     print(f"{args.o}: {len(scans)} scans")
-    figures = evaluate(scans, numberings)
+    figures = evaluate(scans, answers)
     if figures["scans"]:
         print(report(figures))
     return 0

@@ -15,11 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", type=int, default=None, help="worker processes; default: from cores and memory")
     parser.add_argument("-grades", type=Path, default=None, metavar="CSV",
                         help="verse19, verse20: table with subject, verse_label, genant_grade")
-    parser.add_argument("--keep_known_errors", action="store_true", help="ctspine1k: take the cases with known label errors too")
-    parser.add_argument("--cases", type=int, default=None, help="phantom: number of cases (default 40)")
+    parser.add_argument("--keep_known_errors", action="store_true",
+                        help="ctspine1k, totalsegmentator: take the cases with known label errors too")
+    parser.add_argument("--cases", type=int, default=None,
+                        help="phantom: number of cases (default 40); phantom_mr: labelled ones (default 5)")
     parser.add_argument("--pathology", default=None, metavar="LIST", help="phantom: abnormalities of every case, for example "
                         "scoliosis=50,screws=4,fracture=L1:3:crush; an unknown one lists all")
-    parser.add_argument("--seed", type=int, default=None, help="phantom: seed of the first case (default 1)")
+    parser.add_argument("--seed", type=int, default=None, help="phantom, phantom_mr: seed of the first case (default 1)")
+    parser.add_argument("--unlabelled", type=int, default=None, help="phantom_mr: unlabelled cases, written to imagesUl (default 40)")
+    parser.add_argument("--test", type=int, default=None, help="phantom_mr: labelled test cases, written to imagesTs (default 0)")
+    parser.add_argument("--contrast", default=None, help="phantom_mr: t2, water or fat (default t2)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,9 +32,12 @@ def run(args: argparse.Namespace) -> int:
     from spineclue_v2.parallel import default_processes
 
     options = {"cases": args.cases, "seed": args.seed, "pathology": args.pathology, "grades": args.grades,
-               "keep_known_errors": args.keep_known_errors or None}
+               "keep_known_errors": args.keep_known_errors or None, "unlabelled": args.unlabelled, "test": args.test,
+               "contrast": args.contrast}
     if args.name == "phantom":
         options |= {"cases": 40 if args.cases is None else args.cases, "seed": 1 if args.seed is None else args.seed}
+    if args.name == "phantom_mr":
+        options |= {"cases": 5 if args.cases is None else args.cases, "unlabelled": 40 if args.unlabelled is None else args.unlabelled}
     given = {key: value for key, value in options.items() if value is not None}
     given["num_processes"] = default_processes() if args.np is None else args.np
     convert_dataset(args.name, args.d, args.i, args.dataset_name, **given)

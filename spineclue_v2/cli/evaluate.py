@@ -5,6 +5,7 @@ import argparse
 from typing import Any
 
 from .. import anatomy
+from ._workers import add_workers, workers
 
 DESCRIPTION = ("Compare predicted label maps with reference label maps, case by case: detection, identification (ID-rate, VerSe "
                "id.rate, all-right rate), Dice, surface distances, calibration. Writes nnU-Net's summary.json with all of it "
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "with -d the dataset's labelsTs (labelsTr where there is none)")
     parser.add_argument("-pred", metavar="OUT", required=True, help="predictions on the same grids: a folder (or one file)")
     parser.add_argument("-o", metavar="FILE", default=None, help="where the figures go; without it OUT/summary.json")
-    parser.add_argument("-np", type=int, default=None, help="worker processes; 0: this process; without it as many as fit")
+    add_workers(parser, progress_flag=None)
     parser.add_argument("--groups", metavar="FILE.csv", default=None, help="columns case,group: repeat the figures per group")
     parser.add_argument("--centroids", choices=("mask", "body"), default="mask", help="centroids of VerSe's id.rate: of whole "
                         "masks (VerSe 2020), or body centres from CASE_ctd.json (VerSe 2019)")
@@ -30,15 +31,14 @@ def run(args: argparse.Namespace) -> int:
 
     from ..evaluation.files import read_groups
     from ..evaluation.summary import dataset_reference, evaluate
-    from ..parallel import default_processes
 
     reference, cases = dataset_reference(args.ref, args.d, args.set)
     output = args.o
     if output is None and Path(args.pred).is_dir():
         output = Path(args.pred) / "summary.json"
     groups = read_groups(args.groups) if args.groups else None
-    processes = default_processes() if args.np is None else args.np
-    summary = evaluate(reference, args.pred, output, processes, groups, args.centroids, cases=cases, progress=True)
+    with workers(args) as (executor, processes):
+        summary = evaluate(reference, args.pred, output, processes, groups, args.centroids, executor, cases, progress=True)
     print("\n".join(table(summary, args.by_level)))
     if output is not None:
         print(f"\nAll figures: {output}")
@@ -59,6 +59,8 @@ def table(summary: dict[str, Any], by_level: bool = False) -> list[str]:
         if count["scans"] or count["false_alarms"]:
             lines.append(f"{name}: {count['hits']} of {count['scans']} scans right, {count['wrong_place']} in the wrong place, "
                          f"{count['missed']} missed, {count['false_alarms']} false alarms")
+    for source, found in figures.get("grading", {}).items():
+        lines += ["", *_grading(source, found)]
     if figures["without_prediction"]:
         lines.append(f"Without prediction (all counted as missed): {_names(figures['without_prediction'])}")
     if figures["without_reference"]:
@@ -111,6 +113,20 @@ def _confidence(found: dict[str, Any]) -> list[str]:
     if flag["scans"]:
         lines.append(f"Numbering of {flag['scans']} scans: anchored {flag['anchored_right']} right, {flag['anchored_wrong']} "
                      f"wrong; not anchored {flag['not_anchored_right']} right, {flag['not_anchored_wrong']} wrong")
+    return lines
+
+
+def _grading(source: str, found: dict[str, Any]) -> list[str]:
+    lines = [f"Genant grades by {source}: {found['vertebrae']} vertebrae of {found['patients']} patients, "
+             f"{sum(found['counts'][g] for g in '123')} of them fractured; {found['without_grade']} without a grade count as 0"]
+    for what in ("per_vertebra", "per_patient"):
+        figures, interval = found[what], found["interval"][what]
+        named = {"macro-F1": "macro_f1", "AUC >= 1": "auc_1", "AUC >= 2": "auc_2",
+                 "specificity at sensitivity 0.85": "specificity_at_sensitivity_0.85",
+                 "sensitivity at specificity 0.99": "sensitivity_at_specificity_0.99"}
+        cells = [f"{name} {_n(figures[key])} ({_n(interval[key][0])}-{_n(interval[key][1])})" for name, key in named.items()]
+        recall = " ".join(f"{grade}: {_n(value)}" for grade, value in figures["recall"].items())
+        lines.append(f"  {what.replace('_', ' '):13s}{'  '.join(cells)}  recall {recall}")
     return lines
 
 

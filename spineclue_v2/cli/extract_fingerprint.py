@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import argparse
 
-from ._planning import add_dataset, add_workers, workers
+from ._planning import add_dataset
+from ._workers import add_workers, workers
 
 DESCRIPTION = "Measure raw datasets (dataset_fingerprint.json) and check their labels' anatomy."
 

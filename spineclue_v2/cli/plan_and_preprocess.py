@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import argparse
 
-from ._planning import add_dataset, add_planner, add_workers, device_of, report, workers
+from ._planning import add_dataset, add_planner, device_of
+from ._workers import add_workers, report, workers
 
 DESCRIPTION = "Look at raw datasets, write a plan for each and preprocess them: all that training needs."
 

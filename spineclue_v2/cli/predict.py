@@ -2,10 +2,15 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-DESCRIPTION = "Find, segment and name the vertebrae of CT scans. Without -d or -m the weights that come with the package serve."
+DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or with an MR model (-d) vertebrae and discs of MR. "
+               "Without -d or -m the weights that come with the package serve.")
+
+
+WITNESSES = ("shape", "geometry", "appearance")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +39,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
     parser.add_argument("-num_parts", type=int, default=1, help="split the cases into this many parts ...")
     parser.add_argument("-part_id", type=int, default=0, help="... and predict this one (0..num_parts-1)")
+    parser.add_argument("--dask", default=None, metavar="ADDRESS", help="work on the Dask cluster whose scheduler is at ADDRESS; its "
+                        "workers must see the same folders")
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz with the level probabilities")
     parser.add_argument("--no_report", action="store_true", help="write no CASE.png")
     parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")
-    parser.add_argument("--mirror", action="store_true", help="average segmentation with its left-right mirror image (twice the time)")
+    parser.add_argument("--witnesses", nargs="+", default=list(WITNESSES), choices=WITNESSES,
+                        help="who is heard about the levels, where the model has weights for it; shape alone is the paper's method")
+    parser.add_argument("--mirror", action="store_true",
+                        help="average segmentation (MR: all) with its left-right mirror image (twice the time)")
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
 
 
@@ -48,32 +58,41 @@ def run(args: argparse.Namespace) -> int:
     return predict_and_report(args, load_model(args))
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    """The model that -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the shipped one."""
-    from ..inference import model
-    from ..training.device import resolve_device
-
-    device = resolve_device(args.device)
-    if args.m is None and args.d is None:
-        return model.load_shipped(device)
+def model_source(args: argparse.Namespace) -> Any:
+    """Which model -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the shipped one."""
     from .. import paths
+    from ..inference.model import ModelSource
 
+    if args.m is None and args.d is None:
+        return ModelSource(args.device)
     folder = Path(args.m) if args.m else paths.results_folder() / paths.dataset_name(args.d)
-    return model.load_trained(folder, args.f, device, args.p, trainers_of(args), args.chk)
+    trainers = trainers_of(args)
+    return ModelSource(args.device, str(folder.absolute()), tuple(args.f) if args.f else None, args.p,
+                       tuple(trainers.items()) if trainers else None, args.chk)
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """That model, loaded."""
+    return model_source(args).load()
 
 
 def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
-    return dict(zip(("localize", "segment", "identify"), args.tr, strict=True)) if args.tr else None
+    from ..plans import CORE_STAGES
+
+    return dict(zip(CORE_STAGES, args.tr, strict=True)) if args.tr else None
 
 
 def predict_and_report(args: argparse.Namespace, model: object) -> int:
     """Predict with a loaded model, then say where the results are and what failed. Exit code 0 or 1."""
     from ..inference.pipeline import Options
     from ..inference.predict import predict
+    from ..parallel import dask_executor
 
-    options = Options(forbid_anomalies=args.forbid_anomalies, mirror=args.mirror)
-    outcome = predict(args.i, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
-                      args.save_probabilities, not args.no_report, not args.disable_progress_bar)
+    options = Options(args.forbid_anomalies, args.mirror, tuple(args.witnesses))
+    with dask_executor(args.dask) if args.dask else nullcontext() as executor:
+        outcome = predict(args.i, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
+                          args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
+                          model_source(args) if args.dask else None)
     failed = {name: why for name, why in outcome.items() if why}
     print(f"{len(outcome) - len(failed)} of {len(outcome)} scans are labelled in {args.o}.")
     if failed:

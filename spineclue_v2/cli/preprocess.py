@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import argparse
 
-from ._planning import add_dataset, add_workers, report, workers
+from ._planning import add_dataset
+from ._workers import add_workers, report, workers
 
 DESCRIPTION = "Preprocess datasets as their plan says; finished cases are kept, interrupted ones done again."
 

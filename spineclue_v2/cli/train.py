@@ -3,20 +3,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
+from ..stages import DEFAULT_TRAINER
 from ._common import INTERRUPTED
 
-DESCRIPTION = "Train a stage (localize, segment, identify) on a fold (0..4 or all) of a planned and preprocessed dataset."
+DESCRIPTION = f"Train a stage ({', '.join(DEFAULT_TRAINER)}) on a fold (0..4 or all) of a planned and preprocessed dataset."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="dataset id or name")
-    parser.add_argument("stage", choices=["localize", "segment", "identify"], help="stage to train")
+    parser.add_argument("stage", choices=list(DEFAULT_TRAINER), help="stage to train")
     parser.add_argument("fold", help="0..4, or all")
     parser.add_argument("-tr", default=None, help="trainer class, default: the stage's own")
     parser.add_argument("-p", default="SpineCLUEPlans", help="plans name")
     parser.add_argument("-device", default=None, choices=["cuda", "cpu", "mps"], help="default: the best there is")
-    parser.add_argument("-num_gpus", type=int, default=1, help="GPUs to train on")
+    parser.add_argument("-num_gpus", type=int, default=1, help="GPUs to train on, or under -device cpu processes; torchrun works too")
     parser.add_argument("-pretrained_weights", default=None, help="checkpoint to start from; 'shipped' for the package's own")
     parser.add_argument("--c", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--val", action="store_true", help="only run the validation of the finished training")
@@ -35,8 +37,16 @@ def run(args: argparse.Namespace) -> int:
     except Interrupted as stopped:
         sys.stderr.write(f"{stopped}\n")
         return INTERRUPTED
-    figures = {key: value for key, value in summary.items() if isinstance(value, int | float) and key != "stage"}
-    figures |= summary.get("foreground_mean", {})
-    print(f"Validation of {args.stage} fold {args.fold}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if v is not None))
+    if not summary:  # one of several processes: the first one validates and speaks
+        return 0
+    if "spineclue" in summary:
+        print(f"Validation of {args.stage} fold {args.fold}, on what earlier stages found: " + _line(summary["spineclue"]))
+    alone = summary.get("alone", summary)
+    print(f"Validation of {args.stage} fold {args.fold}, the stage alone: " + _line(alone | alone.get("foreground_mean", {})))
     print(f"Results: {folder}")
     return 0
+
+
+def _line(figures: dict[str, Any]) -> str:
+    shown = {key: value for key, value in figures.items() if isinstance(value, int | float) and key != "fold"}
+    return ", ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())

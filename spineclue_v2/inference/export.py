@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import anatomy
 from ..storage import atomic_path, write_json
-from ..vertebra import SpineResult, Vertebra
+from ..vertebra import BodyHeights, SpineResult, Vertebra
 from ..volume import Geometry, Volume, write_volume
 from .centroids import read_ctd, write_ctd
 
@@ -20,6 +20,9 @@ __all__ = ["case_record", "export_case", "label_map", "read_ctd", "versions", "w
 THRESHOLD = 0.5
 SLICER_TABLE, ITKSNAP_TABLE = "labels_slicer.ctbl", "labels_itksnap.txt"
 NO_VERTEBRA = "no vertebra found"
+REMARKS = ("heights: [anterior, middle, posterior] of the body in the mask, mm; loss: missing share of what the reference lets expect; "
+           "implied_grade: Genant's limits (20, 25, 40 %) on the largest loss, arithmetic that says nothing of the cause.",
+           "trabecular_hu: median CT number in the middle of the body; intravenous contrast raises it, tube voltage and scanner shift it.")
 
 
 def export_case(result: SpineResult, model_geometry: Geometry, geometry: Geometry, folder: str | Path, case: str,
@@ -46,7 +49,7 @@ def label_map(vertebrae: Iterable[Vertebra], model_geometry: Geometry, geometry:
     """
     labels = np.zeros(geometry.shape, dtype=np.uint8)
     drawn = [(v, box) for v in vertebrae if v.mask is not None and v.level is not None
-             and (box := _target_box(v, model_geometry, geometry)) is not None]
+             and (box := target_box(v, model_geometry, geometry)) is not None]
     if not drawn:
         return labels
     # Values of the current owners, 8 bit, only where vertebrae are: no float volume of the whole scan.
@@ -54,7 +57,7 @@ def label_map(vertebrae: Iterable[Vertebra], model_geometry: Geometry, geometry:
     stop = np.max([high for _, (_, high) in drawn], axis=0)
     owned = np.zeros(stop - start, dtype=np.uint8)
     for vertebra, (low, high) in drawn:
-        value = np.round(_interpolated(vertebra, model_geometry, geometry, low, high) * 255).astype(np.uint8)
+        value = np.round(interpolated(vertebra, model_geometry, geometry, low, high) * 255).astype(np.uint8)
         best = owned[_slices(low - start, high - start)]
         wins = (value >= THRESHOLD * 255) & (value > best)
         best[wins] = value[wins]
@@ -66,7 +69,7 @@ def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
     return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
-def _target_box(vertebra: Vertebra, model: Geometry, target: Geometry) -> tuple[np.ndarray, np.ndarray] | None:
+def target_box(vertebra: Vertebra, model: Geometry, target: Geometry) -> tuple[np.ndarray, np.ndarray] | None:
     """Index box [low, high) of `target` that the mask reaches, half-open; None when it lies outside."""
     first = np.array(vertebra.mask_start) - 1
     last = np.array(vertebra.mask_start) + np.array(vertebra.mask.shape)
@@ -77,7 +80,7 @@ def _target_box(vertebra: Vertebra, model: Geometry, target: Geometry) -> tuple[
     return (low, high) if (low < high).all() else None
 
 
-def _interpolated(vertebra: Vertebra, model: Geometry, target: Geometry, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def interpolated(vertebra: Vertebra, model: Geometry, target: Geometry, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """The mask at the target voxels [low, high), float32 in [0, 1]; 0 outside it.
 
     A mask that touches the border of model space is continued by one voxel: the outer half voxels of a finer grid lie beyond the
@@ -127,6 +130,7 @@ def case_record(result: SpineResult, plans: Mapping[str, Any] | None = None) -> 
         "numbering_anchored": bool(result.numbering_anchored),
         "margin": _number(result.margin, 4),
         "notes": list(result.notes),
+        "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
         "plans": dict(plans or {}),
         "versions": versions(),
         "seconds": {stage: round(float(value), 3) for stage, value in result.seconds.items()},
@@ -147,7 +151,32 @@ def _vertebra_record(vertebra: Vertebra) -> dict[str, Any]:
         "volume_ml": _number(vertebra.volume_ml, 3),
         "probabilities": probabilities,
         "touches_border": bool(vertebra.touches_border),
+        "heights": _heights_record(vertebra.heights),
+        "trabecular_hu": _number(vertebra.trabecular_hu, 0),
+        "grading": _grading_record(vertebra),
     }
+
+
+def _heights_record(heights: BodyHeights | None) -> dict[str, Any] | None:
+    """Millimetres and shares in the order anterior, middle, posterior."""
+    if heights is None:
+        return None
+    def rounded(values: tuple[float, float, float] | None, decimals: int) -> list[float] | None:
+        return None if values is None else [round(value, decimals) for value in values]
+
+    return {"measured_mm": rounded(heights.measured, 2), "expected_mm": rounded(heights.expected, 2), "reference": heights.reference,
+            "loss": rounded(heights.loss, 3), "to_posterior": rounded(tuple(h / heights.posterior for h in heights.measured), 3),
+            "implied_grade": heights.grade, "shape": heights.shape}
+
+
+def _grading_record(vertebra: Vertebra) -> dict[str, Any] | None:
+    """The network's Genant grade, beside whether the heights contradict it."""
+    if vertebra.grade_probabilities is None:
+        return None
+    from ..stages.grade.predictor import disagree
+
+    return {"grade": int(np.argmax(vertebra.grade_probabilities)), "probabilities": [round(p, 4) for p in vertebra.grade_probabilities],
+            "disagrees_with_heights": disagree(vertebra)}
 
 
 def _number(value: float | None, decimals: int) -> float | None:

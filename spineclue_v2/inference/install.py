@@ -24,7 +24,7 @@ import torch
 
 from .. import paths
 from ..errors import InputError
-from ..plans import STAGES, Plans
+from ..plans import STAGES, Plans, is_whole_model
 from ..storage import read_json
 from ..training.checkpoint import Checkpoint, file_sha256
 from .share import CARD_FOLDER, FORMAT, MANIFEST
@@ -142,8 +142,8 @@ def _read_manifest(archive: Path, content: zipfile.ZipFile, entries: dict[str, z
     folds, fingerprints = manifest.get("folds"), manifest.get("fingerprints")
     if not (all(isinstance(manifest.get(key), str) for key in texts) and isinstance(files, dict)
             and all(isinstance(f, dict) and isinstance(f.get("bytes"), int) and isinstance(f.get("sha256"), str) for f in files.values())
-            and all(isinstance(d, dict) and set(d) == set(STAGES) and all(isinstance(v, str) for v in d.values())
-                    for d in (stages, fingerprints))
+            and all(isinstance(d, dict) and all(isinstance(v, str) for v in d.values()) for d in (stages, fingerprints))
+            and set(stages) == set(fingerprints) and is_whole_model(stages)
             and isinstance(folds, list) and folds and all(isinstance(fold, str) for fold in folds)):
         raise wrong
     if found[0] != f"{manifest['dataset']}/{CARD_FOLDER}{manifest['plans_name']}/{MANIFEST}":

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import paths
+from .. import stages as stage_registry
 from ..errors import InputError
-from ..plans import DEFAULT_PLANS_NAME, STAGES, Plans
+from ..plans import CORE_STAGES, DEFAULT_PLANS_NAME, MR_STAGES, STAGES, Plans, family_of
 from ..stages import default_trainer_name
 from ..training.checkpoint import Checkpoint, file_sha256, load_weights
 
@@ -31,7 +33,7 @@ class StageModel:
 
 @dataclass
 class Model:
-    """All stages, the plans they obey, and the geometry witness when its weights are there."""
+    """All stages, the plans they obey, and the geometry and appearance witnesses when their weights are there."""
 
     plans: Plans
     device: torch.device
@@ -39,6 +41,35 @@ class Model:
     geometry: Any = None
     source: str = ""
     record: dict[str, Any] = field(default_factory=dict)
+    appearance: Any = None
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a process on another machine needs to load the same model: paths that it must see, and names."""
+
+    device: str | None = None
+    folder: str | None = None                 # None: the shipped weights
+    folds: tuple[str, ...] | None = None
+    plans_name: str = DEFAULT_PLANS_NAME
+    trainers: tuple[tuple[str, str], ...] | None = None
+    checkpoint_name: str = CHECKPOINT_NAME
+
+    def load(self) -> Model:
+        """The model, on the best device there (or the one named)."""
+        from ..training.device import resolve_device
+
+        device = resolve_device(self.device)
+        if self.folder is None:
+            return load_shipped(device)
+        return load_trained(Path(self.folder), list(self.folds) if self.folds else None, device, self.plans_name,
+                            dict(self.trainers) if self.trainers else None, self.checkpoint_name)
+
+
+@cache
+def model_of(source: ModelSource) -> Model:
+    """`source.load()`, once per process."""
+    return source.load()
 
 
 def stage_folder_name(stage: str, plans_name: str = DEFAULT_PLANS_NAME, trainer: str | None = None) -> str:
@@ -49,29 +80,42 @@ def stage_folder_name(stage: str, plans_name: str = DEFAULT_PLANS_NAME, trainer:
 def load_shipped(device: torch.device) -> Model:
     """The weights that come with the package."""
     folder = paths.weights_folder()
-    missing = [stage for stage in STAGES if not (folder / f"{stage}.pth").exists()]
+    missing = [stage for stage in CORE_STAGES if not (folder / f"{stage}.pth").exists()]
     if missing:
         raise InputError(f"This installation has no shipped weights for {', '.join(missing)}; train your own and pass -d or -m.")
-    return _assemble({stage: [folder / f"{stage}.pth"] for stage in STAGES}, None, device, "shipped weights")
+    there = [stage for stage in (*CORE_STAGES, *family_of(CORE_STAGES)[1]) if (folder / f"{stage}.pth").exists()]
+    model = _assemble({stage: [folder / f"{stage}.pth"] for stage in there}, None, device, "shipped weights")
+    if (folder / "appearance.pth").exists():
+        from ..stages.identify.appearance import AppearanceWitness
+
+        model.appearance = AppearanceWitness.load(folder / "appearance.pth", device)
+    return model
 
 
 def load_trained(folder: Path, folds: list[int | str] | None, device: torch.device, plans_name: str = DEFAULT_PLANS_NAME,
                  trainers: dict[str, str] | None = None, checkpoint_name: str = CHECKPOINT_NAME) -> Model:
     """Model of a results folder `DatasetXXX_Name` (or an installed one). `folds` None: every fold that all stages finished."""
     files = trained_files(folder, folds, plans_name, trainers, checkpoint_name)
-    plans = Plans.load(files["localize"][0].parents[1] / "plans.json")
-    for stage, found in files.items():
-        plans.stages[stage] = Plans.load(found[0].parents[1] / "plans.json").stage(stage)
-    names = ", ".join(file.parent.name[5:] for file in files["localize"])
-    return _assemble(files, plans, device, f"{folder.name}, folds {names}")
+    parts = {stage: Plans.load(found[0].parents[1] / "plans.json") for stage, found in files.items()}
+    plans = _joined(parts)
+    names = ", ".join(folds_of(files))
+    model = _assemble(files, plans, device, f"{folder.name}, folds {names}")
+    if "identify" in files:
+        model.appearance = _trained_appearance(folder, files["identify"], plans, plans_name, device)
+    return model
 
 
 def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str = DEFAULT_PLANS_NAME,
                   trainers: dict[str, str] | None = None, checkpoint_name: str = CHECKPOINT_NAME) -> dict[str, list[Path]]:
-    """Checkpoints of every stage, one per fold, in the layout `TRAINER__PLANS__STAGE/fold_X/CHECKPOINT`; InputError names the missing."""
+    """Checkpoints of every stage, one per fold, in the layout `TRAINER__PLANS__STAGE/fold_X/CHECKPOINT`; InputError names the missing.
+
+    The stages are the mandatory ones of the family whose folders are there, and each optional one that has finished all of the folds.
+    """
     if not folder.is_dir():
         raise InputError(f"Model folder {folder} does not exist; train with spineclue_train, or give -m the folder of a model.")
-    stage_folders = {stage: folder / stage_folder_name(stage, plans_name, (trainers or {}).get(stage)) for stage in STAGES}
+    places = {stage: folder / stage_folder_name(stage, plans_name, (trainers or {}).get(stage)) for stage in STAGES}
+    required, optional = family_of(stage for stage, place in places.items() if place.is_dir())
+    stage_folders = {stage: places[stage] for stage in required}
     for stage, place in stage_folders.items():
         if not place.is_dir():
             raise InputError(f"{folder} has no {place.name}; train stage {stage} first: spineclue_train {folder.name[7:10]} {stage} FOLD.")
@@ -82,6 +126,13 @@ def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str =
         folds = sorted(set.intersection(*done))
         if not folds:
             raise InputError(f"{folder} has no fold that every stage has finished; train the missing ones or choose with -f.")
+    for stage in optional:
+        missing = [fold for fold in folds if not (places[stage] / f"fold_{fold}" / checkpoint_name).exists()]
+        if not missing:
+            stage_folders[stage] = places[stage]
+        elif places[stage].is_dir():
+            logger.warning("Stage %s is left out: fold %s is not finished (spineclue_train %s %s %s).", stage, missing[0],
+                           folder.name[7:10], stage, missing[0])
     files = {stage: [place / f"fold_{fold}" / checkpoint_name for fold in folds] for stage, place in stage_folders.items()}
     for stage, wanted in files.items():
         for file in wanted:
@@ -91,36 +142,62 @@ def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str =
     return files
 
 
+def folds_of(files: dict[str, list[Path]]) -> list[str]:
+    """The folds of `trained_files`, as text; every stage has the same."""
+    return [file.parent.name[5:] for file in next(iter(files.values()))]
+
+
+def _joined(parts: dict[str, Plans]) -> Plans:
+    """One plan of each stage's own; what is not a stage's comes from the first."""
+    return replace(next(iter(parts.values())), stages={stage: plans.stage(stage) for stage, plans in parts.items()})
+
+
 def _assemble(files: dict[str, list[Path]], plans: Plans | None, device: torch.device, source: str) -> Model:
     loaded = {stage: [Checkpoint.load(file, device) for file in wanted] for stage, wanted in files.items()}
     if plans is None:
         parts = {stage: Plans.from_json(saved[0].meta["plans"], str(files[stage][0])) for stage, saved in loaded.items()}
-        plans = parts["localize"]
-        for stage in STAGES:
-            plans.stages[stage] = parts[stage].stage(stage)
-    _check_one_space(plans, source)
-    stages = {}
-    for stage, checkpoints in loaded.items():
-        networks = []
-        for checkpoint, file in zip(checkpoints, files[stage], strict=True):
-            _check_fingerprint(checkpoint, plans, stage, file)
-            network = build_network(stage, plans).to(device)
-            load_weights(network, checkpoint, file)
-            networks.append(network.eval())
-        stages[stage] = StageModel(networks, [c.meta.get("fitted", {}) for c in checkpoints], [c.extra for c in checkpoints],
-                                   [file_sha256(file) for file in files[stage]])
+        plans = _joined(parts)
+    if "segment" in plans.stages:
+        _check_one_space(plans, source)
+    stages = {stage: stage_model(stage, checkpoints, files[stage], plans, device) for stage, checkpoints in loaded.items()}
+    _warn_about_upstream(stages, files)
     record = {"name": plans.plans_name, "dataset": plans.dataset_name, "source": source,
-              "fingerprints": {s: plans.stage(s).model_fingerprint for s in STAGES},
-              "weights": {s: stages[s].sha256 for s in STAGES}}
-    return Model(plans, device, stages, _geometry_witness(), source, record)
+              "fingerprints": {s: plans.stage(s).model_fingerprint for s in stages},
+              "weights": {s: stages[s].sha256 for s in stages}}
+    return Model(plans, device, stages, geometry_witness(), source, record)
+
+
+def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], plans: Plans, device: torch.device) -> StageModel:
+    """The networks of one stage, each with its own checkpoint's weights (`files`: where those came from)."""
+    networks = []
+    for checkpoint, file in zip(checkpoints, files, strict=True):
+        _check_fingerprint(checkpoint, plans, stage, file)
+        network = build_network(stage, plans).to(device)
+        load_weights(network, checkpoint, file)
+        networks.append(network.eval())
+    return StageModel(networks, [c.meta.get("fitted", {}) for c in checkpoints], [c.extra for c in checkpoints],
+                      [file_sha256(file) for file in files])
 
 
 def _check_one_space(plans: Plans, source: str) -> None:
-    """Masks go from segment to identify as they are: both must have been trained in the same model space."""
-    spaces = [(plans.stage(stage).data.spacing_mm, plans.stage(stage).data.orientation) for stage in ("segment", "identify")]
-    if spaces[0] != spaces[1]:
-        raise InputError(f"The model of {source} segments at {spaces[0][0]:g} mm {spaces[0][1]} but identifies at {spaces[1][0]:g} mm "
-                         f"{spaces[1][1]}; give both stages the same spacing and orientation in the plan and train again.")
+    """Masks go from segment to identify and grade as they are: all must have been trained in the same model space."""
+    spaces = {does: (plans.stage(stage).data.spacing_mm, plans.stage(stage).data.orientation)
+              for stage, does in (("segment", "segments"), ("identify", "identifies"), ("grade", "grades")) if stage in plans.stages}
+    for does, (spacing, orientation) in spaces.items():
+        first = spaces["segments"]
+        if (spacing, orientation) != first:
+            raise InputError(f"The model of {source} segments at {first[0]:g} mm {first[1]} but {does} at {spacing:g} mm "
+                             f"{orientation}; give both stages the same spacing and orientation in the plan and train again.")
+
+
+def _warn_about_upstream(stages: dict[str, StageModel], files: dict[str, list[Path]]) -> None:
+    """Temperature and fusion of identify were fitted to what this fold's earlier stages found: others make its confidence less apt."""
+    for number, fitted in enumerate(stages["identify"].fitted if "identify" in stages else ()):
+        for stage, wanted in fitted.get("upstream", {}).items():
+            file = files["identify"][number]
+            if stages[stage].sha256[number] != wanted and file.parent.name.startswith("fold_"):
+                logger.warning("%s was fitted to other weights of stage %s than those in use; fit it anew with spineclue_train %s "
+                               "identify %s --val.", file, stage, file.parents[2].name[7:10], file.parent.name[5:])
 
 
 def _check_fingerprint(checkpoint: Checkpoint, plans: Plans, stage: str, file: Path) -> None:
@@ -134,18 +211,25 @@ def _check_fingerprint(checkpoint: Checkpoint, plans: Plans, stage: str, file: P
 
 def build_network(stage: str, plans: Plans) -> torch.nn.Module:
     """The network of a stage as its plan says, with fresh weights."""
-    plan = plans.stage(stage)
-    if stage == "localize":
-        from ..stages.localize.network import build_network as build
-        return build(plan.network, len(plan.data.windows_hu))
-    if stage == "segment":
-        from ..stages.segment.network import build_network as build_segment
-        return build_segment(plan.network, len(plan.data.windows_hu))
-    from ..stages.identify.trainer import build_network as build_identify
-    return build_identify(plan.network)
+    if stage in MR_STAGES:  # the 3D network contains the 2D branches, so it needs both plans
+        from ..stages.hybrid.network import build_network as build
+
+        return build(stage, plans)
+    return stage_registry.build_network(stage, plans.stage(stage))
 
 
-def _geometry_witness() -> Any:
+def _trained_appearance(folder: Path, files: list[Path], plans: Plans, plans_name: str, device: torch.device) -> Any:
+    """The appearance witness where it was trained on the same folds as the shape witness (`files`), else None."""
+    place = folder / stage_folder_name("identify", plans_name, "AppearanceTrainer")
+    own = [place / file.parent.name / CHECKPOINT_NAME for file in files]
+    if not all(file.exists() for file in own):
+        return None
+    from ..stages.identify.appearance import AppearanceWitness
+
+    return AppearanceWitness.from_checkpoints(own, plans.stage("identify").data, device)
+
+
+def geometry_witness() -> Any:
     """The witness trained on real landmarks; without its file identification goes by shape alone."""
     file = paths.weights_folder() / "geometry.pth"
     if not file.exists():

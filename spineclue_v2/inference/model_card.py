@@ -7,10 +7,9 @@ from typing import Any
 from .. import __version__
 from ..anatomy import ORDER_INDEX
 from ..errors import InputError
-from ..plans import STAGES
 from ..storage import read_json
 from ..training.checkpoint import Checkpoint
-from .model import Model
+from .model import Model, folds_of
 
 MAX_LICENCE_BYTES = 1 << 20
 
@@ -50,23 +49,23 @@ def licence_text(file: str | Path | None = None) -> str:
 
 def model_card(model: Model, files: dict[str, list[Path]], half: bool) -> str:
     """Markdown: what the model was trained on, its figures on its validation cases, its fingerprints, what it is for and what not."""
-    dataset = _optional(files["localize"][0].parents[1] / "dataset.json")
-    fingerprint = _optional(files["localize"][0].parents[1] / "dataset_fingerprint.json")
-    folds = ", ".join(file.parent.name[5:] for file in files["localize"])
+    folder = next(iter(files.values()))[0].parents[1]
+    dataset, fingerprint = _optional(folder / "dataset.json"), _optional(folder / "dataset_fingerprint.json")
+    folds = ", ".join(folds_of(files))
     plans = model.plans
-    lines = [f"# {plans.dataset_name or files['localize'][0].parents[2].name}, {plans.plans_name}", "",
+    lines = [f"# {plans.dataset_name or folder.parent.name}, {plans.plans_name}", "",
              "Finds, segments and names the vertebrae of a CT scan with [SpineCLUE](https://arxiv.org/abs/2401.07271) as implemented in "
              f"spineclue_v2 (exported by version {__version__}). Install it with `spineclue_install_model ZIP`, use it with "
-             f"`spineclue_predict -d {files['localize'][0].parents[2].name}`.", "",
+             f"`spineclue_predict -d {folder.parent.name}`.", "",
              f"- folds: {folds}", f"- weights: {'fp16' if half else 'as trained (fp32)'}", f"- planner: {plans.planner}",
              f"- content hash of the dataset: `{plans.dataset_hash}`", "", "## Training data", ""]
     lines += [f"- {text}" for text in _data_lines(dataset, fingerprint)]
     lines += ["", "## Stages and their figures", "",
-              "Figures of each fold on its own validation cases, as `validation/summary.json` has them: localize on the whole scan, "
-              "segment with true centres moved about, identify with true masks. The whole pipeline scores differently; measure it "
-              "on your data with `spineclue_evaluate`.", "",
+              "Figures of each fold on its own validation cases, as `validation/summary.json` has them: each stage on what the earlier "
+              "stages of that fold found (on true input where those were not trained). Measure it on your data with "
+              "`spineclue_evaluate`.", "",
               "| stage | model fingerprint | fold | epochs | cases (training, validation) | figures |", "|---|---|---|---|---|---|"]
-    for stage in STAGES:
+    for stage in files:
         lines += [_stage_row(stage, model, file) for file in files[stage]]
     lines += ["", "## Intended use", "", INTENDED_USE, "", "Licence: see LICENSE.txt beside this card.", ""]
     return "\n".join(lines)
@@ -92,18 +91,14 @@ def _data_lines(dataset: dict[str, Any], fingerprint: dict[str, Any]) -> list[st
 def _stage_row(stage: str, model: Model, file: Path) -> str:
     meta = Checkpoint.load(file).meta
     summary = _optional(file.parent / "validation" / "summary.json")
-    figures = [f"{key} {value:.4g}" for key, value in _flat(summary) if isinstance(value, int | float)]
+    figures = [f"{key} {value:.4g}" for key, value in _figures(summary).items()]
     cases = f"{len(meta.get('train_cases', []))}, {len(meta.get('val_cases', []))}"
     return (f"| {stage} | `{model.plans.stage(stage).model_fingerprint}` | {file.parent.name[5:]} | {meta.get('epoch', '?')} | {cases} | "
             f"{'; '.join(figures) or 'not validated'} |")
 
 
-def _flat(summary: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(name, value) of all numbers of a summary but those of single cases."""
-    found: list[tuple[str, Any]] = []
-    for key, value in summary.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{key} ")
-        elif not isinstance(value, bool | str | list):
-            found.append((f"{prefix}{key}", value))
-    return found
+def _figures(summary: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of a validation summary but those of single cases and levels: on what earlier stages found, else of the stage alone."""
+    alone = summary.get("alone", summary)
+    found = summary.get("spineclue") or alone | alone.get("foreground_mean", {})
+    return {key: value for key, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool) and key != "fold"}

@@ -1,4 +1,4 @@
-"""One scan through all stages: localize, segment, identify. Nothing after localize holds more than crops and the spine's box."""
+"""One scan through all stages: localize, segment, identify, heights. Nothing after localize holds more than crops and the spine's box."""
 from __future__ import annotations
 
 import logging
@@ -25,7 +25,7 @@ class Options:
 
     forbid_anomalies: bool = False
     mirror: bool = False                      # left-right test-time mirroring in segment
-    witnesses: tuple[str, ...] = ("shape", "geometry")
+    witnesses: tuple[str, ...] = ("shape", "geometry", "appearance")  # who is heard, where there are weights for it
 
 
 class Clock:
@@ -47,9 +47,9 @@ class Clock:
 
 def predict_volume(volume: Volume, model: Model, options: Options | None = None) -> tuple[SpineResult, Geometry]:
     """Vertebrae of a CT (HU, any orientation) from head to foot, and the model-space grid their masks lie on."""
+    from ..stages.grade.predictor import add_grades, add_heights
     from ..stages.identify.predictor import identify
     from ..stages.localize.predictor import locate
-    from ..stages.segment.predictor import segment
 
     options, clock = options or Options(), Clock()
     plans = {stage: model.plans.stage(stage) for stage in model.stages}
@@ -62,17 +62,31 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
         return SpineResult((), True, None, clock.seconds, notes), oriented_view(volume).geometry
     with clock("segment"):
         fine = spine_box(volume, located, plans["segment"])
-        networks = model.stages["segment"].networks
-        found = segment(fine, located, networks, plans["segment"], model.device, options.mirror)
-        missed = missed_between(found)
-        if missed:
-            found = segment(fine, [*found, *missed], networks, plans["segment"], model.device, options.mirror)
-        found = [mark_border(v, fine.geometry, volume.geometry) for v in found]
+        found = segment_located(fine, located, model.stages["segment"].networks, plans["segment"], model.device, volume.geometry,
+                                options.mirror)
     geometry = fine.geometry
-    del fine
+    if "grade" not in model.stages:
+        del fine
     with clock("identify"):
-        result = identify(found, model.stages["identify"], model.geometry, plans["identify"], model.device, options)
-    return SpineResult(result.vertebrae, result.numbering_anchored, result.margin, clock.seconds, notes, result.extra), geometry
+        result = identify(found, model.stages["identify"], model.geometry, plans["identify"], model.device, options, model.appearance,
+                          volume)
+    with clock("grade"):
+        named = add_heights(result.vertebrae, geometry, volume)
+        if "grade" in model.stages:
+            named = add_grades(named, fine, model.stages["grade"], plans["grade"], model.device)
+    return SpineResult(named, result.numbering_anchored, result.margin, clock.seconds, notes, result.extra), geometry
+
+
+def segment_located(fine: Volume, located: list[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: Geometry,
+                    mirror: bool = False) -> list[Vertebra]:
+    """Stage 2 on a model-space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid."""
+    from ..stages.segment.predictor import segment
+
+    found = segment(fine, located, networks, plan, device, mirror)
+    missed = missed_between(found)
+    if missed:
+        found = segment(fine, [*found, *missed], networks, plan, device, mirror)
+    return [mark_border(v, fine.geometry, scan) for v in found]
 
 
 def spine_box(volume: Volume, located: list[Vertebra], plan: StagePlan) -> Volume:
@@ -129,9 +143,13 @@ def _notes(volume: Volume) -> tuple[str, ...]:
     return ()
 
 
-def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | None = None) -> SpineResult:
-    """Names for vertebrae whose masks are known (true masks, another tool's instances): stage 3 alone."""
+def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | None = None, scan: Volume | None = None) -> SpineResult:
+    """Names for vertebrae whose masks are known (true masks, another tool's instances): stage 3 alone.
+
+    `scan`: the CT; with it the appearance witness is heard too, where the model has one.
+    """
     from ..stages.identify.predictor import identify
 
     plan = model.plans.stage("identify")
-    return identify(vertebrae, model.stages["identify"], model.geometry, plan, model.device, options or Options())
+    return identify(vertebrae, model.stages["identify"], model.geometry, plan, model.device, options or Options(), model.appearance,
+                    scan)

@@ -1,11 +1,13 @@
 """From paths to result folders: list the cases, predict each, go on after a failure, end with a table of what failed."""
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..parallel import run_tasks
 from ..storage import atomic_path, write_json
-from ..vertebra import SpineResult
-from ..volume import FILE_ENDINGS, is_dicom_folder, read_volume
+from ..vertebra import SpineResult, vertebra_record
+from ..volume import FILE_ENDINGS, Geometry, is_dicom_folder, read_volume
 from .export import export_case
-from .model import Model
+from .model import Model, ModelSource, model_of
+from .mr import predict_mr_case
 from .pipeline import Options, predict_volume
 
 logger = logging.getLogger(__name__)
@@ -67,11 +71,11 @@ def case_name(path: Path) -> str:
 
 def predict(source: str | Path, output: str | Path, model: Model, options: Options | None = None, continue_prediction: bool = False,
             num_parts: int = 1, part_id: int = 0, save_probabilities: bool = False, report: bool = True,
-            progress: bool = True) -> dict[str, str | None]:
+            progress: bool = True, executor: Executor | None = None, model_source: ModelSource | None = None) -> dict[str, str | None]:
     """Predict every case of `source` into `output`; {case: None or the sentence of its failure}.
 
     A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete. Nothing is
-    written before a scan could be read.
+    written before a scan could be read. With an `executor` the cases are predicted through it, by processes that load `model_source`.
     """
     from tqdm import tqdm
 
@@ -82,13 +86,20 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     _check_output(output, cases)
     cases = cases[part_id::num_parts]
     outcome: dict[str, str | None] = {}
+    is_mr = "hybrid_2d" in model.stages
+    if executor is not None and not single:
+        return _predict_elsewhere(cases, output, model, options, continue_prediction, save_probabilities, report, progress, executor,
+                                  model_source or ModelSource())
     describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
-        if continue_prediction and _complete(output, case.name):
+        if continue_prediction and _complete(output, case.name, is_mr):
             outcome[case.name] = None
             continue
         try:
-            predict_case(case, output, model, options, save_probabilities, report, describe)
+            if is_mr:
+                predict_mr_case(case.path, case.name, output, model, (options or Options()).mirror, report, describe)
+            else:
+                predict_case(case, output, model, options, save_probabilities, report, describe)
             outcome[case.name] = None
         except InputError as error:
             if single:
@@ -100,6 +111,28 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
             logger.exception("Case %s failed.", case.name)
             outcome[case.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return outcome
+
+
+def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: Options | None, continue_prediction: bool,
+                       save_probabilities: bool, report: bool, progress: bool, executor: Executor,
+                       source: ModelSource) -> dict[str, str | None]:
+    """The same through an executor; what the output was made with is written before the first case is sent out."""
+    is_mr = "hybrid_2d" in model.stages
+    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, is_mr))]
+    if waiting:
+        _describe(output, model, options, cases[0].path.parent)
+    tasks = {case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options, save_probabilities, report)
+             for case in waiting}
+    _, failures = run_tasks(_predict_remote, tasks, executor, description="predicting", progress=progress)
+    return {case.name: failures.get(case.name) for case in cases}
+
+
+def _predict_remote(case: Case, output: Path, source: ModelSource, options: Options | None, save_probabilities: bool, report: bool) -> None:
+    model = model_of(source)
+    if "hybrid_2d" in model.stages:
+        predict_mr_case(case.path, case.name, output, model, (options or Options()).mirror, report, lambda: None)
+    else:
+        predict_case(case, output, model, options, save_probabilities, report)
 
 
 def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
@@ -120,21 +153,25 @@ def predict_case(case: Case, output: Path, model: Model, options: Options | None
         write_report(result, geometry, volume, output / f"{case.name}.png", case.name)
         result.seconds["report"] = time.perf_counter() - drawing
     if save_probabilities:
-        _save_probabilities(result, output / f"{case.name}.npz")
+        save_probabilities_of(result, geometry, output / f"{case.name}.npz")
     result.seconds["total"] = time.perf_counter() - started
     export_case(result, geometry, volume.geometry, output, case.name, model.record)
     return result
 
 
-def _complete(output: Path, name: str) -> bool:
-    return all((output / f"{name}{ending}").exists() for ending in (".json", ".nii.gz", "_ctd.json"))
+def _complete(output: Path, name: str, is_mr: bool = False) -> bool:
+    return all((output / f"{name}{ending}").exists() for ending in (".json", ".nii.gz", *(() if is_mr else ("_ctd.json",))))
 
 
-def _save_probabilities(result: SpineResult, path: Path) -> None:
-    """`probabilities` (n, 24) over C1..L5 and `body_centre_mm` (n, 3), one row per vertebra from head to foot."""
+def save_probabilities_of(result: SpineResult, geometry: Geometry, path: Path) -> None:
+    """`probabilities` (n, 24) over C1..L5 and `body_centre_mm` (n, 3), one row per vertebra from head to foot; for `ensemble` also
+    `mask_0`, ... (uint8, 255 = 1) on tight crops of the grid that `record` (JSON) describes with the vertebrae's other values."""
     rows = [v.probabilities for v in result.vertebrae if v.probabilities is not None]
+    masks = {f"mask_{i}": v.mask_probability if v.mask_probability is not None else v.mask.astype(np.uint8) * 255
+             for i, v in enumerate(result.vertebrae) if v.mask is not None}
+    record = json.dumps({"geometry": geometry.to_json(), "vertebrae": [vertebra_record(v) for v in result.vertebrae]})
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, probabilities=np.array(rows, dtype=np.float32).reshape(-1, 24),
+        np.savez_compressed(file, **masks, record=np.array(record), probabilities=np.array(rows, dtype=np.float32).reshape(-1, 24),
                             body_centre_mm=np.array([v.body_centre for v in result.vertebrae], dtype=np.float32).reshape(-1, 3))
 
 

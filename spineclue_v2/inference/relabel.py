@@ -43,7 +43,7 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
             scan: str | Path | None = None) -> SpineResult:
     """Write the label map `source` with new names to `output`, `_ctd.json` and, last, `.json` beside it (as `predict` writes).
 
-    `ignore`: values that are no vertebrae (sacrum, ribs). `scan`: the CT, for the picture `.png`; it has no say in the names.
+    `ignore`: values that are no vertebrae (sacrum, ribs). `scan`: the CT, for the picture `.png` and HU; it has no say in the names.
     """
     started = time.perf_counter()
     source, output = Path(source), Path(output)
@@ -57,17 +57,21 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
     if len(bodies) > MAX_BODIES:
         raise InputError(f"{source} holds {len(bodies)} separate bodies of {smallest:g} ml and more, no spine has that many; expected "
                          "a label map of vertebrae (--ignore leaves out values of other structures).")
+    from ..stages.grade.predictor import add_heights
+
     data = model.plans.stage("identify").data
-    result, owners = name_bodies(bodies, labels.geometry, model, options)
+    result, owners = name_bodies(bodies, labels.geometry, model, options, volume)
     notes = tuple(text for count, text in ((dropped, f"{dropped} islands smaller than {smallest:g} ml were dropped."),
                                            (len(bodies) - len(result.vertebrae), f"{len(bodies) - len(result.vertebrae)} bodies are "
                                             "no vertebra in the chosen numbering and were dropped.")) if count)
-    result = replace(result, notes=result.notes + notes, seconds={"total": time.perf_counter() - started})
+    grid = model_geometry(labels.geometry, data)
+    named = add_heights(result.vertebrae, grid, volume)
+    result = replace(result, vertebrae=named, notes=result.notes + notes, seconds={"total": time.perf_counter() - started})
     Path(f"{base}.json").unlink(missing_ok=True)  # an older record must not vouch for half-replaced files
     if volume is not None:
         from .report import write_report
 
-        write_report(result, model_geometry(labels.geometry, data), volume, f"{base}.png", Path(base).name)
+        write_report(result, grid, volume, f"{base}.png", Path(base).name)
     write_volume(Volume(_drawn(labels, owners), labels.geometry), output)
     write_ctd(f"{base}_ctd.json", result.vertebrae, labels.geometry)
     write_json(f"{base}.json", case_record(result, model.record))
@@ -123,9 +127,9 @@ def _joined(large: list[int], boxes: dict[int, tuple[slice, slice, slice]], size
     return groups
 
 
-def name_bodies(bodies: list[Body], geometry: Geometry, model: Model, options: Options | None = None
-                ) -> tuple[SpineResult, list[tuple[Body, str]]]:
-    """Result of stage 3 for bodies of a map on grid `geometry`, and each named body with its level."""
+def name_bodies(bodies: list[Body], geometry: Geometry, model: Model, options: Options | None = None,
+                scan: Volume | None = None) -> tuple[SpineResult, list[tuple[Body, str]]]:
+    """Result of stage 3 for bodies of a map on grid `geometry` (and its CT, where it is known), and each named body with its level."""
     data = model.plans.stage("identify").data
     view = geometry.reoriented("LPS")[0]
     vertebrae, kept = [], []
@@ -134,7 +138,7 @@ def name_bodies(bodies: list[Body], geometry: Geometry, model: Model, options: O
         if vertebra is not None:
             vertebrae.append(vertebra)
             kept.append(body)
-    result = identify_masks(vertebrae, model, options)
+    result = identify_masks(vertebrae, model, options, scan)
     return result, [(kept[v.support], v.level) for v in result.vertebrae if v.level is not None]
 
 

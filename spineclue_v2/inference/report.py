@@ -215,6 +215,7 @@ def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebra
         name = (vertebra.level or "unnamed") + (" ?" if unsure else "")
         note = "" if vertebra.confidence is None else f"{100 * vertebra.confidence:.0f} %"
         note += " cut" if vertebra.touches_border else ""
+        note += _height_mark(vertebra)
         figure.text(middle - 0.06 / width, y, name, color=WARNING if unsure else TEXT, ha="right", va="center", fontsize=11,
                     weight="bold")
         figure.text(middle + 0.06 / width, y, note, color=WARNING if unsure else FAINT, ha="left", va="center", fontsize=9)
@@ -224,6 +225,18 @@ def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebra
             level = box.y0 + (spot[0] - view.extent[2]) * scale / height
             target = box.x0 + (spot[axis] - view.extent[0]) * scale / width
             figure.add_artist(Line2D([target, inner, outer], [level, level, y], **line))
+
+
+def _height_mark(vertebra: Vertebra) -> str:
+    """Largest loss of height where it amounts to a grade, the network's grade above 0, and whether the two contradict each other."""
+    from ..stages.grade.predictor import disagree
+
+    mark = ""
+    if vertebra.heights is not None and vertebra.heights.grade and vertebra.heights.loss is not None:
+        mark += f" ↓{100 * max(vertebra.heights.loss):.0f} %"
+    if vertebra.grade_probabilities is not None and (grade := int(np.argmax(vertebra.grade_probabilities))):
+        mark += f" G{grade}"
+    return mark + (" ≠" if disagree(vertebra) else "")
 
 
 def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
@@ -248,6 +261,10 @@ def _draw_text(figure: Any, result: SpineResult, title: str, size: tuple[float, 
     foot = ["planes follow the spine" if len(result.vertebrae) > 2 else "straight planes", "true in mm"]
     if unsure:
         foot.append(f"dashed and ?: confidence under {100 * LOW_CONFIDENCE:.0f} %")
+    if any(_height_mark(v) for v in result.vertebrae):
+        foot.append("↓: body height missing")
+    if any(v.grade_probabilities for v in result.vertebrae):
+        foot.append("G: grade by the network, ≠: heights disagree")
     figure.text(x, 0.34 / height, " · ".join(foot), color=FAINT, fontsize=8.5, va="center")
     figure.text(x, 0.16 / height, " ".join(result.notes), color=WARNING, fontsize=8.5, va="center")
     figure.text(1 - x, 0.34 / height, "not a medical device", color=FAINT, fontsize=8.5, va="center", ha="right")

@@ -20,10 +20,10 @@ import torch
 
 from .. import __version__, paths
 from ..errors import InputError
-from ..plans import DEFAULT_PLANS_NAME, STAGES, Plans
+from ..plans import DEFAULT_PLANS_NAME, Plans
 from ..storage import atomic_path, read_json
 from ..training.checkpoint import HALF_PRECISION_RATIO, Checkpoint
-from .model import CHECKPOINT_NAME, Model, load_trained, trained_files
+from .model import CHECKPOINT_NAME, Model, folds_of, load_trained, trained_files
 from .model_card import licence_text, model_card
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def export_model(dataset: str | int, output: str | Path, folds: list[int | str] 
             name = f"{folder.name}/{file.parents[1].name}/{file.parent.name}/{file.name}"
             _add(archive, listed, name, _shareable_bytes(file, half))
         manifest = {"format": FORMAT, "spineclue_v2": __version__, "dataset": folder.name, "plans_name": plans_name,
-                    "folds": [file.parent.name[5:] for file in files["localize"]], "checkpoint": checkpoint_name,
+                    "folds": folds_of(files), "checkpoint": checkpoint_name,
                     "stages": {stage: found[0].parents[1].name for stage, found in files.items()}, "half": half,
                     "fingerprints": model.record["fingerprints"], "files": listed}
         _add(archive, {}, f"{folder.name}/{card}/{MANIFEST}", _json(manifest).encode())
@@ -78,19 +78,20 @@ def write_shipped(dataset: str | int, fold: int | str, folder: str | Path, plans
                   trainers: dict[str, str] | None = None, checkpoint_name: str = CHECKPOINT_NAME) -> list[Path]:
     """Write one fold as `STAGE.pth` each (fp16, histories left out), as `model.load_shipped` expects them; returns the paths."""
     _, files, _ = _checked(dataset, [fold], plans_name, trainers, checkpoint_name)
-    written = []
-    for stage in STAGES:
-        checkpoint = _halved(_without_cases(Checkpoint.load(files[stage][0])))
-        target = Path(folder) / f"{stage}.pth"
-        # The folder's plan, not the one at the start of training: `run` numbers may have been chosen since.
-        plans = Plans.load(files[stage][0].parent.parent / "plans.json")
-        meta = {k: v for k, v in checkpoint.meta.items() if k != "history"} | {"plans": plans.to_json()}
-        replace(checkpoint, meta=meta).save(target, half=True)
-        size = target.stat().st_size
-        if size > SHIPPED_LIMIT:
-            logger.warning("%s has %.1f MB; the package's weights should stay under %.0f MB each.", target, size / 1e6, SHIPPED_LIMIT / 1e6)
-        written.append(target)
-    return written
+    return [write_shipped_stage(found[0], Path(folder) / f"{stage}.pth") for stage, found in files.items()]
+
+
+def write_shipped_stage(checkpoint_file: Path, target: Path) -> Path:
+    """Write one checkpoint of a fold's folder as `target`, as `model.load_shipped` expects it; returns `target`."""
+    checkpoint = _halved(_without_cases(Checkpoint.load(checkpoint_file)))
+    # The folder's plan, not the one at the start of training: `run` numbers may have been chosen since.
+    plans = Plans.load(checkpoint_file.parent.parent / "plans.json")
+    meta = {k: v for k, v in checkpoint.meta.items() if k != "history"} | {"plans": plans.to_json()}
+    replace(checkpoint, meta=meta).save(target, half=True)
+    size = target.stat().st_size
+    if size > SHIPPED_LIMIT:
+        logger.warning("%s has %.1f MB; the package's weights should stay under %.0f MB each.", target, size / 1e6, SHIPPED_LIMIT / 1e6)
+    return target
 
 
 def _checked(dataset: str | int, folds: list[int | str] | None, plans_name: str, trainers: dict[str, str] | None,

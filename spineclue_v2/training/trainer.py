@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,11 @@ from ..errors import InputError
 from ..plans import Plans
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
+from .distributed import any_process, mean_over_processes, parallel_loss, rank, share_of, synchronised, world_size
 from .progress import open_log, plot_progress
+
+if TYPE_CHECKING:
+    from ..inference.out_of_fold import OutOfFold
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -59,6 +63,7 @@ class BaseTrainer:
     """
 
     stage = ""
+    stands_alone = False   # True: the network is no stage of the pipeline by itself, and is not judged on what earlier stages found
 
     def __init__(self, plans: Plans, fold: int | str, dataset: PreprocessedDataset, train_cases: list[str], val_cases: list[str],
                  folder: Path, device: torch.device, seed: int = 1234, workers: int | None = None) -> None:
@@ -75,15 +80,28 @@ class BaseTrainer:
         self.epoch = 0
         self.extra: dict[str, torch.Tensor] = {}
         self.fitted: dict[str, Any] = {}
-        self._stop = False
+        self.upstream: OutOfFold | None = None  # what earlier stages found in the validation cases
+        self._stop, self._parallel_loss = False, self._loss_alone
         torch.manual_seed(seed)
-        self.network = self.build_network().to(device)
+        self.network = synchronised(self.build_network().to(device), device)
+        self.passes = 1                         # 2 once memory ran out: each batch is then worked on in halves
+        if self.plan.run.batch_size % world_size():
+            raise InputError(f"A batch of {self.plan.run.batch_size} cannot be shared evenly by {world_size()} processes; change "
+                             f"-num_gpus, or batch_size in stage {self.stage} of the plan.")
         self.optimizer, self.scheduler = self.configure_optimizers()
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda")
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
     def build_network(self) -> torch.nn.Module:
         raise NotImplementedError
+
+    def has_samples(self, cases: list[str]) -> bool:
+        """Whether batches can be made of `cases`; stages that need vertebrae ask for them (a scan may show none)."""
+        return bool(cases)
+
+    def batch_cases(self, training: bool) -> list[str]:
+        """Cases that batches come from: training ones, and for the epoch's figure validation ones where they have samples."""
+        return self.val_cases if not training and self.has_samples(self.val_cases) else self.train_cases
 
     def batch_maker(self, training: bool) -> Any:
         """A picklable callable: batch index -> dict of tensors."""
@@ -98,13 +116,22 @@ class BaseTrainer:
         raise NotImplementedError
 
     def validate_cases(self) -> dict[str, Any]:
-        """Figures over whole validation cases, written to validation/summary.json by `perform_validation`."""
+        """Figures over whole validation cases, given true input (true centres, true masks) where the stage needs any."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         run = self.plan.run
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=run.initial_lr, weight_decay=run.weight_decay)
         return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=max(1, self.epochs * self.iterations), power=0.9)
+
+    def share(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
+        """What process `part` of `parts` works on: its samples of a batch. Other entries than samples are the stage's own matter."""
+        mine = share_of(len(batch["image"]), part, parts)
+        return {key: value[mine] for key, value in batch.items()}
+
+    def halves(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The batch in two that can be worked on one after the other, when memory does not hold it whole."""
+        return [self.share(batch, part, 2) for part in range(2)]
 
     def on_epoch_start(self) -> None:
         """Room for phases (identify changes from contrastive to classifier training)."""
@@ -118,17 +145,21 @@ class BaseTrainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self._resume()
-        handler = open_log(self.folder)
+        # Of several processes the first one speaks, writes and validates; all of them train.
+        handler = open_log(self.folder) if rank() == 0 else logging.NullHandler()
         previous = _on_sigterm(self._request_stop)
+        self._parallel_loss = parallel_loss(self.network, self._loss_alone, self.device)
         try:
             logger.info("%s, fold %s: %d training and %d validation cases, %d epochs x %d iterations on %s.", self.stage, self.fold,
                         len(self.train_cases), len(self.val_cases), self.epochs, self.iterations, self.device)
             batches = self._batches(training=True, start=self.epoch * self.iterations, stop=self.epochs * self.iterations)
-            if not resume:
+            if not resume and rank() == 0:
                 # From here on a run cut at any moment can be continued, within the first epoch too.
                 self.checkpoint(with_optimizer=True).save(self.folder / "checkpoint_latest.pth")
             while self.epoch < self.epochs:
                 self._run_epoch(batches)
+            if rank() != 0:
+                return
             torch.manual_seed(self.seed * 100_003 + self.epochs)  # what is fitted does not depend on where the run was resumed
             self.on_train_end()
             self.checkpoint().save(self.folder / "checkpoint_final.pth")
@@ -148,6 +179,9 @@ class BaseTrainer:
         self.network.train()
         for _ in range(self.iterations):
             losses.append(self.train_step(self._next(batches)))
+        if rank() != 0:
+            self.epoch += 1
+            return
         figures = self._validate()
         previous = self.history["ema_score"][-1] if self.history["ema_score"] else figures["score"]
         ema = EMA_WEIGHT * previous + (1 - EMA_WEIGHT) * figures["score"]
@@ -167,7 +201,7 @@ class BaseTrainer:
     def _next(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The next batch; Interrupted when the run was asked to stop, the worker's own error when making the batch failed."""
         stopped = Interrupted(f"Stopped in epoch {self.epoch} of {self.stage}, fold {self.fold}; continue with --c.")
-        if self._stop:
+        if any_process(self._stop, self.device):
             raise stopped
         try:
             return next(batches)
@@ -177,20 +211,48 @@ class BaseTrainer:
             raise
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> float:
-        # Of the whole network: what a phase has frozen must not keep an old gradient, which would count in the clipping.
-        self.network.zero_grad(set_to_none=True)
+        """One step of the optimiser; its loss. When memory runs out, the batch is halved once and for all, and the log says so."""
+        if world_size() > 1:
+            batch = self.share(batch, rank(), world_size())
         batch = to_device(batch, self.device)
-        with autocast(self.device):
-            loss, _ = self.loss(batch)
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss of stage {self.stage} became {loss.item()} in epoch {self.epoch}.")
-        self.scaler.scale(loss).backward()
+        try:
+            loss = self._gradients(batch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if self.passes > 1 or world_size() > 1:
+                raise InputError(f"Stage {self.stage} ran out of memory{' with halved batches' if self.passes > 1 else ''}; plan for less "
+                                 "with -gpu_memory_target, or lower batch_size in the plan, and continue with --c.") from error
+            loss = None
+        if loss is None:  # out here the failed attempt's tensors are gone
+            self.passes = 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.warning("Out of memory with a batch of %d: from here on it is worked on in two halves.", self.plan.run.batch_size)
+            return self.train_step(batch)
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-        return float(loss.detach())
+        return loss
+
+    def _loss_alone(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.loss(batch)[0]
+
+    def _gradients(self, batch: dict[str, torch.Tensor]) -> float:
+        """Fresh gradients of the batch in all parameters; the loss."""
+        # Of the whole network: what a phase has frozen must not keep an old gradient, which would count in the clipping.
+        self.network.zero_grad(set_to_none=True)
+        parts, total = [batch] if self.passes == 1 else self.halves(batch), 0.0
+        for part in parts:
+            with autocast(self.device):
+                loss = self._parallel_loss(part) / len(parts)
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"The loss of stage {self.stage} became {loss.item()} in epoch {self.epoch}.")
+            self.scaler.scale(loss).backward()
+            total += mean_over_processes(loss.detach())
+        return total
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -262,17 +324,23 @@ class BaseTrainer:
         self.network.load_state_dict(own | fitting)
 
     def perform_validation(self, save_probabilities: bool = False) -> dict[str, Any]:
-        """Figures over the validation cases with the current weights, written to validation/summary.json."""
+        """Figures of the stage alone over the validation cases, with the current weights."""
         self.save_probabilities = save_probabilities
-        from ..storage import write_json
-
         self.network.eval()
-        summary = self.validate_cases()
-        write_json(self.folder / "validation" / "summary.json", summary)
-        return summary
+        return self.validate_cases()
+
+    def fitted_to_other_weights(self) -> bool:
+        """Whether what `on_train_end` fitted rests on other weights of earlier stages than those of `upstream`."""
+        return False
 
     def _request_stop(self, *_: Any) -> None:
         self._stop = True
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch failed for lack of memory, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory"))
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

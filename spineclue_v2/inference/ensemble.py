@@ -1,0 +1,187 @@
+"""Several predictions of the same scans as one: `spineclue_predict --save_probabilities` with different models, then this.
+
+Vertebrae of the members are matched by their body centres; one that at least half of the members found stays. Its mask is where the
+mean of the members' mask probabilities (of those that found it) reaches 0.5, voxels between neighbours going to the higher one; its
+level probabilities are the members' mean, and the decoder judges the spine anew.
+"""
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..evaluation.matching import match_by_centroid
+from ..morphology import fill_holes, largest_component
+from ..plans import Plans
+from ..storage import read_json
+from ..vertebra import SpineResult, Vertebra, vertebra_from_record
+from ..volume import Geometry, read_labels
+from .export import export_case, interpolated, target_box
+from .model import geometry_witness
+
+logger = logging.getLogger(__name__)
+
+SAME_MM = 12.0  # body centres of one vertebra found twice lie nearer; those of neighbours lie farther (13 mm and more)
+
+
+def ensemble(inputs: Sequence[str | Path], output: str | Path, save_probabilities: bool = False) -> dict[str, str | None]:
+    """Merge the prediction folders `inputs` into `output`; {case: None or why it failed}.
+
+    InputError when fewer than two folders are given or a case of one is missing in another. Settings of fusion's end and of the decoder
+    are those of the first folder's plans.json.
+    """
+    folders = [Path(folder) for folder in inputs]
+    if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError("An ensemble needs at least two different folders of predictions after -i.")
+    cases = [_cases(folder) for folder in folders]
+    lacking = sorted(set.union(*cases) - set.intersection(*cases))
+    if lacking:
+        where = next(folder for folder, own in zip(folders, cases, strict=True) if lacking[0] not in own)
+        raise InputError(f"{where} has no saved probabilities of case '{lacking[0]}' ({len(lacking)} cases lack them somewhere); predict "
+                         "it there with --save_probabilities.")
+    run = Plans.load(folders[0] / "plans.json").stage("identify").run
+    witness = geometry_witness()
+    outcome: dict[str, str | None] = {}
+    for case in sorted(cases[0]):
+        try:
+            _ensemble_case(case, folders, Path(output), run, witness, save_probabilities)
+            outcome[case] = None
+        except InputError as error:
+            outcome[case] = str(error)
+    return outcome
+
+
+def _cases(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        raise InputError(f"Folder {folder} does not exist; give folders that spineclue_predict --save_probabilities wrote.")
+    found = {file.stem for file in folder.glob("*.npz") if (folder / f"{file.stem}.json").is_file() and not file.name.startswith(".")}
+    if not found:
+        raise InputError(f"{folder} holds no saved probabilities (CASE.npz beside CASE.json); predict with --save_probabilities.")
+    return found
+
+
+def _ensemble_case(case: str, folders: list[Path], output: Path, run: Any, witness: Any, save_probabilities: bool) -> None:
+    members = [read_member(folder / f"{case}.npz") for folder in folders]
+    scans = [read_labels(folder / f"{case}.nii.gz").geometry for folder in folders]
+    for folder, scan in zip(folders[1:], scans[1:], strict=True):
+        if not scans[0].same_grid(scan):
+            raise InputError(f"{folder / case}.nii.gz lies on another grid than {folders[0] / case}.nii.gz: these are not predictions of "
+                             "the same scan.")
+    vertebrae, geometry = merge(members)
+    result = named(vertebrae, run, witness)
+    (output / f"{case}.json").unlink(missing_ok=True)
+    if save_probabilities:
+        from .predict import save_probabilities_of
+
+        save_probabilities_of(result, geometry, output / f"{case}.npz")
+    sources = [read_json(folder / f"{case}.json", "prediction").get("plans", {}) for folder in folders]
+    export_case(result, geometry, scans[0], output, case, {"name": "ensemble", "members": sources})
+
+
+def read_member(file: Path) -> tuple[list[Vertebra], Geometry]:
+    """Vertebrae with mask and level probabilities, and the grid of their masks; InputError when `file` is none of ours."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            record = json.loads(str(content["record"]))
+            rows = content["probabilities"]
+            vertebrae = []
+            for i, values in enumerate(record["vertebrae"]):
+                soft = content[f"mask_{i}"]
+                vertebrae.append(vertebra_from_record(values, mask=soft >= 128, mask_probability=soft, probabilities=rows[i]))
+            return vertebrae, Geometry.from_json(record["geometry"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        raise InputError(f"{file} holds no saved probabilities of this version ({type(error).__name__}); predict again with "
+                         "--save_probabilities.") from error
+
+
+def merge(members: Sequence[tuple[list[Vertebra], Geometry]]) -> tuple[list[Vertebra], Geometry]:
+    """Vertebrae that at least half of the members found, without level, and the grid of their masks (the first member's, extended)."""
+    groups: list[list[tuple[Vertebra, Geometry]]] = []
+    for vertebrae, geometry in members:
+        centres = [np.mean([v.body_centre for v, _ in group], axis=0) for group in groups]
+        partner = {j: i for i, j in match_by_centroid(centres, [v.body_centre for v in vertebrae], SAME_MM)}
+        for number, vertebra in enumerate(vertebrae):
+            if number in partner:
+                groups[partner[number]].append((vertebra, geometry))
+            else:
+                groups.append([(vertebra, geometry)])
+    groups = [group for group in groups if 2 * len(group) >= len(members)]
+    base = members[0][1]
+    if not groups:
+        return [], base
+    corners = np.concatenate([_corners(vertebra, own, base) for group in groups for vertebra, own in group])
+    low = np.floor(corners.min(0)).astype(int) - 1
+    grid = base.cropped(low, np.ceil(corners.max(0)).astype(int) + 2 - low)
+    best, owner = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.uint8)
+    for number, group in enumerate(groups, start=1):
+        total, start = _mean_mask(group, grid)
+        box = tuple(slice(a, a + n) for a, n in zip(start, total.shape, strict=True))
+        wins = (total >= 0.5) & (total > best[box])
+        best[box][wins], owner[box][wins] = total[wins], number
+    merged = [_merged(group, owner == number, best, grid) for number, group in enumerate(groups, start=1)]
+    return [vertebra for vertebra in merged if vertebra is not None], grid
+
+
+def _corners(vertebra: Vertebra, own: Geometry, base: Geometry) -> np.ndarray:
+    """Corners of the mask's box as (8, 3) indices of `base`."""
+    first = np.array(vertebra.mask_start)
+    ends = np.stack(np.meshgrid(*zip(first, first + vertebra.mask.shape, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
+    return base.world_to_index(own.index_to_world(ends))
+
+
+def _mean_mask(group: list[tuple[Vertebra, Geometry]], grid: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Mean mask probability of the members of one vertebra on a box of `grid`, and the box's first index."""
+    boxes = [target_box(vertebra, own, grid) for vertebra, own in group]
+    low, high = np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)
+    total = np.zeros(high - low, np.float32)
+    for vertebra, own in group:
+        soft = replace(vertebra, mask=vertebra.mask_probability.astype(np.float32) / 255)
+        total += interpolated(soft, own, grid, low, high)
+    return total / len(group), low
+
+
+def _merged(group: list[tuple[Vertebra, Geometry]], mask: np.ndarray, probability: np.ndarray, grid: Geometry) -> Vertebra | None:
+    if not mask.any():
+        return None
+    inside = np.argwhere(mask)
+    first, last = inside.min(0), inside.max(0) + 1
+    box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    mask = fill_holes(largest_component(mask[box]))
+    own = [vertebra for vertebra, _ in group]
+
+    def mean(name: str) -> Any:
+        return tuple(map(float, np.mean([getattr(v, name) for v in own], axis=0)))
+
+    voxel = float(np.prod(grid.spacing))
+    return replace(own[0], mask=mask, mask_start=tuple(int(n) for n in first), box_centre=mean("box_centre"),
+                   body_centre=mean("body_centre"),
+                   mask_centroid=tuple(map(float, grid.index_to_world(np.argwhere(mask).mean(0) + first))),
+                   extent=tuple(float(n * s) for n, s in zip(mask.shape, grid.spacing, strict=True)), support=sum(v.support for v in own),
+                   score=float(np.mean([v.score for v in own])), volume_ml=float(mask.sum()) * voxel / 1000,
+                   touches_border=any(v.touches_border for v in own), probabilities=np.mean([v.probabilities for v in own], axis=0),
+                   mask_probability=np.rint(probability[box] * 255 * mask).astype(np.uint8), uncertainty=float(np.mean(
+                       [v.uncertainty for v in own])), level=None, confidence=None, heights=None)
+
+
+def named(vertebrae: list[Vertebra], run: Any, witness: Any) -> SpineResult:
+    """The decoder's verdict on merged vertebrae: their mean level probabilities, and the geometry of their mean centres."""
+    from ..stages.identify.decoder import Decoder, Prices
+    from ..stages.identify.predictor import combine_witnesses, head_to_foot
+    from ..stages.identify.steps import steps_along_spine
+
+    if not vertebrae:
+        return SpineResult((), True)
+    vertebrae = head_to_foot(vertebrae)
+    centres = np.array([v.body_centre for v in vertebrae])
+    rows = None if witness is None else witness.log_probabilities(centres)
+    log_probabilities = combine_witnesses(np.array([v.probabilities for v in vertebrae]), rows, run.witness_weights)
+    numbering = Decoder(Prices.from_dict(run.decoder_prices)).decode(log_probabilities, steps_along_spine(centres))
+    kept = tuple(replace(v, level=name, confidence=float(c)) for v, name, c in
+                 zip(vertebrae, numbering.names, numbering.confidence, strict=True) if name is not None)
+    return SpineResult(kept, numbering.numbering_anchored, numbering.margin, extra={"rejected": len(vertebrae) - len(kept)})

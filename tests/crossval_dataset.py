@@ -1,0 +1,77 @@
+"""A preprocessed dataset of block spines with trained folds of analytic networks (`analytic`): cross-validation without training."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from analytic import ThresholdDetector, ThresholdSegmenter
+from blocks import spine, write_dataset
+from tiny_dataset import edited
+
+from spineclue_v2.inference import model as model_module
+from spineclue_v2.inference.model import build_network, stage_folder_name
+from spineclue_v2.plans import CORE_STAGES, DEFAULT_PLANS_NAME, Plans
+from spineclue_v2.storage import read_json, write_json
+from spineclue_v2.training.checkpoint import Checkpoint
+
+DATASET = "Dataset495_Folds"
+NAMES = ("T11", "T12", "L1", "L2", "L3")
+FOLDS = (0, 1, 2)
+EDITS = {"localize": {"network": {"slice_size": (96, 64)}, "run": {"slices_per_plane": 32}},
+         "segment": {"network": {"features": (4, 8), "blocks": (1, 1), "crop_size": (24, 32, 32)}},
+         "identify": {"network": {"width": 4, "hidden": 16, "projection_dim": 8, "crop_size": (16, 32, 32), "pool_grid": (1, 1, 1)},
+                      "run": {"mc_samples": 4, "witness_weights": {"geometry": 0.5}}}}
+
+
+def make(home: Path) -> Path:
+    """Draw, plan and preprocess six block spines in three folds below `home`, with a model of each fold; returns the home."""
+    from spineclue_v2.planning.plan_and_preprocess import fingerprint_dataset, plan_experiment, preprocess_plans
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPINECLUE_HOME", str(home))
+        for variable in ("spineclue_raw", "spineclue_preprocessed", "spineclue_results", "nnUNet_raw"):
+            patch.delenv(variable, raising=False)
+        cases = {f"case_{i}": spine(NAMES[i % 2:3 + i % 3], (2.5, 2.5, 2.5))[:2] for i in range(6)}
+        write_dataset(home / "raw" / DATASET, cases)
+        fingerprint_dataset(DATASET, progress=False)
+        plans = edited(plan_experiment(DATASET, gpu_memory_target=1, device="cpu"), EDITS, 2.5)
+        plans = replace(plans, stages={stage: plans.stage(stage) for stage in CORE_STAGES})
+        base = home / "preprocessed" / DATASET
+        plans.save(base / f"{DEFAULT_PLANS_NAME}.json")
+        assert preprocess_plans(DATASET, progress=False) == {}
+        write_json(base / "splits_final.json", splits())
+        for stage in CORE_STAGES:
+            write_model(home / "results" / DATASET / stage_folder_name(stage), stage, plans)
+    return home
+
+
+def splits() -> list[dict[str, list[str]]]:
+    every = [f"case_{i}" for i in range(6)]
+    return [{"train": [c for c in every if int(c[-1]) % 3 != fold], "val": [c for c in every if int(c[-1]) % 3 == fold]} for fold in FOLDS]
+
+
+def write_model(folder: Path, stage: str, plans: Plans, seed: int = 0) -> None:
+    """A checkpoint per fold: thresholds that find the blocks for localize and segment, fresh networks for identify."""
+    plans.save(folder / "plans.json")
+    for fold, split in zip(FOLDS, splits(), strict=True):
+        torch.manual_seed(seed + fold)
+        network = {"localize": ThresholdDetector(0.25 + 0.01 * fold), "segment": ThresholdSegmenter(0.2 + 0.01 * fold)}.get(stage)
+        network = network or build_network(stage, plans)
+        meta = {"stage": stage, "model_fingerprint": plans.stage(stage).model_fingerprint, "fold": fold, "epoch": 1, "best_ema": 0.0,
+                "history": {}, "plans": plans.to_json(), "fitted": {"temperature": 0.1} if stage == "identify" else {},
+                "train_cases": split["train"], "val_cases": split["val"]}
+        Checkpoint(network.state_dict(), meta).save(folder / f"fold_{fold}" / "checkpoint_final.pth")
+
+
+def use_analytic_networks(patch: pytest.MonkeyPatch) -> None:
+    """Tell the loader of models about the analytic networks."""
+    analytic: dict[str, Callable[[], torch.nn.Module]] = {"localize": ThresholdDetector, "segment": ThresholdSegmenter}
+    patch.setattr(model_module, "build_network",
+                  lambda stage, plans: analytic[stage]() if stage in analytic else build_network(stage, plans))
+
+
+def summary_of(results: Path, stage: str, fold: int) -> dict:
+    return read_json(results / DATASET / stage_folder_name(stage) / f"fold_{fold}" / "validation" / "summary.json")

@@ -1,0 +1,234 @@
+"""Cross-validation over all stages: what each stage is judged on, what it refuses, how folds are put together."""
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import crossval_dataset
+import numpy as np
+import pytest
+import torch
+from crossval_dataset import DATASET, FOLDS, NAMES, splits, use_analytic_networks
+
+from spineclue_v2.anatomy import LEVELS
+from spineclue_v2.cli import _common
+from spineclue_v2.errors import InputError
+from spineclue_v2.inference import best as best_module
+from spineclue_v2.inference import fusion_choice
+from spineclue_v2.inference.crossval import accumulate, key_figure, open_fold, validate_fold
+from spineclue_v2.inference.model import stage_folder_name
+from spineclue_v2.inference.out_of_fold import MissingStage
+from spineclue_v2.plans import CORE_STAGES, Plans
+from spineclue_v2.storage import read_json, write_json
+from spineclue_v2.training.checkpoint import Checkpoint
+from spineclue_v2.volume import read_labels
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def home_once(tmp_path_factory) -> Path:
+    return crossval_dataset.make(tmp_path_factory.mktemp("folds"))
+
+
+@pytest.fixture
+def home(home_once, tmp_path, monkeypatch) -> Path:
+    """The dataset with its folds; results are the test's own copy."""
+    shutil.copytree(home_once / "results", tmp_path / "results")
+    monkeypatch.setenv("SPINECLUE_HOME", str(home_once))
+    monkeypatch.setenv("spineclue_results", str(tmp_path / "results"))
+    use_analytic_networks(monkeypatch)
+    return tmp_path
+
+
+def folder(home: Path, stage: str, fold: int) -> Path:
+    return home / "results" / DATASET / stage_folder_name(stage) / f"fold_{fold}"
+
+
+def validate(stage: str, fold: int = 0) -> dict:
+    found = open_fold(DATASET, fold, CPU)
+    summary = validate_fold(found, stage)
+    write_json(found.folder(stage) / "summary.json", summary)
+    return summary
+
+
+def test_each_stage_is_judged_on_what_the_earlier_ones_found(home):
+    located = validate("localize")
+    assert located["spineclue"]["f1"] == 1 and set(located["foreground_mean"]) == {"found", "distance_mm"}
+    segmented = validate("segment")
+    assert segmented["spineclue"]["dice"] > 0.85 and segmented["spineclue"]["f1"] == 1
+    assert set(segmented["foreground_mean"]) == {"Dice", "IoU", "FP", "FN", "TP", "TN", "n_pred", "n_ref"}  # nnU-Net's
+    named = validate("identify")
+    assert {"foreground_mean", "mean", "metric_per_case", "spineclue"} <= set(named)
+    assert named["spineclue"]["scans"] == 2 and named["spineclue"]["detection"]["recall"] == 1
+    for summary in (located, segmented, named):
+        assert [Path(row["prediction_file"]).name.split(".")[0] for row in summary["metric_per_case"]] == splits()[0]["val"]
+    # Localize no longer finds the last vertebra of case_0: nobody downstream can have it.
+    place = folder(home, "localize", 0) / "validation" / "case_0.json"
+    content = read_json(place)
+    write_json(place, content | {"vertebrae": content["vertebrae"][:-1]})
+    poorer = validate("segment")
+    assert poorer["spineclue"]["missed"] == segmented["spineclue"]["missed"], "findings are kept: nothing was signed anew"
+    (folder(home, "segment", 0) / "validation" / "case_0.json").unlink()
+    poorer = validate("segment")
+    assert poorer["spineclue"]["missed"] == segmented["spineclue"]["missed"] + 1
+
+
+def test_findings_belong_to_their_weights(home):
+    found = open_fold(DATASET, 0, CPU)
+    first = found.segmented("case_0")
+    again = open_fold(DATASET, 0, CPU).segmented("case_0")
+    assert [v.body_centre for v in first] == [v.body_centre for v in again]
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a.mask, b.mask)
+    file = folder(home, "localize", 0) / "checkpoint_final.pth"
+    checkpoint = Checkpoint.load(file)
+    checkpoint.network["threshold"] += 0.5  # finds nothing any more
+    checkpoint.save(file)
+    other = open_fold(DATASET, 0, CPU)
+    assert other.signature("segment") != found.signature("segment") and other.segmented("case_0") == []
+
+
+def test_a_network_that_saw_the_case_is_refused(home):
+    file = folder(home, "segment", 0) / "checkpoint_final.pth"
+    checkpoint = Checkpoint.load(file)
+    checkpoint.meta["train_cases"] = [*checkpoint.meta["train_cases"], "case_3"]
+    checkpoint.save(file)
+    with pytest.raises(InputError, match="was trained on 'case_3'"):
+        validate("identify")
+    # The same patient under another name is no other patient.
+    found = open_fold(DATASET, 1, CPU)
+    found.patients = {"case_0": "anna", "case_1": "anna"}
+    with pytest.raises(InputError, match="was trained on 'case_1'"):
+        found.segmented("case_4")
+
+
+def test_a_missing_stage_says_what_to_train_and_all_is_no_cross_validation(home):
+    shutil.rmtree(folder(home, "segment", 1))
+    with pytest.raises(MissingStage, match="spineclue_train 495 segment 1, then spineclue_train 495 identify 1 --val"):
+        validate("identify", 1)
+    with pytest.raises(InputError, match="Fold all trains on every case"):
+        open_fold(DATASET, "all", CPU)
+
+
+def test_folds_are_put_together_case_by_case(home, capsys):
+    for stage in CORE_STAGES:
+        parts = [validate(stage, fold) for fold in FOLDS]
+        assert _common.main("accumulate_crossval_results", [DATASET, "-c", stage, "-f", *map(str, FOLDS)]) == 0
+        place = home / "results" / DATASET / stage_folder_name(stage) / "crossval_results_folds_0_1_2"
+        whole = read_json(place / "summary.json")
+        assert len(whole["metric_per_case"]) == 6
+        assert sorted(case["case"] for case in whole["spineclue"]["cases"]) == [f"case_{i}" for i in range(6)]
+        if stage != "identify":
+            for key in ("hits", "missed", "false_positives"):
+                assert whole["spineclue"][key] == sum(part["spineclue"][key] for part in parts)
+        if stage == "segment":
+            rows = [row["Dice"] for part in parts for case in part["metric_per_case"] for row in case["metrics"].values() if row["n_ref"]]
+            assert whole["spineclue"]["dice"] == pytest.approx(np.mean(rows))
+            # A level that a fold never saw is absent there, as in nnU-Net: NaN, and not counted.
+            assert {str(label) for label in (18, 19, 20, 21, 22)} == set(whole["mean"])
+        if stage == "identify":
+            assert 0 <= key_figure(stage, whole) <= 1 and whole["spineclue"]["vertebrae"] == sum(
+                len(NAMES[i % 2:3 + i % 3]) for i in range(6))
+            assert read_labels(place / "case_0.nii.gz").array.max() <= 28 and (place / "plans.json").is_file()
+    assert "crossval_results_folds_0_1_2" in capsys.readouterr().out
+
+
+def test_what_cannot_be_put_together_says_what_to_run(home, capsys):
+    with pytest.raises(InputError, match="spineclue_train 495 segment 0 --val"):
+        accumulate(DATASET, "segment", FOLDS)
+    summary = validate("segment", 0)
+    write_json(folder(home, "segment", 1) / "validation" / "summary.json", summary)
+    with pytest.raises(InputError, match="validated by fold 0 and by fold 1"):
+        accumulate(DATASET, "segment", (0, 1))
+    write_json(folder(home, "segment", 1) / "validation" / "summary.json", {"stage": "segment", "alone": {}})
+    assert _common.main("accumulate_crossval_results", [DATASET, "-c", "segment", "-f", "0", "1"]) == 2
+    assert "only the figures of the stage alone" in capsys.readouterr().err
+
+
+@pytest.fixture
+def few_candidates(monkeypatch):
+    """A smaller search, and no pictures: what is tried and drawn is tested elsewhere."""
+    for name, values in (("THETAS", (0.0, 0.2)), ("HOPS", (1,)), ("NEIGHBOURS", (3, 9)), ("GEOMETRY_WEIGHTS", (0.25,))):
+        monkeypatch.setattr(fusion_choice, name, values)
+    monkeypatch.setattr("spineclue_v2.inference.report.write_report", lambda *arguments: None)
+    monkeypatch.setattr("spineclue_v2.parallel.default_processes", lambda *arguments: 0)
+
+
+def test_find_best_writes_commands_that_run_and_settings_into_the_model(home, few_candidates, monkeypatch, capsys):
+    arguments = [DATASET, "-f", *map(str, FOLDS), "-device", "cpu"]
+    assert _common.main("find_best_configuration", arguments) == 0
+    results = home / "results" / DATASET
+    said, text = capsys.readouterr().out, (results / "inference_instructions.txt").read_text()
+    assert text in said
+    information = read_json(results / "inference_information.json")
+    assert information["trainers"]["identify"] == "IdentifyTrainer" and set(information["figures"]) == set(CORE_STAGES)
+    kept = [row for row in information["settings_tried"] if row["kept"]]
+    assert [row["id_rate"] for row in kept] == sorted(row["id_rate"] for row in kept)
+    run = Plans.load(results / stage_folder_name("identify") / "plans.json").stage("identify").run
+    settings = information["settings"]
+    assert (run.theta, run.hops, run.neighbours) == (settings["theta"], settings["hops"], settings["neighbours"])
+    assert run.witness_weights["geometry"] == settings["geometry_weight"] and run.decoder_prices == settings["prices"]
+    phi = [Checkpoint.load(folder(home, "identify", fold) / "checkpoint_final.pth").extra["phi"] for fold in FOLDS]
+    assert phi[0].shape == (run.neighbours, 24, 24) and torch.equal(phi[0], phi[2])
+    # Once more gives the same, and validates nothing again.
+    before = {p: p.read_bytes() for p in results.rglob("*") if p.suffix in (".json", ".pth", ".txt")
+              and not (p.name == "plans.json" and p.parent.name.startswith("crossval"))}  # that one shows the plan before the search
+    monkeypatch.setattr(best_module, "validate_fold", None)
+    assert _common.main("find_best_configuration", arguments) == 0
+    assert [p for p, content in before.items() if p.read_bytes() != content] == []
+    # The commands, as they stand.
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(lines) == 2
+    for line in lines:
+        command, *rest = shlex.split(line)
+        assert _common.main(command.removeprefix("spineclue_"), rest) == 0
+    predicted = results / "predicted_imagesTr"
+    assert len(list(predicted.glob("*.nii.gz"))) == 6 and (predicted / "summary.json").is_file()
+    assert read_json(predicted / "case_0.json")["plans"]["source"].endswith("folds 0, 1, 2")
+
+
+def test_find_best_compares_trainers_and_later_stages_follow_the_choice(home, few_candidates):
+    results = home / "results" / DATASET
+    # A detector that finds nothing, and a segmenter whose validation was made with it.
+    shutil.copytree(results / stage_folder_name("localize"), results / "BlindTrainer__SpineCLUEPlans__localize")
+    for fold in FOLDS:
+        file = results / "BlindTrainer__SpineCLUEPlans__localize" / f"fold_{fold}" / "checkpoint_final.pth"
+        checkpoint = Checkpoint.load(file)
+        checkpoint.network["threshold"] += 0.5
+        checkpoint.save(file)
+        found = open_fold(DATASET, fold, CPU, trainers={"localize": "BlindTrainer"})
+        write_json(found.folder("segment") / "summary.json", validate_fold(found, "segment"))
+    information = best_module.find_best_configuration(DATASET, folds=FOLDS)
+    assert information["candidates"]["SpineCLUEPlans"]["localize"] == {"LocalizeTrainer": 1.0, "BlindTrainer": 0.0}
+    assert information["trainers"]["localize"] == "LocalizeTrainer" and information["figures"]["segment"] > 0.85
+    with pytest.raises(InputError, match="Stage localize with SpineCLUEPlans has not finished fold 4.*spineclue_train 495 localize 4"):
+        best_module.find_best_configuration(DATASET, folds=(0, 4))
+    assert not (results / stage_folder_name("localize") / "crossval_results_folds_0_4").exists()
+
+
+def test_settings_are_judged_on_folds_left_out():
+    """Rows on which the shift by one is always right: fusion and decoder cannot be judged by what they were fitted to."""
+    from spineclue_v2.inference.fusion_choice import Row, Settings, choose, judge
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(6):
+        names = np.array(LEVELS[10 + i % 3:16 + i % 3])
+        probabilities = np.full((6, 24), 0.02, dtype=np.float32)
+        probabilities[np.arange(6), [LEVELS.index(n) for n in names]] = 0.3 + 0.2 * rng.random(6)
+        probabilities /= probabilities.sum(1, keepdims=True)
+        entropy = -(probabilities * np.log(probabilities)).sum(1)
+        centres = np.stack([np.zeros(6), np.zeros(6), -30.0 * np.arange(6)], 1)
+        rows.append(Row(str(i % 3), probabilities, entropy, centres, names, missed=i % 2))
+    start = Settings(0.1, 3, 7, 1.0, {})
+    settings, table = choose(rows, start)
+    assert judge(rows, start).id_rate == pytest.approx(36 / 39)  # all found are right, three were missed
+    assert table[0]["id_rate"] == pytest.approx(36 / 39) and all(row["id_rate"] <= 36 / 39 for row in table)
+    assert {row.get("changed") for row in table[1:]} >= {"theta", "prices"}
+    assert not any(row.get("changed") == "geometry_weight" for row in table), "no geometry rows: nothing to choose"
+    wrong = [Row(r.fold, r.probabilities, r.entropy, r.centres, np.roll(r.names, 1), 0) for r in rows if r.fold == "0"]
+    worse = judge([*wrong, *(r for r in rows if r.fold != "0")], start)
+    assert worse.id_rate < 0.7 and worse.log_posterior < judge(rows, start).log_posterior
+    assert settings.prices == {} or settings.prices["evidence"] > 0
