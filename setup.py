@@ -55,6 +55,7 @@ setup(
         "acvl-utils>=0.2.6,<0.3",
         "dynamic-network-architectures>=0.4.4,<0.5",
         "ultralytics>=8.4,<8.5",
+        "segmentation_models_pytorch>=0.5,<0.7",    # 0.5: its decoders take a list of features
         "SimpleITK>=2.4",
         "nibabel>=5.0",
         "numpy>=1.26",
@@ -67,7 +68,7 @@ setup(
         "setuptools",                               # nnunetv2 imports distutils, which Python >= 3.12 has only through setuptools
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "build>=1.2"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "build>=1.2", "distributed>=2024.8"],
         "dask": ["dask>=2024.8", "distributed>=2024.8"],
         "dicomseg": ["pydicom>=3.0", "highdicom>=0.23"],
         "docs": ["mkdocs>=1.6,<2"],

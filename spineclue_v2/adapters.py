@@ -102,10 +102,62 @@ def segmentation_transforms(crop_size: Sequence[int], heatmap_channel: int) -> A
     ])
 
 
-def dice_and_cross_entropy() -> Any:
-    """nnU-Net's Dice + cross-entropy loss for logits (B, 2, z, y, x) and labels (B, 1, z, y, x)."""
+def mr_transforms(size: Sequence[int], rotation_deg: float) -> Any:
+    """Augmentation of a stack of sagittal slices {'image' (slices, rows, columns), 'segmentation' likewise}, cut to `size` in plane.
+
+    All slices move alike. Flips are left out: upside down or back to front no spine exists, and left-right is the slice axis.
+    """
+    from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+    from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+    from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+    from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
+    from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+    from batchgeneratorsv2.transforms.utils.random import RandomTransform
+
+    angle = np.deg2rad(rotation_deg)
+    return ComposeTransforms([
+        SpatialTransform(tuple(size), patch_center_dist_from_border=0, random_crop=False, p_rotation=0.5, rotation=(-angle, angle),
+                         p_scaling=0.5, scaling=(0.8, 1.2), p_synchronize_scaling_across_axes=0.8, p_elastic_deform=0.3,
+                         elastic_deform_scale=(0.1, 0.25), elastic_deform_magnitude=(1.0, 4.0), bg_style_seg_sampling=False,
+                         mode_seg="nearest"),
+        RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.04), p_per_channel=1, synchronize_channels=True), 0.3),
+        RandomTransform(GaussianBlurTransform(blur_sigma=(0.4, 1.0), p_per_channel=1, synchronize_channels=True), 0.2),
+        RandomTransform(SharpeningTransform(strength=(0.1, 0.5), p_same_for_each_channel=1.0), 0.2),
+        RandomTransform(MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=True,
+                                                          p_per_channel=1), 0.3),
+        RandomTransform(ContrastTransform(contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=True,
+                                          p_per_channel=1), 0.3),
+    ])
+
+
+def deeplab_2d(encoder: str, inputs: int, decoder_channels: int, atrous_rates: Sequence[int]) -> tuple[Any, Any]:
+    """Encoder and decoder of segmentation_models_pytorch's DeepLabv3+ with fresh weights: decoder(encoder(image)) maps (B, inputs, rows,
+    columns), multiples of 16, to (B, decoder_channels, rows / 4, columns / 4). InputError for an encoder it does not have."""
+    from segmentation_models_pytorch import DeepLabV3Plus
+
+    try:
+        model = DeepLabV3Plus(encoder, encoder_weights=None, encoder_output_stride=16, decoder_channels=decoder_channels,
+                              decoder_atrous_rates=tuple(atrous_rates), in_channels=inputs, classes=1)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"Encoder '{encoder}' cannot be built ({str(error).splitlines()[0][:200]}); give one of "
+                         "segmentation_models_pytorch, such as resnet18, se_resnext50_32x4d or tu-resnet10t.") from error
+    return model.encoder, model.decoder
+
+
+def window_starts(shape: Sequence[int], size: Sequence[int], step: float) -> list[list[int]]:
+    """First index of each sliding window per axis, as nnU-Net places them: `step` is the share of `size` between neighbours."""
+    from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+
+    return compute_steps_for_sliding_window(tuple(int(n) for n in shape), tuple(int(n) for n in size), step)
+
+
+def dice_and_cross_entropy(batch_dice: bool = False) -> Any:
+    """nnU-Net's Dice + cross-entropy loss for logits (B, C, ...) and labels (B, 1, ...); `batch_dice` sums over the batch first, which
+    steadies it where most samples lack most classes."""
     from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-    return DC_and_CE_loss({"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, weight_ce=1, weight_dice=1,
+    return DC_and_CE_loss({"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, weight_ce=1, weight_dice=1,
                           dice_class=MemoryEfficientSoftDiceLoss)

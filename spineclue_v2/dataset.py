@@ -18,6 +18,7 @@ from .storage import read_json, write_json
 logger = logging.getLogger(__name__)
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+GRADES_FILE = "grades.json"   # of a preprocessed dataset: {case: {level: Genant grade}}
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 16
 
@@ -41,6 +42,13 @@ class RawDataset:
         self._check_cases()
         self.test_sets = _test_sets(self.folder)
         self.patients = self._read_patients()
+        self.unlabelled = self._unlabelled_files()
+        """case -> scan of imagesUl/: scans without labels, for the stages that learn from them."""
+
+    @cached_property
+    def grades(self) -> dict[str, dict[str, int]]:
+        """case -> {level: Genant grade 0..3} of `gradesTr/CASE.json`, for the cases that have one; InputError names a wrong entry."""
+        return {case: read_grades(path) for case in self.cases if (path := self.folder / "gradesTr" / f"{case}.json").is_file()}
 
     @property
     def channel_name(self) -> str:
@@ -62,7 +70,7 @@ class RawDataset:
         the last change counts too.
         """
         digest = hashlib.sha256()
-        for path in self._file(case):
+        for path in [self.unlabelled[case]] if case in self.unlabelled else self._file(case):
             digest.update(_file_digest(path).encode())
             if path.suffix != ".gz":
                 digest.update(str(path.stat().st_mtime_ns).encode())
@@ -72,6 +80,10 @@ class RawDataset:
         """sha256 (16 hex digits) over case names, sampled file content, labels and patients, wherever the folder lies."""
         content = {"labels": self.labels, "patients": self.patients,
                    "cases": {case: [_file_digest(path) for path in self._file(case)] for case in self.cases}}
+        if self.grades:  # datasets without grades keep the hash they had before there were any
+            content["grades"] = self.grades
+        if self.unlabelled:
+            content["unlabelled"] = {case: _file_digest(path) for case, path in sorted(self.unlabelled.items())}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def _file(self, case: str) -> tuple[Path, Path]:
@@ -101,6 +113,15 @@ class RawDataset:
             raise InputError(f"{self.folder / 'dataset.json'}: 'dataset' must be {{case: {{\"images\": [...], \"label\": ...}}}}."
                              ) from error
 
+    def _unlabelled_files(self) -> dict[str, Path]:
+        ending = "_0000" + self.file_ending
+        found = {path.name[:-len(ending)]: path for path in sorted((self.folder / "imagesUl").glob(f"*{ending}"))
+                 if not path.name.startswith(".")}
+        doubled = sorted(set(found) & {*self.cases, *sum(self.test_sets.values(), [])})
+        if doubled:
+            raise InputError(f"{self.folder}: case '{doubled[0]}' lies in imagesUl and is a training or test case too; keep one of them.")
+        return found
+
     def _check_cases(self) -> None:
         unsafe = [case for case in self.cases if not re.fullmatch(r"[^/\\\x00-\x1f]+", case) or case in (".", "..")]
         if unsafe:
@@ -129,6 +150,15 @@ class RawDataset:
         if unknown:
             raise InputError(f"{self.folder / 'dataset.json'}: 'patients' names {len(unknown)} unknown cases ('{unknown[0]}').")
         return {case: str(given.get(case, case)) for case in self.cases} if given else {}
+
+
+def read_grades(path: Path) -> dict[str, int]:
+    """{level: Genant grade} of one case; InputError unless levels are known and grades are 0..3."""
+    content = read_json(path, "grades")
+    for level, grade in content.items() if isinstance(content, dict) else [("(file)", content)]:
+        if LABEL_OF_NAME.get(level) not in VERTEBRA_LABELS or type(grade) is not int or not 0 <= grade <= 3:
+            raise InputError(f"{path}: {level} {grade!r} is no Genant grade of a vertebra; expected {{\"T12\": 0, \"L1\": 2}} with 0..3.")
+    return content
 
 
 def verse_values(labels: Mapping[str, int], folder: Path | str = "the dataset") -> dict[int, int]:
@@ -192,6 +222,12 @@ class PreprocessedDataset:
                 raise InputError(f"{path} does not describe a preprocessed case; run spineclue_preprocess --clean.")
             self._properties[case] = content
         return self._properties[case]
+
+    @cached_property
+    def grades(self) -> dict[str, dict[str, int]]:
+        """case -> {level: Genant grade}, of the cases that were graded; empty without any."""
+        path = self.folder.parent / GRADES_FILE
+        return read_json(path, "grades") if path.is_file() else {}
 
     @cached_property
     def _properties(self) -> dict[str, dict[str, Any]]:

@@ -32,18 +32,46 @@ def make_executor(num_processes: int) -> Iterator[Executor | None]:
 
 
 @contextmanager
-def dask_executor(address: str) -> Iterator[Executor]:
-    """Executor over the Dask cluster whose scheduler is at `address` ('tcp://host:8786')."""
+def dask_executor(address: str, timeout_s: float = 20.0) -> Iterator[Executor]:
+    """Executor over the Dask cluster whose scheduler is at `address` ('tcp://host:8786').
+
+    Raises InputError where Dask is not installed, no scheduler or no worker answers within `timeout_s`, or the workers run another
+    version of this package.
+    """
     try:
         from dask.distributed import Client
     except ImportError as error:
         raise InputError("--dask needs Dask; install it with pip install 'spineclue_v2[dask]'.") from error
     try:
-        client = Client(address, timeout="10s")
+        client = Client(address, timeout=timeout_s)
     except (OSError, ValueError) as error:
         raise InputError(f"No Dask scheduler answers at {address} ({error}); start one with 'dask scheduler'.") from error
-    with client, client.get_executor() as executor:
-        yield executor
+    with client:
+        _check_workers(client, address, timeout_s)
+        with client.get_executor() as executor:
+            yield executor
+
+
+def package_version() -> str:
+    """Version of this package where the call runs."""
+    from . import __version__
+
+    return __version__
+
+
+def _check_workers(client: Any, address: str, timeout_s: float) -> None:
+    # Without workers every task would wait for ever, and another version would write other files.
+    try:
+        client.wait_for_workers(1, timeout=timeout_s)
+    except TimeoutError:
+        raise InputError(f"The Dask scheduler at {address} has no workers; start some with 'dask worker {address}'.") from None
+    try:
+        found = client.submit(package_version, pure=False).result(timeout=timeout_s)
+    except Exception as error:
+        raise InputError(f"The Dask workers at {address} cannot run spineclue_v2 ({sentence(error)}); install it there too.") from error
+    if found != package_version():
+        raise InputError(f"The Dask workers at {address} run spineclue_v2 {found}, here it is {package_version()}; install the same "
+                         "version on both sides.")
 
 
 def run_tasks(function: Callable[..., Any], tasks: Mapping[Hashable, tuple[Any, ...]], executor: Executor | None = None,

@@ -16,11 +16,12 @@ def home() -> Path:
 
 
 def folder(kind: str) -> Path:
-    """Folder of `kind` in {'raw', 'preprocessed', 'results'}: `spineclue_<kind>`, for raw else `nnUNet_raw`, else inside `home()`."""
+    """Folder of `kind` in {'raw', 'preprocessed', 'results'}: `spineclue_<kind>`, for raw else `nnUNet_raw`, else inside `home()`;
+    absolute, since workers elsewhere have another current folder."""
     for variable in (f"spineclue_{kind}", _NNUNET_VARIABLE[kind]):
         if variable and os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
-    return home() / kind
+            return Path(os.environ[variable]).expanduser().absolute()
+    return (home() / kind).absolute()
 
 
 def raw_folder() -> Path:

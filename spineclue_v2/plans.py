@@ -13,6 +13,7 @@ import json
 import math
 import reprlib
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from typing import Any
 from .errors import InputError
 from .storage import read_json, write_json
 
-STAGES = ("localize", "segment", "identify")
+CORE_STAGES = ("localize", "segment", "identify")
+MR_STAGES = ("hybrid_2d", "hybrid_3d")
 GROUPS = ("data", "network", "run")
 FORMAT = 1
 DEFAULT_PLANS_NAME = "SpineCLUEPlans"
@@ -119,11 +121,109 @@ class IdentifyRun:
     witness_weights: dict[str, float] = field(default_factory=dict)  # weight of each witness's log probabilities
 
 
+@dataclass(frozen=True)
+class MRData:
+    """Model space of the MR stages: sagittal slices, z-scored; class k + 1 is `classes[k]` (canonical names)."""
+
+    spacing_mm: tuple[float, float, float]   # (slice, row, column)
+    orientation: str                  # x, y, z index axes run towards these sides; "PIL": slices to the left, rows to the feet
+    percentiles: tuple[float, float]  # of the non-zero voxels: intensities are clipped there before the z-score
+    classes: tuple[str, ...]
+    label_values: tuple[int, ...]     # the dataset's own value of each class, used in written label maps
+
+
+@dataclass(frozen=True)
+class Hybrid2DNetwork:
+    encoder: str                      # encoder name of segmentation_models_pytorch ("tu-..." for timm's)
+    decoder_channels: int
+    atrous_rates: tuple[int, int, int]
+    head: str                         # "bilinear" (DeepLabv3+) or "subpixel": how logits at 1/4 resolution become pixels
+    in_plane_factor: int              # pixels of the 2D branches are this many voxels wide
+    crop_size: tuple[int, int]        # (rows, columns) in pixels of the 2D branches, multiples of 16
+
+
+@dataclass(frozen=True)
+class Hybrid2DRun:
+    batch_size: int                   # labelled slices per step
+    unlabelled_batch_size: int        # slices in each of the two unlabelled batches; 0: supervised only
+    epochs: int
+    iterations_per_epoch: int
+    initial_lr: float
+    weight_decay: float
+    lr_drop_epochs: tuple[int, ...]   # the learning rate is divided by 10 at each
+    cps_weight: float
+    cps_ramp_epochs: int              # epochs over which the weight rises from 0; 0: at once
+    cutmix_boxes: int
+    cutmix_area: tuple[float, float]  # smallest and largest share of the image that the boxes take
+    rotation_deg: float
+    inference_batch: int
+    overlap: float                    # of neighbouring windows, share of their size
+
+
+@dataclass(frozen=True)
+class Hybrid3DNetwork:
+    patch_size: Box                   # voxels (slices, rows, columns), rows and columns multiples of 16
+    context: tuple[int, int]          # voxels (rows, columns) around the patch that the 2D branches see in training
+    width: int                        # channels of the stem
+    blocks: tuple[int, ...]           # residual blocks of the four layers
+    groups: int                       # of the bottleneck's middle convolution (32 in ResNeXt50)
+    decoder_channels: int
+    atrous_rates: tuple[int, int, int]
+    dropout: float
+    head: str
+    use_2d: bool                      # False: a 3D network alone, for comparison
+    attention: bool                   # False: features of both are concatenated and fused
+    attention_channels: int           # of queries and keys
+    attention_stride: int             # the spatial affinity is computed on a grid this much coarser than the features
+
+
+@dataclass(frozen=True)
+class Hybrid3DRun:
+    batch_size: int                   # patches of one volume per step
+    epochs: int
+    iterations_per_epoch: int
+    initial_lr: float
+    weight_decay: float
+    lr_drop_epochs: tuple[int, ...]
+    class_placed_share: float         # patches placed on a voxel of a random class; the others lie anywhere
+    rotation_deg: float
+    inference_batch: int
+    overlap: float
+
+
+@dataclass(frozen=True)
+class GradeNetwork:
+    crop_size: Box                    # voxels (z, y, x) that a vertebra is zoomed to
+    features: tuple[int, ...]         # channels per resolution
+    blocks: tuple[int, ...]           # residual blocks with squeeze and excitation per resolution
+    projection_dim: int
+    windows_hu: tuple[tuple[float, float], ...]  # CT channels beside the mask
+
+
+@dataclass(frozen=True)
+class GradeRun:
+    batch_size: int                   # vertebrae, the four grades equally often; the contrastive loss sees each twice
+    epochs: int
+    iterations_per_epoch: int
+    initial_lr: float
+    weight_decay: float
+    contrastive_weight: float         # of the supervised contrastive loss beside cross entropy; 0 = cross entropy alone
+    temperature: float
+    detach_classifier: bool           # the classifier learns on features that it cannot change
+    ordinal: bool                     # soft targets: a far grade is a worse mistake than a neighbouring one
+
+
 GROUP_TYPES: dict[str, dict[str, type]] = {
     "localize": {"data": Data, "network": LocalizeNetwork, "run": LocalizeRun},
     "segment": {"data": Data, "network": SegmentNetwork, "run": SegmentRun},
     "identify": {"data": Data, "network": IdentifyNetwork, "run": IdentifyRun},
+    "grade": {"data": Data, "network": GradeNetwork, "run": GradeRun},
+    "hybrid_2d": {"data": MRData, "network": Hybrid2DNetwork, "run": Hybrid2DRun},
+    "hybrid_3d": {"data": MRData, "network": Hybrid3DNetwork, "run": Hybrid3DRun},
 }
+STAGES = tuple(GROUP_TYPES)  # every stage there is; a plan holds those of one family
+# Stages that make a model together: (those it cannot do without, those it may have besides).
+FAMILIES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ((CORE_STAGES, ("grade",)), (MR_STAGES[:1], MR_STAGES[1:]))
 
 
 @dataclass(frozen=True)
@@ -142,6 +242,22 @@ class StagePlan:
     @property
     def model_fingerprint(self) -> str:
         return _digest({"data": dataclasses.asdict(self.data), "network": dataclasses.asdict(self.network)})
+
+
+def family_of(stages: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(mandatory, optional) stages of the family that `stages` belong to; the core family when there are none."""
+    present = set(stages)
+    for required, optional in FAMILIES:
+        if present & {*required, *optional}:
+            return required, optional
+    return FAMILIES[0]
+
+
+def is_whole_model(stages: Iterable[str]) -> bool:
+    """True when `stages` are all mandatory ones of a family and nothing but its optional ones besides."""
+    present = set(stages)
+    required, optional = family_of(present)
+    return set(required) <= present <= {*required, *optional}
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,12 @@ def to_model_space(volume: Volume, data: Data) -> Volume:
     return Volume(array, geometry)
 
 
+def resampled_floats(volume: Volume, target: Geometry, linear: bool = False) -> np.ndarray:
+    """`volume` on the grid `target`, which shares its directions: float32, cubic (or linear), averaged where coarser."""
+    maps = _axis_maps(volume.geometry, target, _linear if linear else _cubic)
+    return _apply_maps(np.ascontiguousarray(volume.array, dtype=np.float32), maps)
+
+
 def model_geometry(geometry: Geometry, data: Data) -> Geometry:
     """Grid that `to_model_space` gives a scan of `geometry`, without touching voxels."""
     return resampled_geometry(geometry.reoriented(data.orientation)[0], (data.spacing_mm,) * 3)
@@ -121,7 +127,7 @@ def preprocess_case(image: str | Path, label: str | Path, folder: str | Path, ca
                     verse_value: Mapping[int, int], source_digest: str = "") -> dict[str, Any]:
     """Write CASE.b2nd, CASE_seg.b2nd and last CASE.json into `folder`; returns the JSON's content (see PreprocessedDataset)."""
     folder = Path(folder)
-    _remove_leftovers(folder, case)
+    remove_leftovers(folder, case)
     scan = read_volume(image)
     source_geometry = scan.geometry
     scan = to_model_space(scan, data)
@@ -130,8 +136,8 @@ def preprocess_case(image: str | Path, label: str | Path, folder: str | Path, ca
     segmentation = labels_to_model_space(segmentation, scan.geometry, verse_value)
     properties = {"geometry": scan.geometry.to_json(), "source_geometry": source_geometry.to_json(),
                   "source_digest": source_digest, "vertebrae": vertebra_properties(segmentation)}
-    _write_blosc2(folder / f"{case}.b2nd", scan)
-    _write_blosc2(folder / f"{case}_seg.b2nd", segmentation)
+    write_blosc2(folder / f"{case}.b2nd", scan)
+    write_blosc2(folder / f"{case}_seg.b2nd", segmentation)
     write_json(folder / f"{case}.json", properties)
     return properties
 
@@ -151,7 +157,7 @@ def preprocess_dataset(raw: RawDataset, plans: Plans, dataset_folder: str | Path
     digests = {case: raw.case_digest(case) for case in raw.cases}
     for fingerprint, data in folders.items():
         folder = Path(dataset_folder) / fingerprint
-        _prepare_folder(folder, raw.cases, digests, clean)
+        prepare_folder(folder, raw.cases, digests, clean)
         tasks = {case: (raw.image(case), raw.label(case), folder, case, data, raw.verse_value, digests[case])
                  for case in raw.cases if not (folder / f"{case}.json").is_file()}
         done = len(raw.cases) - len(tasks)
@@ -175,7 +181,8 @@ def _preprocess_quietly(*arguments: Any) -> None:
     preprocess_case(*arguments)
 
 
-def _prepare_folder(folder: Path, cases: Sequence[str], digests: Mapping[str, str], clean: bool) -> None:
+def prepare_folder(folder: Path, cases: Sequence[str], digests: Mapping[str, str], clean: bool) -> None:
+    """Remove preprocessed cases that left the raw dataset, whose raw files changed, or all of them with `clean`."""
     known = set(cases)
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("."):
@@ -190,7 +197,8 @@ def _prepare_folder(folder: Path, cases: Sequence[str], digests: Mapping[str, st
             (folder / name).unlink(missing_ok=True)
 
 
-def _remove_leftovers(folder: Path, case: str) -> None:
+def remove_leftovers(folder: Path, case: str) -> None:
+    """Delete what a cut run left half-written of a case."""
     if folder.is_dir():
         pattern = re.compile(r"\.part_.{8}_" + re.escape(case) + r"(\.b2nd|_seg\.b2nd|\.json)")
         for entry in os.scandir(folder):
@@ -198,7 +206,8 @@ def _remove_leftovers(folder: Path, case: str) -> None:
                 Path(entry.path).unlink(missing_ok=True)
 
 
-def _write_blosc2(path: Path, volume: Volume) -> None:
+def write_blosc2(path: Path, volume: Volume) -> None:
+    """A volume as a blosc2 file whose chunks suit reading crops; complete or absent."""
     import blosc2
 
     from .adapters import blosc2_layout

@@ -26,7 +26,7 @@ from spineclue_v2.dataset import PreprocessedDataset, RawDataset, load_splits
 from spineclue_v2.geometry import Geometry
 from spineclue_v2.inference.centroids import read_ctd
 from spineclue_v2.inference.install import check_checkpoint
-from spineclue_v2.plans import GROUP_TYPES, GROUPS, STAGES, Plans
+from spineclue_v2.plans import CORE_STAGES, GROUP_TYPES, GROUPS, Plans
 from spineclue_v2.training.checkpoint import Checkpoint
 
 CORPUS: dict[str, Maker] = dict(SCANS)
@@ -60,7 +60,7 @@ def value_replaced(stage: str, group: str, field: str, text: str) -> Maker:
 
 
 SIGNED = {"hu_min", "hu_max"}
-for _stage in STAGES:
+for _stage in CORE_STAGES:
     for _group in GROUPS:
         for _field in dataclasses.fields(GROUP_TYPES[_stage][_group]):
             _texts = {"str": ("null", "[]", "1"), "bool": ("null", "1"), "int": NO_NUMBERS + ("1.5", "true"), "float": NO_NUMBERS}.get(

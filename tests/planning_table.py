@@ -39,7 +39,7 @@ def table(plans: dict[str, Plans]) -> str:
 
 def against_the_paper() -> str:
     plans = {"paper": SpineCLUEPaperPlanner("raw", fingerprint(), 80, "cuda").plan()}
-    for name, gb, device in (("80 GB", 80, "cuda"), ("8 GB", 8, "cuda"), ("CPU, 1 GB", 1, "cpu")):
+    for name, gb, device in (("80 GB", 80, "cuda"), ("8 GB", 8, "cuda"), ("CPU, 2 GB", 2, "cpu")):
         plans[name] = SpineCLUEPlanner("raw", fingerprint(), gb, device).plan()
     return table(plans)
 

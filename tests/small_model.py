@@ -11,7 +11,7 @@ from example_fingerprint import fingerprint
 from spineclue_v2 import anatomy
 from spineclue_v2.inference.model import build_network, stage_folder_name
 from spineclue_v2.planning.planner import SpineCLUEPlanner
-from spineclue_v2.plans import STAGES, Plans
+from spineclue_v2.plans import CORE_STAGES, Plans
 from spineclue_v2.storage import write_json
 from spineclue_v2.training.checkpoint import Checkpoint
 
@@ -34,7 +34,7 @@ def small_plans() -> Plans:
 def write_results(results: Path, folds: tuple[int, ...] = (0,), plans: Plans | None = None, dataset: str = DATASET) -> Path:
     """`results`/DATASET with freshly drawn networks for every stage and fold; returns that folder."""
     plans = plans or small_plans()
-    for number, stage in enumerate(STAGES):
+    for number, stage in enumerate(CORE_STAGES):
         folder = results / dataset / stage_folder_name(stage)
         plans.save(folder / "plans.json")
         write_json(folder / "dataset.json", {"channel_names": {"0": "CT"}, "labels": anatomy.dataset_labels(), "numTraining": 4,

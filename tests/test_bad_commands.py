@@ -13,7 +13,7 @@ from bad_scans import BAD_SCANS, ct, save
 
 from spineclue_v2 import anatomy, paths
 from spineclue_v2.cli import _common
-from spineclue_v2.plans import STAGES, Plans
+from spineclue_v2.plans import CORE_STAGES, Plans
 
 DATASET = "Dataset501_Blocks"
 
@@ -159,7 +159,7 @@ def trained_once(planned_once) -> Path:
 
     plans = Plans.load(planned_once / "preprocessed" / DATASET / "SpineCLUEPlans.json")
     results = planned_once.parent / "trained" / DATASET
-    for stage in STAGES:
+    for stage in CORE_STAGES:
         folder = results / stage_folder_name(stage)
         plans.save(folder / "plans.json")
         meta = {"stage": stage, "model_fingerprint": plans.stage(stage).model_fingerprint}
@@ -171,7 +171,7 @@ def trained_once(planned_once) -> Path:
 def checkpoints(planned, trained_once) -> dict[str, Path]:
     """A copy of those folders, ours to spoil; the checkpoint of each stage."""
     shutil.copytree(trained_once, paths.results_folder() / DATASET)
-    return {stage: next((paths.results_folder() / DATASET).glob(f"*__{stage}/fold_0/checkpoint_final.pth")) for stage in STAGES}
+    return {stage: next((paths.results_folder() / DATASET).glob(f"*__{stage}/fold_0/checkpoint_final.pth")) for stage in CORE_STAGES}
 
 
 def test_models_that_were_never_trained(planned, capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from blocks import spine, write_dataset
 from spineclue_v2.anatomy import LABEL_OF_NAME, LUMBAR, THORACIC
 from spineclue_v2.cli._common import main
 from spineclue_v2.dataset import RawDataset, make_splits
-from spineclue_v2.dataset_conversion import ctspine1k, verse
+from spineclue_v2.dataset_conversion import ctspine1k, totalsegmentator, verse
 from spineclue_v2.dataset_conversion.registry import CONVERTERS, convert_dataset
 from spineclue_v2.errors import InputError
 from spineclue_v2.volume import Volume, read_labels, read_volume, write_volume
@@ -77,6 +78,19 @@ def test_verse_subject_release(tmp_path: Path, small: tuple[Volume, Volume], rel
     assert raw.labels["T13"] == 28 and raw.verse_value[24] == 24
 
 
+def test_the_hidden_set_is_evaluated_alone(tmp_path: Path, small: tuple[Volume, Volume], capsys: pytest.CaptureFixture) -> None:
+    source = verse_tree(tmp_path / "download", "verse19", *small)
+    assert main("convert_dataset", ["verse19", "-i", str(source), "-d", "519", "-np", "0"]) == 0
+    labels = Path(os.environ["SPINECLUE_HOME"]) / "raw" / "Dataset519_VerSe19" / "labelsTs"
+    capsys.readouterr()
+    assert main("evaluate", ["-d", "519", "--set", "hidden", "-pred", str(labels), "-o", str(tmp_path / "s.json"), "-np", "0"]) == 0
+    assert "1 scans, 2 reference vertebrae" in capsys.readouterr().out
+    cases = json.loads((tmp_path / "s.json").read_text())["metric_per_case"]
+    assert [Path(case["reference_file"]).name for case in cases] == ["sub-verse012.nii.gz"]
+    assert main("evaluate", ["-d", "519", "--set", "secret", "-pred", str(labels), "-np", "0"]) == 2
+    assert "has no set 'secret'; known: hidden, public" in capsys.readouterr().err
+
+
 def test_parts_of_a_patient_stay_together(tmp_path: Path, small: tuple[Volume, Volume]) -> None:
     source = verse_tree(tmp_path / "download", "verse19", *small)
     raw = RawDataset(convert_dataset("verse19", 519, source, output_root=tmp_path / "raw"))
@@ -137,9 +151,19 @@ def test_every_real_ctspine1k_name_is_in_the_split(tmp_path: Path) -> None:
         "training": 610, "public": 197, "hidden": 198,
     }  # fmt: skip
     assert set(ctspine1k.KNOWN_ERRORS) <= set(parts) and not any(name.endswith(".nii.gz") for name in parts)
+    sources = {"1.3.6": "colon", "CTC": "colon", "HN": "HNSCC-3DCT-RT_neck", "liver": "liver", "volume": "covid-19"}
+    for name in parts:
+        source = next(folder for start, folder in sources.items() if name.startswith(start))
+        for kind, ending in (("volumes", ".nii.gz"), ("labels", "_seg.nii.gz")):
+            path = tmp_path / "raw_data" / kind / source / f"{name}{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    cases, skipped = ctspine1k.find_cases(tmp_path)
+    assert set(skipped) == set(ctspine1k.KNOWN_ERRORS) and {c.name for c in cases} == set(parts) - set(skipped)
+    assert all(c.part == parts[c.name] and c.label is not None and c.label.name == f"{c.name}_seg.nii.gz" for c in cases)
 
 
-def test_ctspine1k(tmp_path: Path, small: tuple[Volume, Volume]) -> None:
+def test_ctspine1k(tmp_path: Path, small: tuple[Volume, Volume], caplog: pytest.LogCaptureFixture) -> None:
     image, labels = small
     names = {"colon": ["1.3.6.1.4.1.9328.50.4.0001", "1.3.6.1.4.1.9328.50.4.0103", "1.3.6.1.4.1.9328.50.4.0002"],
              "HNSCC-3DCT-RT_neck": ["HN_P001"], "liver": ["liver_12"], "covid-19": ["volume-covid19-A-0003_ct"]}  # fmt: skip
@@ -148,12 +172,16 @@ def test_ctspine1k(tmp_path: Path, small: tuple[Volume, Volume]) -> None:
         put(root, {f"raw_data/volumes/{source}/{s}.nii.gz": image for s in stems}
             | {f"raw_data/labels/{source}/{s}_seg.nii.gz": labels for s in stems})  # fmt: skip
     (root / "raw_data" / "labels" / "liver" / "liver_12_seg.nii.gz").unlink()
+    wrong = Volume(labels.array, dataclasses.replace(labels.geometry, spacing=(2.0, 3.0, 3.0)))     # upstream issue 13: spacing errors
+    put(root, {"raw_data/volumes/liver/liver_13.nii.gz": image, "raw_data/labels/liver/liver_13_seg.nii.gz": wrong})
     (root / "data_split.txt").write_text(
-        "trainset:\n1.3.6.1.4.1.9328.50.4.0001.nii.gz\n1.3.6.1.4.1.9328.50.4.0103.nii.gz\nliver_12.nii.gz\n\n"
+        "trainset:\n1.3.6.1.4.1.9328.50.4.0001.nii.gz\n1.3.6.1.4.1.9328.50.4.0103.nii.gz\nliver_12.nii.gz\n"
+        "liver_13.nii.gz\n\n"
         "test_public:\nHN_P001.nii.gz\n\ntest_private:\nvolume-covid19-A-0003_ct.nii.gz\n"
     )
     raw = RawDataset(convert_dataset("ctspine1k", 530, root, output_root=tmp_path / "raw"))
     assert raw.cases == ["1.3.6.1.4.1.9328.50.4.0001"]
+    assert "liver_13: Case 'liver_13': the label map liver_13_seg.nii.gz lies on another grid" in caplog.text
     assert raw.test_sets == {"hidden": ["volume-covid19-A-0003_ct"], "public": ["HN_P001"]}
     _, skipped = ctspine1k.find_cases(root)
     assert skipped["1.3.6.1.4.1.9328.50.4.0103"].endswith("(upstream issue 13)")
@@ -174,10 +202,22 @@ def test_totalsegmentator(tmp_path: Path, small: tuple[Volume, Volume]) -> None:
                    f"{name}/segmentations/liver.nii.gz": part(1)})  # fmt: skip
     put(root, {"s0300/ct.nii.gz": image, "s0300/segmentations/liver.nii.gz": part(1),
                "s0400/ct.nii.gz": image, "s0400/segmentations/vertebrae_L4.nii.gz": part(1)})  # fmt: skip
+    put(root, {"s0350/ct.nii.gz": image, "s0350/segmentations/vertebrae_L4.nii.gz": part(23)})
     (root / "meta.csv").write_text("image_id;age;split\ns0011;60;train\ns0235;50;test\ns0300;40;train\ns0400;44;val\n")
+    # The release's sacrum has a hole where S1 lies: the two files together are the sacrum.
+    sacrum = np.zeros(labels.array.shape, np.uint8)
+    sacrum[2:4, 4:12, 4:12] = 1
+    body = np.zeros_like(sacrum)
+    body[4:6, 4:8, 4:12] = 1
+    put(root, {"s0011/segmentations/sacrum.nii.gz": Volume(sacrum, labels.geometry),
+               "s0011/segmentations/vertebrae_S1.nii.gz": Volume(body, labels.geometry)})  # fmt: skip
     raw = RawDataset(convert_dataset("totalsegmentator", 540, root, output_root=tmp_path / "raw"))
     assert raw.cases == ["s0011"] and raw.test_sets == {"public": ["s0235"]}
-    assert np.array_equal(read_labels(raw.label("s0011")).array, labels.array)
+    written = read_labels(raw.label("s0011")).array
+    assert np.array_equal(written, np.where(labels.array, labels.array, 26 * (sacrum | body)))
+    _, skipped = totalsegmentator.find_cases(root)
+    assert skipped["s0350"].endswith("(upstream issue 394)") and skipped["s0300"] == "no vertebra file"
+    assert "s0350" in [c.name for c in totalsegmentator.find_cases(root, True)[0]]
 
 
 def test_csi2014_levels_come_from_height(tmp_path: Path) -> None:
@@ -204,7 +244,9 @@ def test_mrspineseg_and_spider_number_from_below(tmp_path: Path, small: tuple[Vo
                                "train/Mask/mask_case7.nii.gz": Volume(strange.astype(np.uint8), labels.geometry)})  # fmt: skip
     raw = RawDataset(convert_dataset("mrspineseg", 560, mr, output_root=tmp_path / "raw"))
     assert raw.cases == ["Case7"] and raw.channel_name == "T2"
-    assert np.array_equal(read_labels(raw.label("Case7")).array, labels.array)
+    expected = labels.array.copy()
+    expected[:2] = raw.labels["L5/S"]
+    assert np.array_equal(read_labels(raw.label("Case7")).array, expected)
     numbered = np.where(labels.array == 24, 1, np.where(labels.array == 23, 102, 0))
     numbered[:2] = 201
     mask = Volume(numbered.astype(np.uint8), labels.geometry)
@@ -214,7 +256,7 @@ def test_mrspineseg_and_spider_number_from_below(tmp_path: Path, small: tuple[Vo
     raw = RawDataset(convert_dataset("spider", 561, spider, output_root=tmp_path / "raw"))
     assert raw.cases == ["spider_1_t1", "spider_1_t2"] and set(raw.patients.values()) == {"spider_1"}
     assert raw.test_sets == {"public": ["spider_2_t2"]}
-    assert np.array_equal(read_labels(raw.label("spider_1_t2")).array, labels.array)
+    assert np.array_equal(read_labels(raw.label("spider_1_t2")).array, expected)
 
 
 def test_any_nnunet_dataset_and_running_again(tmp_path: Path, small: tuple[Volume, Volume]) -> None:
@@ -251,7 +293,7 @@ def test_a_case_that_cannot_be_used_is_skipped_with_its_reason(
     (("verse21", 1, "."), "no converter 'verse21'; known: phantom"), (("verse19", 1000, "."), "out of range"),
     (("verse19", 5), "needs -i"), (("phantom", 5, "."), "takes no -i"), (("verse19", 5, "/nowhere"), "is no folder"),
     (("verse19", 5, ".", "a/b"), "may hold letters"), *(((name, 5, "EMPTY"), "holds no") for name in sorted(CONVERTERS)
-                                                       if name not in ("phantom", "nnunet")),
+                                                       if name not in ("phantom", "phantom_mr", "nnunet")),
     (("nnunet", 5, "EMPTY"), "dataset.json"),
 ])  # fmt: skip
 def test_bad_requests(tmp_path: Path, arguments: tuple, message: str) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from spineclue_v2 import paths
 from spineclue_v2.cli import _common
-from spineclue_v2.plans import STAGES
+from spineclue_v2.plans import CORE_STAGES
 
 
-@pytest.mark.skipif(not all((paths.weights_folder() / f"{stage}.pth").is_file() for stage in STAGES), reason="no shipped weights here")
+@pytest.mark.skipif(not all((paths.weights_folder() / f"{stage}.pth").is_file() for stage in CORE_STAGES), reason="no shipped weights here")
 def test_the_demo_labels_a_spine_it_never_saw(tmp_path, capsys):
     assert _common.main("demo", ["-o", str(tmp_path / "demo"), "-device", "cpu"]) == 0
     shown = capsys.readouterr().out

@@ -104,6 +104,20 @@ def test_groups_repeat_every_figure(folders, tmp_path):
         read_groups(table)
 
 
+def test_a_case_may_be_in_several_groups_and_the_command_prints_each(folders, tmp_path, capsys):
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\na,implants\na,cervical\nb,implants; scoliosis\nelsewhere,implants\n")
+    assert read_groups(table)["a"] == "implants;cervical"
+    assert main("evaluate", ["-ref", str(folders[0]), "-pred", str(folders[1]), "--groups", str(table), "-np", "0"]) == 0
+    out, err = capsys.readouterr()
+    rates = {line.split("Group ")[1]: out.split(line)[1].split("ID-rate ")[1].split()[0] for line in out.splitlines() if "Group " in line}
+    assert rates == {"implants": "0.500", "cervical": "1.000", "scoliosis": "0.000"}
+    assert "1 cases that are not evaluated (first: elsewhere)" in err
+    table.write_text("case,group\nelsewhere,implants\n")
+    assert main("evaluate", ["-ref", str(folders[0]), "-pred", str(folders[1]), "--groups", str(table), "-np", "0"]) == 2
+    assert "none of the 2 that are evaluated" in capsys.readouterr().err
+
+
 def test_confidences_are_read_beside_the_prediction(folders):
     for case, confidence in (("a", 0.9), ("b", 0.6)):
         names = ["T12", "L1", "L2"] if case == "a" else ["L1", "L2", "L3"]

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from example_fingerprint import fingerprint
 
+from spineclue_v2 import plans as plans_module
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning.planner import SpineCLUEPlanner
-from spineclue_v2.plans import CHOICES, GROUP_TYPES, GROUPS, STAGES, Plans
+from spineclue_v2.plans import CHOICES, CORE_STAGES, GROUP_TYPES, GROUPS, STAGES, Plans, family_of, is_whole_model
 
 FIELDS = [
-    (stage, group, field.name) for stage in STAGES for group in GROUPS for field in dataclasses.fields(GROUP_TYPES[stage][group])
+    (stage, group, field.name) for stage in CORE_STAGES for group in GROUPS for field in dataclasses.fields(GROUP_TYPES[stage][group])
 ]
 
 
@@ -54,7 +55,7 @@ def test_every_field_invalidates_what_its_group_says(plans: Plans, stage: str, g
     data_differs = edited.stage(stage).data_fingerprint != plans.stage(stage).data_fingerprint
     model_differs = edited.stage(stage).model_fingerprint != plans.stage(stage).model_fingerprint
     assert (data_differs, model_differs) == {"data": (True, True), "network": (False, True), "run": (False, False)}[group]
-    for other in set(STAGES) - {stage}:
+    for other in set(CORE_STAGES) - {stage}:
         assert edited.stage(other).model_fingerprint == plans.stage(other).model_fingerprint
 
 
@@ -116,3 +117,28 @@ def test_missing_files_and_stages_say_what_to_run(plans: Plans, tmp_path: Path) 
         Plans.load(tmp_path / "none.json")
     with pytest.raises(InputError, match="no stage 'grade'; it has localize"):
         plans.stage("grade")
+
+
+def test_the_stages_of_a_model_belong_to_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans_module, "FAMILIES", ((CORE_STAGES, ("extra",)), (("first", "second"), ())))
+    assert family_of([]) == family_of(["segment"]) == (CORE_STAGES, ("extra",)) and family_of(["second"]) == (("first", "second"), ())
+    assert is_whole_model(CORE_STAGES) and is_whole_model((*CORE_STAGES, "extra")) and is_whole_model(["second", "first"])
+    for stages in ([], ["segment"], ["extra"], ["first"], [*CORE_STAGES, "first"], ["first", "second", "extra"]):
+        assert not is_whole_model(stages)
+
+
+def test_every_stage_has_a_family_and_a_trainer() -> None:
+    from spineclue_v2.stages import DEFAULT_TRAINER, trainer_class
+
+    assert sorted(STAGES) == sorted(stage for family in plans_module.FAMILIES for part in family for stage in part)
+    assert sorted(STAGES) == sorted(DEFAULT_TRAINER) and all(trainer_class(stage).stage == stage for stage in STAGES)
+
+
+def test_a_plan_may_hold_a_part_of_the_stages(plans: Plans) -> None:
+    """Fingerprints do not depend on what other stages there are."""
+    content = json.loads(json.dumps(plans.to_json()))
+    del content["stages"]["localize"], content["stages"]["identify"]
+    part = Plans.from_json(content)
+    assert list(part.stages) == ["segment"] and part.stage("segment").model_fingerprint == plans.stage("segment").model_fingerprint
+    with pytest.raises(InputError, match="no stage 'identify'; it has segment"):
+        part.stage("identify")

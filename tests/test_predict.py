@@ -21,7 +21,7 @@ from spineclue_v2.inference import model as model_module
 from spineclue_v2.inference.model import build_network, load_trained, stage_folder_name
 from spineclue_v2.inference.predict import case_name, predict
 from spineclue_v2.planning.planner import SpineCLUEPlanner
-from spineclue_v2.plans import STAGES, Plans
+from spineclue_v2.plans import CORE_STAGES, Plans
 from spineclue_v2.training.checkpoint import Checkpoint
 from spineclue_v2.volume import Geometry, Volume, read_labels, write_volume
 
@@ -41,7 +41,7 @@ def plans() -> Plans:
 def trained_once(tmp_path_factory) -> Path:
     """A results folder with two folds: thresholds that find the blocks for localize and segment, fresh networks for identify."""
     folder, agreed = tmp_path_factory.mktemp("results") / "Dataset498_Blocks", plans()
-    for stage in STAGES:
+    for stage in CORE_STAGES:
         agreed.save(folder / stage_folder_name(stage) / "plans.json")
         for fold in (0, 1):
             torch.manual_seed(fold)
@@ -124,7 +124,7 @@ def test_files_of_a_case(trained, tmp_path, scan):
     with np.load(out / "one.npz") as arrays:
         np.testing.assert_allclose(arrays["probabilities"].sum(1), 1, atol=1e-4)
         assert arrays["probabilities"].shape == (len(record(out, "one")["vertebrae"]), 24)
-    assert record(out, "one")["plans"]["fingerprints"] == {s: plans().stage(s).model_fingerprint for s in STAGES}
+    assert record(out, "one")["plans"]["fingerprints"] == {s: plans().stage(s).model_fingerprint for s in CORE_STAGES}
     assert Plans.load(out / "plans.json").stage("segment") == plans().stage("segment")
 
 
@@ -285,7 +285,7 @@ sys.exit(main("predict", sys.argv[1:]))
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are a Unix matter")
 def test_a_full_disk_is_one_sentence(tmp_path, scan):
     agreed, folder = plans(), tmp_path / "Dataset496_Fresh"
-    for stage in STAGES:
+    for stage in CORE_STAGES:
         agreed.save(folder / stage_folder_name(stage) / "plans.json")
         meta = {"stage": stage, "model_fingerprint": agreed.stage(stage).model_fingerprint}
         file = folder / stage_folder_name(stage) / "fold_0" / "checkpoint_final.pth"
@@ -298,3 +298,78 @@ def test_a_full_disk_is_one_sentence(tmp_path, scan):
     assert "Traceback" not in result.stderr
     left = {p.name for p in (tmp_path / "out").iterdir()}
     assert "one.json" not in left and not [name for name in left if name.startswith(".")]
+
+
+def test_an_executor_predicts_what_this_process_would(trained_once, tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from small_model import write_results
+
+    from spineclue_v2.inference.model import ModelSource, model_of
+
+    model = write_results(tmp_path / "results", folds=(0, 1))
+    for name in ("a", "b"):
+        write_volume(spine(NAMES[:2], (3.0, 3.0, 3.0))[0], tmp_path / "scans" / f"{name}.nii.gz")
+    (tmp_path / "scans" / "c.nii.gz").write_text("no scan")
+    source = ModelSource("cpu", str(model), ("1",))
+    loaded = model_of(source)
+    assert loaded is model_of(source) and len(loaded.stages["segment"].networks) == 1
+    here = predict(tmp_path / "scans", tmp_path / "here", loaded, report=False, progress=False)
+    with ThreadPoolExecutor(2) as executor:
+        there = predict(tmp_path / "scans", tmp_path / "there", loaded, report=False, progress=False, executor=executor,
+                        model_source=source)
+    assert here == there and "no NIfTI file" in here["c"]
+    for name in ("a", "b"):
+        assert (tmp_path / "here" / f"{name}.nii.gz").read_bytes() == (tmp_path / "there" / f"{name}.nii.gz").read_bytes()
+    stamp = (tmp_path / "there" / "a.json").stat().st_mtime_ns
+    with ThreadPoolExecutor(2) as executor:
+        predict(tmp_path / "scans", tmp_path / "there", loaded, None, True, report=False, progress=False, executor=executor,
+                model_source=source)
+    assert (tmp_path / "there" / "a.json").stat().st_mtime_ns == stamp
+
+
+def test_folds_share_all_work_but_their_networks(trained, tmp_path, scan, monkeypatch):
+    """Reading, resampling, slices and crops are made once however many folds there are: two cost less than twice one."""
+    from spineclue_v2.inference import pipeline
+    from spineclue_v2.stages.identify import predictor as identify_module
+    from spineclue_v2.stages.localize import predictor as localize_module
+    from spineclue_v2.stages.segment import predictor as segment_module
+
+    counts: dict[str, int] = {}
+
+    def counting(module, name):
+        original = getattr(module, name)
+
+        def counted(*arguments, **named):
+            counts[name] = counts.get(name, 0) + 1
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module, name in ((pipeline, "to_model_space"), (localize_module, "take_slice"), (segment_module, "crop_channels"),
+                         (identify_module, "mask_crop")):
+        counting(module, name)
+    seen = []
+    for folds in (["0"], ["0", "1"]):
+        counts.clear()
+        predict(scan, tmp_path / "_".join(folds), load_trained(trained, folds, CPU), report=False, progress=False)
+        seen.append(dict(counts))
+    assert seen[0] == seen[1] and all(count > 0 for count in seen[0].values()) and len(seen[0]) == 4
+
+
+def test_boxes_of_all_folds_are_pooled_before_clustering(trained, scan, monkeypatch):
+    from spineclue_v2.stages.localize import predictor as module
+    from spineclue_v2.volume import read_volume
+
+    seen = []
+    original = module.cluster_boxes
+    monkeypatch.setattr(module, "cluster_boxes", lambda boxes, run, gaps, folds=1, *rest: seen.append((len(boxes), folds)) or original(
+        boxes, run, gaps, folds, *rest))
+    from spineclue_v2.inference.pipeline import predict_volume
+
+    last = []
+    for folds in (["0"], ["1"], ["0", "1"]):
+        predict_volume(read_volume(scan), load_trained(trained, folds, CPU))
+        last.append(seen[-1])
+    (first, one), (second, also_one), (both, two) = last
+    assert (one, also_one, two) == (1, 1, 2) and both == first + second

@@ -174,6 +174,28 @@ def test_a_cut_vertebra_touches_the_border(example):
     assert [level for _, level in owners] == NAMES
 
 
+class LooksAtTheScan(KnowsTheHeights):
+    """An appearance witness for tests."""
+
+    weight = 1.0
+
+    def log_probabilities(self, scan: Volume, centres: np.ndarray) -> np.ndarray:
+        assert scan.array.dtype == np.int16
+        return super().log_probabilities(centres)
+
+
+def test_the_appearance_witness_is_heard_where_the_scan_is_given(example, tmp_path, monkeypatch):
+    labels, model = example
+    monkeypatch.setattr(model, "appearance", LooksAtTheScan(model.geometry.heights))
+    write_volume(Volume(scrambled(labels.array, [20, 21, 22, 23, 24]), labels.geometry), tmp_path / "given.nii.gz")
+    write_volume(Volume(np.where(labels.array > 0, 500, -500).astype(np.int16), labels.geometry), tmp_path / "ct.nii.gz")
+    heard = Options(witnesses=("appearance",))
+    result = relabel(tmp_path / "given.nii.gz", tmp_path / "named.nii.gz", model, heard, scan=tmp_path / "ct.nii.gz")
+    assert [v.level for v in result.vertebrae] == NAMES
+    without = relabel(tmp_path / "given.nii.gz", tmp_path / "other.nii.gz", model, heard)
+    assert max(v.confidence for v in without.vertebrae) < 0.9 < min(v.confidence for v in result.vertebrae)
+
+
 def test_the_shape_network_sees_every_body_once(example):
     labels, model = example
     seen: list[int] = []

@@ -25,7 +25,7 @@ from spineclue_v2.inference import install, share
 from spineclue_v2.inference.install import install_model
 from spineclue_v2.inference.model import load_shipped, load_trained
 from spineclue_v2.inference.share import export_model, write_shipped
-from spineclue_v2.plans import STAGES
+from spineclue_v2.plans import CORE_STAGES
 from spineclue_v2.training.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def test_a_model_predicts_the_same_after_export_and_installation(trained, tmp_pa
 
 def test_plain_unzip_installs_too(exported, tmp_path):
     shutil.unpack_archive(exported, tmp_path)
-    assert set(load_trained(tmp_path / DATASET, None, CPU).stages) == set(STAGES)
+    assert set(load_trained(tmp_path / DATASET, None, CPU).stages) == set(CORE_STAGES)
 
 
 def test_the_manifest_knows_every_file(exported):
@@ -121,7 +121,7 @@ def test_the_card_says_what_the_model_is(exported):
     with zipfile.ZipFile(exported) as content:
         card, licence = (content.read(f"{CARD}/{name}").decode() for name in ("MODEL_CARD.md", "LICENSE.txt"))
         fingerprints = json.loads(content.read(f"{CARD}/manifest.json"))["fingerprints"]
-    assert all(f"| {stage} | `{fingerprints[stage]}` | 0 | 7 | 3, 1 | f1 0.25 |" in card for stage in STAGES)
+    assert all(f"| {stage} | `{fingerprints[stage]}` | 0 | 7 | 3, 1 | f1 0.25 |" in card for stage in CORE_STAGES)
     assert "not a medical device" in card and "cases: 4" in card and "patients: 3" in card and "licence: CC BY 4.0" in card
     assert "L3 120" in card and "fp16" in card
     assert "stated no licence" in licence and "AGPL" in licence
@@ -142,7 +142,7 @@ def test_shipped_weights_load_as_the_package_loads_them(trained, tmp_path, monke
     monkeypatch.setenv("spineclue_results", str(trained))
     written = write_shipped(501, 1, tmp_path)
     monkeypatch.setattr(paths, "weights_folder", lambda: tmp_path)
-    assert [path.name for path in written] == [f"{stage}.pth" for stage in STAGES] == ["localize.pth", "segment.pth", "identify.pth"]
+    assert [path.name for path in written] == [f"{stage}.pth" for stage in CORE_STAGES] == ["localize.pth", "segment.pth", "identify.pth"]
     shipped, original = weights(load_shipped(CPU)), weights(load_trained(trained / DATASET, ["1"], CPU))
     assert shipped.keys() == original.keys()
     for name, tensor in original.items():

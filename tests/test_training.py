@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_dataset import DATASET, edited
@@ -18,7 +19,8 @@ from spineclue_v2.dataset import PreprocessedDataset, fold_cases, load_splits
 from spineclue_v2.errors import InputError
 from spineclue_v2.plans import Plans
 from spineclue_v2.stages import default_trainer_name, trainer_class
-from spineclue_v2.training.checkpoint import FORMAT, Checkpoint, load_weights
+from spineclue_v2.training.checkpoint import FORMAT, Checkpoint, file_sha256, load_weights
+from spineclue_v2.training.device import autocast
 from spineclue_v2.training.run import train
 from spineclue_v2.training.trainer import BaseTrainer, Interrupted, default_workers
 
@@ -90,7 +92,9 @@ def same(found: Checkpoint, wanted: Checkpoint) -> None:
 
 def test_what_a_finished_training_leaves_behind(tiny, capsys):
     assert _common.main("train", [DATASET, "segment", "0", "-device", "cpu"]) == 0
-    assert "Validation of segment fold 0: Dice" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "Validation of segment fold 0, the stage alone: Dice" in said.out
+    assert "run spineclue_train 499 localize 0, then spineclue_train 499 segment 0 --val" in said.err
     folder = paths.results_folder() / DATASET / "SegmentTrainer__SpineCLUEPlans__segment"
     assert {"plans.json", "dataset.json", "dataset_fingerprint.json"} <= {p.name for p in folder.iterdir()}
     left = {p.name for p in (folder / "fold_0").iterdir()}
@@ -101,7 +105,9 @@ def test_what_a_finished_training_leaves_behind(tiny, capsys):
     assert "epoch 2/2: loss" in said and "Training is done" in said
     summary = json.loads((folder / "fold_0" / "validation" / "summary.json").read_text())
     meta = Checkpoint.load(folder / "fold_0" / "checkpoint_final.pth").meta
-    assert [row["case"] for row in summary["metric_per_case"]] == meta["val_cases"]
+    # No detector was trained: there is nothing to validate on but the stage's own true input.
+    assert set(summary) == {"stage", "fold", "alone"}
+    assert [row["case"] for row in summary["alone"]["metric_per_case"]] == meta["val_cases"]
     assert not set(meta["val_cases"]) & set(meta["train_cases"]) and len(meta["train_cases"]) == 4
     assert [len(meta["history"][key]) for key in ("train_loss", "ema_score", "learning_rate")] == [2, 2, 2]
     assert meta["history"]["learning_rate"][0] > meta["history"]["learning_rate"][1]  # poly schedule
@@ -111,6 +117,36 @@ def test_what_a_finished_training_leaves_behind(tiny, capsys):
     before = Checkpoint.load(folder / "fold_0" / "checkpoint_final.pth")
     assert _common.main("train", [DATASET, "segment", "0", "-device", "cpu", "--c"]) == 0
     same(Checkpoint.load(folder / "fold_0" / "checkpoint_final.pth"), before)
+
+
+def test_the_whole_line_of_stages_is_validated_and_fitted_on_what_was_found(tiny, monkeypatch, capsys):
+    from spineclue_v2.stages.localize import predictor
+    from spineclue_v2.vertebra import Vertebra
+
+    def located(volume, networks, plan, device):
+        size, middle = np.array(volume.array.shape), (np.array(volume.array.shape) - 1) / 2
+        places = [volume.geometry.index_to_world(middle + (size[0] * share, 0, 0)) for share in (0.3, 0.0, -0.3)]
+        return [Vertebra(tuple(map(float, p)), (30.0, 40.0, 40.0), 0.9) for p in places]
+
+    monkeypatch.setattr(predictor, "locate", located)  # two epochs of two steps find nothing
+    for stage in ("localize", "segment", "identify"):
+        assert _common.main("train", [DATASET, stage, "0", "-device", "cpu"]) == 0
+    results = paths.results_folder() / DATASET
+    folder = results / "IdentifyTrainer__SpineCLUEPlans__identify" / "fold_0"
+    summary = json.loads((folder / "validation" / "summary.json").read_text())
+    assert {"foreground_mean", "mean", "metric_per_case", "spineclue", "alone"} <= set(summary)
+    upstream = {stage: file_sha256(results / f"{default_trainer_name(stage)}__SpineCLUEPlans__{stage}" / "fold_0" / "checkpoint_final.pth")
+                for stage in ("localize", "segment")}
+    fitted = Checkpoint.load(folder / "checkpoint_final.pth").meta["fitted"]
+    assert fitted["upstream"] == upstream and {k: summary["weights"][k] for k in upstream} == upstream
+    # Another segment network: --val fits temperature and fusion anew and says so in the checkpoint.
+    file = results / "SegmentTrainer__SpineCLUEPlans__segment" / "fold_0" / "checkpoint_final.pth"
+    changed = Checkpoint.load(file)
+    next(iter(changed.network.values())).mul_(1.01)
+    changed.save(file)
+    assert _common.main("train", [DATASET, "identify", "0", "-device", "cpu", "--val"]) == 0
+    assert Checkpoint.load(folder / "checkpoint_final.pth").meta["fitted"]["upstream"]["segment"] == file_sha256(file)
+    assert "on what earlier stages found" in capsys.readouterr().out
 
 
 def test_sigterm_is_one_sentence_and_leaves_a_checkpoint(tiny, monkeypatch, capsys):
@@ -231,13 +267,43 @@ def test_pretrained_weights_fit_as_far_as_they_do(tiny, tmp_path, caplog):
         trainer(tiny, "segment", tmp_path).load_pretrained(tmp_path / "old.pth")
 
 
+@pytest.mark.parametrize("channels, grid", [(16, (2, 4, 4)), (32, (2, 3, 3)), (64, (2, 3, 3)), (32, (4, 6, 6))])
+def test_gradients_under_autocast_are_gradients(channels, grid):
+    # oneDNN's bfloat16 weight gradients on small grids are garbage on some CPUs: those must be left out of training.
+    torch.manual_seed(0)
+    layer, x = torch.nn.Conv3d(channels, channels, 3, padding=1, bias=False), torch.rand(8, channels, *grid)
+    layer(x).square().sum().backward()
+    wanted = layer.weight.grad.clone()
+    for _ in range(4):
+        garbage = torch.full((3_000_000,), 1e6)
+        del garbage
+        layer.zero_grad()
+        with autocast(CPU):
+            found = layer(x)
+        found.float().square().sum().backward()
+        assert (layer.weight.grad - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("stage", ["segment", "identify"])
+def test_validation_cases_without_a_spine_do_not_stop_a_training(tiny, tmp_path, monkeypatch, stage):
+    run = trainer(tiny, stage, tmp_path)
+    properties = PreprocessedDataset.properties
+    monkeypatch.setattr(PreprocessedDataset, "properties", lambda self, case: properties(self, case) | (
+        {"vertebrae": {}} if case in run.val_cases else {}))
+    assert run.batch_cases(training=False) == run.train_cases
+    run.run()
+    assert (tmp_path / "checkpoint_final.pth").exists()
+
+
 class Broken:
     """A batch maker that raises, or dies as one that runs out of memory does. Module-level: worker processes import it."""
 
-    def __init__(self, how: str) -> None:
-        self.how = how
+    def __init__(self, how: str, note: Path) -> None:
+        self.how, self.note = how, note
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
+        if not self.note.exists():  # batches are made ahead: a later one must not rewrite the note while it is read
+            self.note.write_text(str(time.time()))
         if self.how == "raises":
             raise ZeroDivisionError("the batch of doom")
         os._exit(137)
@@ -246,11 +312,10 @@ class Broken:
 @pytest.mark.parametrize("how, reason", [("raises", "the batch of doom"), ("dies", "exited unexpectedly|killed")])
 def test_a_worker_that_fails_ends_the_run_with_its_reason(tiny, tmp_path, how, reason):
     run = trainer(tiny, "segment", tmp_path, workers=1)
-    run.batch_maker = lambda training: Broken(how)
-    started = time.monotonic()
+    run.batch_maker = lambda training: Broken(how, tmp_path / "failed_at")
     with pytest.raises((RuntimeError, ZeroDivisionError), match=reason) as failure:
         run.run()
-    assert time.monotonic() - started < 120  # starting a process takes its time on a busy machine; a hang would last forever
+    assert time.time() - float((tmp_path / "failed_at").read_text()) < 10
     if how == "raises":
         assert "Original Traceback" in str(failure.value) and "in __call__" in str(failure.value)
 

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 FIRST_SEED = 9000
 
 
@@ -36,7 +34,7 @@ def write_scan(folder: Path, name: str, case: Any) -> None:
     """A PhantomCase as `truth/NAME.nii.gz` and `scans/NAME.nii.gz`; the scan comes last, so a scan that is there is complete."""
     from spineclue_v2.volume import Geometry, Volume, write_volume
 
-    geometry = Geometry(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), np.eye(3))
+    geometry = Geometry(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), case.direction)
     write_volume(Volume(case.labels, geometry), folder / "truth" / f"{name}.nii.gz")
     write_volume(Volume(case.ct, geometry), folder / "scans" / f"{name}.nii.gz")
 
