@@ -55,7 +55,16 @@ class Vertebra:
     heights: BodyHeights | None = None
     trabecular_hu: float | None = None                   # median HU of the middle of the body; contrast raises it
     grade_probabilities: tuple[float, float, float, float] | None = None  # of Genant grades 0..3, by the network
-    mask_probability: np.ndarray | None = field(default=None, repr=False)  # uint8, 255 = 1, on the crop of `mask`; mean of the folds
+    mask_probability: np.ndarray | None = field(default=None, repr=False)  # uint8 on the crop of `mask`, see on_the_masks_side
+
+
+def on_the_masks_side(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Probabilities in [0, 1] as uint8 (255 = 1), at least 128 in the mask and at most 127 outside it.
+
+    Voxels that the mask lost to a neighbour or with another component stay lost at any resolution, filled holes stay filled.
+    """
+    stored = np.rint(probability.astype(np.float32) * 255).astype(np.uint8)
+    return np.where(mask, np.maximum(stored, 128), np.minimum(stored, 127)).astype(np.uint8)
 
 
 def vertebra_record(vertebra: Vertebra) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from spineclue_v2.plans import DEFAULT_PLANS_NAME, Plans
 from spineclue_v2.stages.identify.losses import supervised_contrastive
 from spineclue_v2.training import distributed
 from spineclue_v2.training.checkpoint import Checkpoint
+from spineclue_v2.training.device import fast_bfloat16
 from spineclue_v2.training.run import train
 
 # bfloat16 rounds differently in batches of other sizes; without it the order of sums is all that differs.
-TOLERANCE = 0.03 if torch.cpu._is_amx_tile_supported() else 1e-4
+TOLERANCE = 0.03 if fast_bfloat16() else 1e-4
 CLASSIFIER = {"run": {"contrastive_epochs": 0, "classifier_epochs": 2, "freeze_backbone": True}, "network": {"dropout": 0.0}}
 
 

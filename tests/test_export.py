@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from spineclue_v2 import anatomy
 from spineclue_v2.errors import InputError
 from spineclue_v2.inference.centroids import read_ctd, write_ctd
 from spineclue_v2.inference.export import case_record, export_case, label_map
-from spineclue_v2.vertebra import SpineResult, Vertebra
+from spineclue_v2.vertebra import SpineResult, Vertebra, on_the_masks_side
 from spineclue_v2.volume import Geometry, Volume, read_labels, resampled_geometry
 
 VERSE = Path(__file__).parents[1].parent / "shared" / "data" / "ct" / "verse"
@@ -91,6 +92,31 @@ def test_values_equal_plain_linear_interpolation(scan, seed):
     found = label_map([vertebra(mask, start)], model, scan) == 20
     decided = np.abs(expected - 0.5) > 0.01  # 8 bit ownership may tip what lies on the threshold
     assert np.array_equal(found[decided], (expected >= 0.5)[decided])
+
+
+def test_the_probability_places_the_surface_between_voxels():
+    scan = geometry(shape=(60, 60, 60), spacing=(0.5, 0.5, 0.5))
+    model = resampled_geometry(scan, (2.0, 2.0, 2.0))
+    centre = scan.index_to_world((np.array(scan.shape) - 1) / 2)
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in model.shape], indexing="ij"), axis=-1)
+    soft = np.clip(0.5 + (9.3 - np.linalg.norm(model.index_to_world(index) - centre, axis=-1)) / 4, 0, 1)  # a blurred ball, radius 9.3 mm
+    hard = cropped(soft >= 0.5, "L3")
+    box = tuple(slice(a, a + n) for a, n in zip(hard.mask_start, hard.mask.shape, strict=True))
+    expected, dice = ball(scan, centre, 9.3), []
+    for drawn in (hard, replace(hard, mask_probability=on_the_masks_side(soft[box], hard.mask))):
+        found = label_map([drawn], model, scan) == 22
+        dice.append(2 * (found & expected).sum() / (found.sum() + expected.sum()))
+    assert dice[0] < 0.97 < 0.985 < dice[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_voxel_that_the_mask_lost_stays_lost_whatever_its_probability(seed):
+    rng = np.random.default_rng(seed)
+    grid = geometry()
+    mask = rng.random((6, 7, 8)) > 0.5
+    stored = on_the_masks_side(rng.random(mask.shape), mask)
+    assert np.array_equal(stored >= 128, mask)
+    assert np.array_equal(label_map([vertebra(mask, (5, 5, 5), mask_probability=stored)], grid, grid)[5:11, 5:12, 5:13] == 20, mask)
 
 
 def test_axes_that_are_not_parallel_to_model_space():

@@ -20,7 +20,7 @@ from ..evaluation.matching import match_by_centroid
 from ..morphology import fill_holes, largest_component
 from ..plans import Plans
 from ..storage import read_json
-from ..vertebra import SpineResult, Vertebra, vertebra_from_record
+from ..vertebra import SpineResult, Vertebra, on_the_masks_side, vertebra_from_record
 from ..volume import Geometry, read_labels
 from .export import export_case, interpolated, target_box
 from .model import geometry_witness
@@ -119,12 +119,13 @@ def merge(members: Sequence[tuple[list[Vertebra], Geometry]]) -> tuple[list[Vert
     low = np.floor(corners.min(0)).astype(int) - 1
     grid = base.cropped(low, np.ceil(corners.max(0)).astype(int) + 2 - low)
     best, owner = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.uint8)
-    for number, group in enumerate(groups, start=1):
-        total, start = _mean_mask(group, grid)
+    means = [_mean_mask(group, grid) for group in groups]
+    for number, (total, start) in enumerate(means, start=1):
         box = tuple(slice(a, a + n) for a, n in zip(start, total.shape, strict=True))
         wins = (total >= 0.5) & (total > best[box])
         best[box][wins], owner[box][wins] = total[wins], number
-    merged = [_merged(group, owner == number, best, grid) for number, group in enumerate(groups, start=1)]
+    merged = [_merged(group, owner == number, total, start, grid)
+              for number, (group, (total, start)) in enumerate(zip(groups, means, strict=True), start=1)]
     return [vertebra for vertebra in merged if vertebra is not None], grid
 
 
@@ -141,18 +142,20 @@ def _mean_mask(group: list[tuple[Vertebra, Geometry]], grid: Geometry) -> tuple[
     low, high = np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)
     total = np.zeros(high - low, np.float32)
     for vertebra, own in group:
-        soft = replace(vertebra, mask=vertebra.mask_probability.astype(np.float32) / 255)
-        total += interpolated(soft, own, grid, low, high)
+        total += interpolated(vertebra, own, grid, low, high)
     return total / len(group), low
 
 
-def _merged(group: list[tuple[Vertebra, Geometry]], mask: np.ndarray, probability: np.ndarray, grid: Geometry) -> Vertebra | None:
+def _merged(group: list[tuple[Vertebra, Geometry]], mask: np.ndarray, probability: np.ndarray, start: np.ndarray,
+            grid: Geometry) -> Vertebra | None:
+    """The group as one vertebra: `mask` on the whole of `grid`, mean `probability` on a box of it that begins at `start`."""
     if not mask.any():
         return None
     inside = np.argwhere(mask)
     first, last = inside.min(0), inside.max(0) + 1
     box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
     mask = fill_holes(largest_component(mask[box]))
+    soft = probability[tuple(slice(int(a), int(b)) for a, b in zip(first - start, last - start, strict=True))]
     own = [vertebra for vertebra, _ in group]
 
     def mean(name: str) -> Any:
@@ -165,7 +168,7 @@ def _merged(group: list[tuple[Vertebra, Geometry]], mask: np.ndarray, probabilit
                    extent=tuple(float(n * s) for n, s in zip(mask.shape, grid.spacing, strict=True)), support=sum(v.support for v in own),
                    score=float(np.mean([v.score for v in own])), volume_ml=float(mask.sum()) * voxel / 1000,
                    touches_border=any(v.touches_border for v in own), probabilities=np.mean([v.probabilities for v in own], axis=0),
-                   mask_probability=np.rint(probability[box] * 255 * mask).astype(np.uint8), uncertainty=float(np.mean(
+                   mask_probability=on_the_masks_side(soft, mask), uncertainty=float(np.mean(
                        [v.uncertainty for v in own])), level=None, confidence=None, heights=None)
 
 

@@ -18,6 +18,7 @@ from .centroids import read_ctd, write_ctd
 __all__ = ["case_record", "export_case", "label_map", "read_ctd", "versions", "write_colour_tables", "write_ctd"]
 
 THRESHOLD = 0.5
+JUST_OUTSIDE = 127 / 255  # the highest 8-bit probability that is no mask
 SLICER_TABLE, ITKSNAP_TABLE = "labels_slicer.ctbl", "labels_itksnap.txt"
 NO_VERTEBRA = "no vertebra found"
 REMARKS = ("heights: [anterior, middle, posterior] of the body in the mask, mm; loss: missing share of what the reference lets expect; "
@@ -44,8 +45,8 @@ def export_case(result: SpineResult, model_geometry: Geometry, geometry: Geometr
 def label_map(vertebrae: Iterable[Vertebra], model_geometry: Geometry, geometry: Geometry) -> np.ndarray:
     """VerSe label values, uint8 (z, y, x) on grid `geometry`.
 
-    Each vertebra's mask (bool or probability, model space) is interpolated linearly inside its own bounding box only; a voxel
-    belongs to the vertebra with the highest value of at least 0.5. Vertebrae without mask or level leave no trace.
+    Each vertebra's probability (model space; its mask where there is none) is interpolated linearly inside its own bounding box only; a
+    voxel belongs to the vertebra with the highest value of at least 0.5. Vertebrae without mask or level leave no trace.
     """
     labels = np.zeros(geometry.shape, dtype=np.uint8)
     drawn = [(v, box) for v in vertebrae if v.mask is not None and v.level is not None
@@ -81,13 +82,13 @@ def target_box(vertebra: Vertebra, model: Geometry, target: Geometry) -> tuple[n
 
 
 def interpolated(vertebra: Vertebra, model: Geometry, target: Geometry, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The mask at the target voxels [low, high), float32 in [0, 1]; 0 outside it.
+    """The vertebra's probability, or mask, at the target voxels [low, high), float32 in [0, 1]; 0 outside it.
 
     A mask that touches the border of model space is continued by one voxel: the outer half voxels of a finer grid lie beyond the
     last voxel centres of model space.
     """
     start = np.array(vertebra.mask_start)
-    mask = np.pad(vertebra.mask.astype(np.float32), 1)
+    mask = _field(vertebra)
     for axis in range(3):
         ends = np.moveaxis(mask, axis, 0)
         if start[axis] == 0:
@@ -103,6 +104,18 @@ def interpolated(vertebra: Vertebra, model: Geometry, target: Geometry, low: np.
     from scipy.ndimage import affine_transform
 
     return affine_transform(mask, steps, origin, tuple(high - low), order=1, mode="constant", prefilter=False)
+
+
+def _field(vertebra: Vertebra) -> np.ndarray:
+    """Values to interpolate, float32, one voxel wider than the mask on every side; the probability places the surface between voxels."""
+    if vertebra.mask_probability is None:
+        return np.pad(vertebra.mask.astype(np.float32), 1)
+    # What the tight box cuts off: the fall goes on, and the surface lies at most half a voxel outside the last voxel of the mask.
+    probability = vertebra.mask_probability.astype(np.float32) / 255
+    fall, nearest = np.pad(probability, 1, mode="reflect", reflect_type="odd"), np.pad(probability, 1, mode="edge")
+    field = np.clip(np.minimum(fall, 1 - nearest), 0, JUST_OUTSIDE)
+    field[1:-1, 1:-1, 1:-1] = probability
+    return field
 
 
 def _separable(mask: np.ndarray, steps: np.ndarray, origin: np.ndarray, shape: np.ndarray) -> np.ndarray:

@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..errors import InputError
+
+SOUND_GRID = 3
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -22,20 +25,30 @@ def resolve_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def matrix_bfloat16() -> bool:
-    """True when this CPU has matrix tiles (AMX), which make bfloat16 several times faster than float32.
+def fast_bfloat16() -> bool:
+    """True when this CPU multiplies bfloat16 itself (AMX tiles, or AVX-512 with BF16 instructions); where it is emulated nothing is gained."""
+    return torch.backends.mkldnn.is_available() and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
-    With AVX-512 alone it is no gain (measured: detector and shape network a third slower, U-Net 10 % faster than float32), and
-    oneDNN's bfloat16 weight gradients of 3D convolutions on small grids (2 x 3 x 3, say) read memory that nobody wrote
-    (torch 2.15): other numbers each time, off by orders of magnitude, now and then NaN.
+
+def sound_bfloat16_gradients(smallest_grid: Sequence[int] | None) -> bool:
+    """True when bfloat16 gradients can be trusted on this CPU.
+
+    Without AMX oneDNN's bfloat16 weight gradients of 3D convolutions on grids of 2 along an axis (2 x 3 x 3, say) read memory that
+    nobody wrote (torch 2.15): other numbers each time, off by orders of magnitude, now and then NaN.
+
+    Args:
+        smallest_grid: fewest voxels along each axis that a 3D convolution of the network sees; None: it has none.
     """
-    return torch.backends.mkldnn.is_available() and bool(torch.cpu._is_amx_tile_supported())
+    return torch.cpu._is_amx_tile_supported() or smallest_grid is None or min(smallest_grid) >= SOUND_GRID
 
 
-def autocast(device: torch.device) -> Any:
-    """Mixed precision that suits the device: float16 on CUDA, bfloat16 on CPUs with matrix tiles, none elsewhere."""
+def autocast(device: torch.device, smallest_grid: Sequence[int] | None = None) -> Any:
+    """Mixed precision that suits the device: float16 on CUDA, bfloat16 on CPUs made for it, none elsewhere.
+
+    Training names the network's `smallest_grid` (see `sound_bfloat16_gradients`); without gradients it does not matter.
+    """
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.float16)
-    if device.type == "cpu" and matrix_bfloat16():
+    if device.type == "cpu" and fast_bfloat16() and sound_bfloat16_gradients(smallest_grid):
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return contextlib.nullcontext()

@@ -111,6 +111,10 @@ class BaseTrainer:
         """Loss tensor and named parts for the log; called under autocast."""
         raise NotImplementedError
 
+    def smallest_grid(self) -> tuple[int, ...] | None:
+        """Fewest voxels per axis that a 3D convolution of the network sees, (1, 1, 1) where that is not known, None when it has none."""
+        return (1, 1, 1)
+
     def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         """{'loss': .., 'score': ..} of one validation batch; larger score is better. Called without gradients."""
         raise NotImplementedError
@@ -246,7 +250,7 @@ class BaseTrainer:
         self.network.zero_grad(set_to_none=True)
         parts, total = [batch] if self.passes == 1 else self.halves(batch), 0.0
         for part in parts:
-            with autocast(self.device):
+            with autocast(self.device, self.smallest_grid()):
                 loss = self._parallel_loss(part) / len(parts)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"The loss of stage {self.stage} became {loss.item()} in epoch {self.epoch}.")

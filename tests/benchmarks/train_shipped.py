@@ -66,12 +66,12 @@ def settings(number: int) -> dict[str, Any]:
     return {}
 
 
-def make_data(folder: Path, cases: int, processes: int) -> None:
-    """Synthetic cases into raw/DATASET; those that exist are kept."""
+def make_data(folder: Path, cases: int, processes: int, first: int = 0) -> None:
+    """Synthetic cases number `first` on into raw/DATASET; those that exist are kept."""
     from spineclue_v2.parallel import run_tasks
 
     raw = folder / "raw" / DATASET
-    tasks = {name: (raw, name, number) for number in range(cases)
+    tasks = {name: (raw, name, number) for number in range(first, first + cases)
              if not (raw / "imagesTr" / f"{(name := f'phantom_{number:04d}')}_0000.nii.gz").exists()}
     _, failures = run_tasks(make_case, tasks, num_processes=processes if processes > 1 else 0, description="phantoms")
     if failures:

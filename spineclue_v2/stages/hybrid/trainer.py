@@ -67,6 +67,9 @@ class Hybrid2DTrainer(_MRTrainer):
 
     stage = "hybrid_2d"
 
+    def smallest_grid(self) -> None:
+        return None
+
     def build_network(self) -> TwoBranches:
         self._criterion = dice_and_cross_entropy(batch_dice=True)
         return build_network(self.stage, self.plans)

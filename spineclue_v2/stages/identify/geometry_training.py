@@ -50,9 +50,12 @@ def made_spines(count: int, seed: int) -> list[Landmarks]:
 
 
 def train_for_pipeline(landmark_file: str | Path, collections: Sequence[str] = COLLECTIONS, schedule: Schedule = SCHEDULE,
-                       members: int = 3) -> GeometryWitness:
-    """The shipped witness, from a VID file; the detector's order is not used, since the pipeline has none."""
+                       members: int = 3, found: Sequence[Landmarks] = ()) -> GeometryWitness:
+    """The shipped witness, from a VID file; the detector's order is not used, since the pipeline has none.
+
+    `found`: scans as the pipeline's earlier stages see them, with their misses and false detections.
+    """
     real = [replace(scan.landmarks, rank=None) for scan in read_scans(landmark_file) if scan.collection in collections and scan.names]
     about = {"data": f"VID landmarks (Buergin et al. 2023, CC BY-SA 4.0), collections {', '.join(collections)}: {len(real)} scans; "
-                     f"{MADE_SPINES} spine curves of the package's phantom"}
-    return GeometryWitness.fit([*real, *made_spines(MADE_SPINES, schedule.seed)], SHAPE, schedule, members, about)
+                     f"{MADE_SPINES} spine curves of the package's phantom; {len(found)} times what was found in synthetic scans"}
+    return GeometryWitness.fit([*real, *made_spines(MADE_SPINES, schedule.seed), *found], SHAPE, schedule, members, about)

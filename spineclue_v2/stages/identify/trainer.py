@@ -46,6 +46,9 @@ class IdentifyTrainer(BaseTrainer):
                            self.plan.network.crop_size, self.plan.data.spacing_mm, run.batch_size, contrastive,
                            self.seed + (0 if training else 1), augment=training)
 
+    def smallest_grid(self) -> tuple[int, ...]:
+        return tuple(n // (self.plan.network.stem_stride * 8) for n in self.plan.network.crop_size)  # three strided stages follow the stem
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         return self._optimizers(contrastive=self.plan.run.contrastive_epochs > 0)
 

@@ -23,6 +23,9 @@ class LocalizeTrainer(BaseTrainer):
     def build_network(self) -> SliceDetector:
         return build_network(self.plan.network, len(self.plan.data.windows_hu))
 
+    def smallest_grid(self) -> None:
+        return None
+
     def batch_maker(self, training: bool) -> SliceBatches:
         return SliceBatches(self.dataset.folder, self.batch_cases(training),
                             self.plan.data.windows_hu, self.plan.network.slice_size, self.plan.data.spacing_mm,

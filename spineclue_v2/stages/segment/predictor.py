@@ -9,7 +9,7 @@ import torch
 from ...morphology import body_centre, fill_holes, largest_component
 from ...plans import StagePlan
 from ...training.device import autocast
-from ...vertebra import Vertebra
+from ...vertebra import Vertebra, on_the_masks_side
 from ...volume import Volume
 from .data import crop_channels, crop_start
 from .network import foreground_probability
@@ -136,11 +136,12 @@ def _finish(vertebra: Vertebra, mask: np.ndarray, probability: np.ndarray, start
     inside = np.argwhere(mask)
     first, last = inside.min(0), inside.max(0)
     tight = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
-    mask, probability = mask[tight], np.rint(probability[tight].astype(np.float32) * 255).astype(np.uint8)
+    mask = mask[tight]
     origin = low + first
     touches = bool(((origin == 0) | (origin + np.array(mask.shape) == shape)).any())
     to_world = volume.geometry.index_to_world
-    return replace(vertebra, mask=np.ascontiguousarray(mask), mask_probability=probability, mask_start=tuple(int(o) for o in origin),
+    return replace(vertebra, mask=np.ascontiguousarray(mask), mask_probability=on_the_masks_side(probability[tight], mask),
+                   mask_start=tuple(int(o) for o in origin),
                    mask_centroid=tuple(map(float, to_world(inside.mean(0) + low))),
                    body_centre=tuple(map(float, to_world(np.asarray(body_centre(mask, (spacing,) * 3)) + origin))),
                    volume_ml=volume_ml, touches_border=touches,

@@ -25,12 +25,20 @@ class SegmentTrainer(BaseTrainer):
     def has_samples(self, cases: list[str]) -> bool:
         return bool(vertebra_table(self.dataset, cases))
 
+    def training_crop(self) -> tuple[int, ...]:
+        network = self.plan.network
+        divisor = 2 ** (len(network.features) - 1)
+        return tuple(max(divisor, round(n * self.crop_share / divisor) * divisor) for n in network.crop_size)
+
+    def smallest_grid(self) -> tuple[int, ...]:
+        if self.plan.network.architecture != "ResEnc":
+            return super().smallest_grid()
+        return tuple(n // 2 ** (len(self.plan.network.features) - 1) for n in self.training_crop())
+
     def batch_maker(self, training: bool) -> CropBatches:
         data, network, run = self.plan.data, self.plan.network, self.plan.run
-        divisor = 2 ** (len(network.features) - 1)
-        size = tuple(max(divisor, round(n * self.crop_share / divisor) * divisor) for n in network.crop_size)
         return CropBatches(self.dataset.folder, self.batch_cases(training), data.windows_hu,
-                           data.hu_min, size, network.heatmap_sigma_mm / data.spacing_mm,
+                           data.hu_min, self.training_crop(), network.heatmap_sigma_mm / data.spacing_mm,
                            run.centre_jitter_mm / data.spacing_mm, run.batch_size, self.seed + (0 if training else 1), augment=training,
                            spacing=data.spacing_mm)
 

@@ -1,0 +1,243 @@
+"""Identify trained on what the shipped earlier stages find: `python -m tests.benchmarks.train_identify -o DIR [--cases 200] [-np 2]`.
+
+Masks as localize and segment make them differ from true ones, and so do their centres. So: phantoms of the kinds of `train_shipped` (other
+seeds), the shipped localize and segment on each, then (1) the shape network learns on from both true and found masks, (2) the geometry
+witness is trained on landmarks, made spines and found centres, (3) the weights of both and the decoder's prices are fitted on
+scans that trained neither. A whole cycle of kinds in five is left out for (3) and for the table. Steps that are complete are kept.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spineclue_v2 import anatomy
+from spineclue_v2.storage import atomic_path, read_json, write_json
+
+from . import train_shipped
+
+DATASET = "Dataset591_Found"
+FIRST_NUMBER = 1000           # localize and segment were trained on numbers below 200 of the same seeds
+STEPS = ("data", "found", "shape", "geometry", "fit")
+CYCLE, FOLDS = 20, 5          # kinds follow each other in cycles; of five cycles one is left out
+REPEATS = 6                   # a scan's found centres among the geometry witness's examples
+FITTED_PRICES = ("missed", "false_detection", "evidence")   # the rare numberings are too few here
+GEOMETRY = "geometry.pth"
+
+
+def left_out(case: str) -> bool:
+    return int(case.split("_")[1]) // CYCLE % FOLDS == FOLDS - 1
+
+
+@functools.cache
+def shipped() -> Any:
+    import torch
+
+    from spineclue_v2.inference.model import load_shipped
+
+    torch.set_num_threads(1)
+    return load_shipped(torch.device("cpu"))
+
+
+def find_case(home: Path, case: str) -> None:
+    """Found vertebrae of a preprocessed phantom as `found/CASE.npz` and, named by their true masks, as a preprocessed case CASE_found."""
+    from spineclue_v2.dataset import PreprocessedDataset
+    from spineclue_v2.inference.out_of_fold import instance_map, true_names
+    from spineclue_v2.inference.pipeline import segment_located
+    from spineclue_v2.preprocessing import vertebra_properties, write_blosc2
+    from spineclue_v2.stages.identify.predictor import head_to_foot
+    from spineclue_v2.stages.localize.predictor import locate
+    from spineclue_v2.volume import Geometry, Volume
+
+    model, base = shipped(), home / "preprocessed"
+    plans = {stage: model.plans.stage(stage) for stage in ("localize", "segment", "identify")}
+    data = {stage: PreprocessedDataset(base / train_shipped.DATASET / plan.data_fingerprint) for stage, plan in plans.items()}
+    volumes = {stage: Volume(np.asarray(data[stage].image(case)[:]), Geometry.from_json(data[stage].properties(case)["geometry"]))
+               for stage in ("localize", "segment")}
+    properties, truth = data["segment"].properties(case), np.asarray(data["segment"].labels(case)[:])
+    found = locate(volumes["localize"], model.stages["localize"].networks, plans["localize"], model.device)
+    if found:
+        scan = Geometry.from_json(properties["source_geometry"])
+        found = head_to_foot(segment_located(volumes["segment"], found, model.stages["segment"].networks, plans["segment"],
+                                             model.device, scan))
+    names = [name or "" for name in true_names(found, truth)] if found else []
+    target = base / DATASET / plans["identify"].data_fingerprint
+    values = np.array([0, *(anatomy.LABEL_OF_NAME.get(name, 0) for name in names)], np.uint8)
+    labels = Volume(values[instance_map(found, truth.shape)], volumes["segment"].geometry)
+    write_blosc2(target / f"{case}_found_seg.b2nd", labels)
+    write_json(target / f"{case}_found.json", properties | {"vertebrae": vertebra_properties(labels)})
+    for ending in (f"{case}_seg.b2nd", f"{case}.json"):
+        if not left_out(case):
+            shutil.copyfile(data["identify"].folder / ending, target / ending)
+    with atomic_path(home / "found" / f"{case}.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, names=np.array(names, dtype="U4"), missed=len(properties["vertebrae"]) - sum(map(bool, names)),
+                            centres=np.array([v.body_centre for v in found]).reshape(-1, 3),
+                            shapes=np.array([v.mask.shape for v in found]).reshape(-1, 3),
+                            **{f"mask_{i}": np.packbits(v.mask) for i, v in enumerate(found)})
+
+
+def find_all(home: Path, processes: int) -> None:
+    from spineclue_v2.parallel import run_tasks
+
+    source, target = (home / "preprocessed" / name for name in (train_shipped.DATASET, DATASET))
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / "SpineCLUEPlans.json", target / "SpineCLUEPlans.json")
+    cases = sorted(read_json(source / "dataset.json", "dataset.json")["patients"])
+    tasks = {case: (home, case) for case in cases if not (home / "found" / f"{case}.npz").exists()}
+    _, failures = run_tasks(find_case, tasks, num_processes=processes if processes > 1 else 0, description="found")
+    if failures:
+        raise SystemExit(f"scans failed: {failures}")
+    parts = {"train": [n for case in cases if not left_out(case) for n in (case, f"{case}_found")],
+             "val": [f"{case}_found" for case in cases if left_out(case)]}
+    write_json(target / "splits_final.json", [parts])
+    write_json(target / "dataset.json", read_json(source / "dataset.json", "dataset.json") | {
+        "name": DATASET, "patients": {n: n.removesuffix("_found") for names in parts.values() for n in names}})
+
+
+def found_scans(home: Path, which: bool) -> list[dict[str, Any]]:
+    """What was found in the scans that are left out (`which` True), or in the others."""
+    scans = []
+    for path in sorted((home / "found").glob("*.npz")):
+        if left_out(path.stem) == which:
+            with np.load(path) as content:
+                scan = {key: content[key] for key in ("names", "missed", "centres")}
+                scan["masks"] = [np.unpackbits(content[f"mask_{i}"], count=int(np.prod(shape))).reshape(shape).astype(bool)
+                                 for i, shape in enumerate(content["shapes"])]
+            scans.append(scan | {"case": path.stem})
+    return scans
+
+
+def train_geometry(home: Path, landmark_file: Path) -> None:
+    from spineclue_v2.stages.identify.geometry_features import L6, NOT_A_VERTEBRA, Landmarks
+    from spineclue_v2.stages.identify.geometry_training import train_for_pipeline
+
+    def target(name: str) -> int:
+        return NOT_A_VERTEBRA if not name else L6 if name == "L6" else anatomy.LEVEL_INDEX[anatomy.EMITTING_LEVEL[name]]
+
+    found = [Landmarks(scan["centres"], np.array([target(str(n)) for n in scan["names"]])) for scan in found_scans(home, False)
+             if len(scan["names"])]
+    train_for_pipeline(landmark_file, found=found * REPEATS).save(home / GEOMETRY)
+
+
+def witness_rows(scans: list[dict[str, Any]], stage: Any, plan: Any, geometry: Any) -> list[Any]:
+    """`WitnessRows` of scans with anything found: shape after fusion, and geometry."""
+    import torch
+
+    from spineclue_v2.stages.identify.calibration import WitnessRows
+    from spineclue_v2.stages.identify.predictor import shape_logs, shape_probabilities
+    from spineclue_v2.stages.identify.steps import steps_along_spine, whole_positions
+    from spineclue_v2.vertebra import Vertebra
+
+    rows = []
+    for scan in scans:
+        if not len(scan["names"]):
+            continue
+        steps = steps_along_spine(scan["centres"])
+        vertebrae = [Vertebra(tuple(c), (0.0, 0.0, 0.0), 1.0, mask=m) for c, m in zip(scan["centres"], scan["masks"], strict=True)]
+        shape, _ = shape_probabilities(vertebrae, stage, plan, torch.device("cpu"), whole_positions(steps))
+        rows.append(WitnessRows({"shape": shape_logs(shape), "geometry": geometry.log_probabilities(scan["centres"])},
+                                tuple(str(n) or None for n in scan["names"]), steps))
+    return rows
+
+
+def fitted(rows: list[Any], prices: Any) -> tuple[dict[str, float], Any]:
+    from spineclue_v2.stages.identify.calibration import fit_weights, weighted
+    from spineclue_v2.stages.identify.decoder_fit import Case, fit_prices
+
+    weights = fit_weights(rows, prices)
+    return weights, fit_prices([Case(weighted(r.logs, weights), r.names, r.steps) for r in rows], prices, FITTED_PRICES)
+
+
+def judged(rows: list[Any], missed: int, settings: Any) -> str:
+    """ID-rate, all-right rate, anchored scans and calibration of `rows`, each named with `settings(number)` = (weights, prices)."""
+    from spineclue_v2.evaluation.metrics import expected_calibration_error
+    from spineclue_v2.stages.identify.calibration import weighted
+    from spineclue_v2.stages.identify.decoder import Decoder
+
+    right: list[bool] = []
+    confidence, whole, anchored = [], [], []
+    for number, row in enumerate(rows):
+        weights, prices = settings(number)
+        given = Decoder(prices).decode(weighted(row.logs, weights), row.steps)
+        hits = [name == true for name, true in zip(given.names, row.names, strict=True) if true]
+        right += hits
+        confidence += [c for c, true in zip(given.confidence, row.names, strict=True) if true]
+        whole.append(all(hits))
+        anchored.append(given.numbering_anchored)
+    sure = [w for w, a in zip(whole, anchored, strict=True) if a]
+    return (f"ID-rate {sum(right) / (len(right) + missed):.3f} of {len(right) + missed}, of those found {np.mean(right):.3f}; all found named "
+            f"right {np.mean(whole):.3f} of {len(whole)}; anchored {len(sure)}, {len(sure) - sum(sure)} of them wrong; "
+            f"ECE {expected_calibration_error(np.array(confidence), np.array(right)):.3f}")
+
+
+def fit_all(home: Path) -> None:
+    """Print the table and write the plan's weights and prices, and the new weights, into DIR/weights."""
+    from spineclue_v2.inference.model import stage_model
+    from spineclue_v2.inference.share import write_shipped_stage
+    from spineclue_v2.plans import Plans
+    from spineclue_v2.stages.identify.decoder import Prices
+    from spineclue_v2.stages.identify.geometry import GeometryWitness
+    from spineclue_v2.training.checkpoint import Checkpoint
+
+    model, scans = shipped(), found_scans(home, True)
+    missed = sum(int(scan["missed"]) for scan in scans)
+    (final,) = (home / "results" / DATASET).glob("*__identify/fold_0/checkpoint_final.pth")
+    plans_file = final.parent.parent / "plans.json"
+    plans = Plans.load(plans_file)
+    plan, before = plans.stage("identify"), model.plans.stage("identify")
+    new = stage_model("identify", [Checkpoint.load(final)], [final], plans, model.device)
+    witnesses = {"shipped": model.geometry, "new": GeometryWitness.load(home / GEOMETRY)}
+    prices = Prices.from_dict(before.run.decoder_prices)
+    plain = {"shape": 1.0, "geometry": 1.0} | {k: v for k, v in before.run.witness_weights.items() if k != "appearance"}
+    for shape_name, stage in (("shipped", model.stages["identify"]), ("new", new)):
+        for geometry_name, geometry in witnesses.items():
+            rows = witness_rows(scans, stage, before, geometry)
+            what = f"shape {shape_name}, geometry {geometry_name}"
+            for label, weights in (("without geometry", plain | {"geometry": 0.0}), ("weights of the plan", plain)):
+                print(f"{what}, {label}: {judged(rows, missed, lambda _, w=weights: (w, prices))}")
+            halves = [fitted([r for i, r in enumerate(rows) if i % 2 != half], prices) for half in (0, 1)]
+            print(f"{what}, fitted on the other half: {judged(rows, missed, lambda i, h=halves: h[i % 2])}")
+    weights, prices = fitted(rows, prices)
+    print("fitted on all that was left out:", weights, {name: round(getattr(prices, name), 3) for name in FITTED_PRICES})
+    run = dataclasses.replace(plan.run, witness_weights=weights, decoder_prices={k: round(v, 6) for k, v in prices.to_dict().items()})
+    dataclasses.replace(plans, stages=plans.stages | {"identify": dataclasses.replace(plan, run=run)}).save(plans_file)
+    print(write_shipped_stage(final, home / "weights" / "identify.pth"))
+    shutil.copyfile(home / GEOMETRY, home / "weights" / GEOMETRY)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", required=True, type=Path, help="folder for the dataset, the training and the weights")
+    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=20, help="of the classifier phase, 25 batches each")
+    parser.add_argument("--landmarks", type=Path, help="vid_training.json.gz, for the step geometry")
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
+    parser.add_argument("-device", default=None)
+    parser.add_argument("-np", type=int, default=2)
+    args = parser.parse_args()
+    os.environ["SPINECLUE_HOME"] = str(args.o)
+    if "data" in args.steps:
+        train_shipped.make_data(args.o, args.cases, args.np, FIRST_NUMBER)
+        train_shipped.describe(args.o, [])
+        train_shipped.plan_and_preprocess(args.o, args.epochs / train_shipped.EPOCHS["identify"], args.np)
+    if "found" in args.steps:
+        find_all(args.o, args.np)
+    if "shape" in args.steps:
+        from spineclue_v2.training.run import train
+
+        results = list((args.o / "results" / DATASET).glob("*__identify/fold_0/checkpoint_latest.pth"))
+        train(DATASET, "identify", 0, device=args.device, pretrained_weights="shipped", resume=bool(results))
+    if "geometry" in args.steps:
+        train_geometry(args.o, args.landmarks)
+    if "fit" in args.steps:
+        fit_all(args.o)
+
+
+if __name__ == "__main__":
+    main()
