@@ -68,6 +68,8 @@ def find_case(home: Path, case: str) -> None:
                                              model.device, scan))
     names = [name or "" for name in true_names(found, truth)] if found else []
     target = base / DATASET / plans["identify"].data_fingerprint
+    for folder in (target, home / "found"):
+        folder.mkdir(parents=True, exist_ok=True)
     values = np.array([0, *(anatomy.LABEL_OF_NAME.get(name, 0) for name in names)], np.uint8)
     labels = Volume(values[instance_map(found, truth.shape)], volumes["segment"].geometry)
     write_blosc2(target / f"{case}_found_seg.b2nd", labels)
@@ -156,7 +158,7 @@ def fitted(rows: list[Any], prices: Any) -> tuple[dict[str, float], Any]:
 
 def judged(rows: list[Any], missed: int, settings: Any) -> str:
     """ID-rate, all-right rate, anchored scans and calibration of `rows`, each named with `settings(number)` = (weights, prices)."""
-    from spineclue_v2.evaluation.metrics import expected_calibration_error
+    from spineclue_v2.evaluation.calibration import expected_calibration_error
     from spineclue_v2.stages.identify.calibration import weighted
     from spineclue_v2.stages.identify.decoder import Decoder
 
