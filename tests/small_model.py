@@ -13,7 +13,7 @@ from spineclue_v2.inference.model import build_network, stage_folder_name
 from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans import CORE_STAGES, Plans
 from spineclue_v2.storage import write_json
-from spineclue_v2.training.checkpoint import Checkpoint
+from spineclue_v2.training.checkpoint import Checkpoint, weights_sha256
 
 DATASET = "Dataset501_Example"
 CASES = {"train": ["anna_smith_1", "anna_smith_2", "bert_jones"], "val": ["carla_doe"]}
@@ -33,7 +33,7 @@ def small_plans() -> Plans:
 
 def write_results(results: Path, folds: tuple[int, ...] = (0,), plans: Plans | None = None, dataset: str = DATASET) -> Path:
     """`results`/DATASET with freshly drawn networks for every stage and fold; returns that folder."""
-    plans = plans or small_plans()
+    plans, upstream = plans or small_plans(), {fold: {} for fold in folds}  # type: ignore[var-annotated]
     for number, stage in enumerate(CORE_STAGES):
         folder = results / dataset / stage_folder_name(stage)
         plans.save(folder / "plans.json")
@@ -45,8 +45,11 @@ def write_results(results: Path, folds: tuple[int, ...] = (0,), plans: Plans | N
             torch.manual_seed(10 * fold + number)
             network = build_network(stage, plans)
             meta = {"stage": stage, "trainer": stage_folder_name(stage).split("__")[0], "fold": fold, "epoch": 7, "best_ema": 0.5,
-                    "history": {"train_loss": [1.0] * 7}, "plans": plans.to_json(), "fitted": {"temperature": 1.5},
+                    "history": {"train_loss": [1.0] * 7}, "plans": plans.to_json(),
+                    "fitted": {"temperature": 1.5} | ({"upstream": upstream[fold]} if stage == "identify" else {}),
                     "model_fingerprint": plans.stage(stage).model_fingerprint, "train_cases": CASES["train"], "val_cases": CASES["val"]}
+            if stage != "identify":
+                upstream[fold][stage] = weights_sha256(network.state_dict())
             optimizer = {"optimizer": {"state": {0: torch.zeros(1000)}}}
             extra = {"phi": torch.rand(plans.stage(stage).run.neighbours, 24, 24)} if stage == "identify" else {}
             Checkpoint(network.state_dict(), meta, extra, optimizer).save(folder / f"fold_{fold}" / "checkpoint_final.pth")

@@ -79,6 +79,20 @@ def test_a_model_predicts_the_same_after_export_and_installation(trained, tmp_pa
     assert [p.name for p in folder.parent.iterdir()] == [DATASET]
 
 
+def test_identify_is_still_fitted_to_the_weights_it_was_exported_with(trained, exported, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("spineclue_results", str(trained))
+    for number, archive in enumerate((exported, export_model(501, tmp_path / "whole.zip", [0]))):  # as fp16 and as they are
+        shutil.unpack_archive(archive, tmp_path / str(number))
+        load_trained(tmp_path / str(number) / DATASET, None, CPU)
+    assert "fitted to other weights" not in caplog.text
+    file = next((tmp_path / "1" / DATASET).glob("*__segment/fold_0/*.pth"))
+    changed = Checkpoint.load(file)
+    next(t for t in changed.network.values() if t.is_floating_point()).mul_(1.01)
+    changed.save(file)
+    load_trained(tmp_path / "1" / DATASET, None, CPU)
+    assert "fitted to other weights of stage segment" in caplog.text
+
+
 def test_plain_unzip_installs_too(exported, tmp_path):
     shutil.unpack_archive(exported, tmp_path)
     assert set(load_trained(tmp_path / DATASET, None, CPU).stages) == set(CORE_STAGES)
@@ -151,7 +165,7 @@ def test_shipped_weights_load_as_the_package_loads_them(trained, tmp_path, monke
         content = torch.load(path, weights_only=True)
         assert content["format"] == 1 and "optimizer_state" not in content and path.stat().st_size < share.SHIPPED_LIMIT
         meta = json.loads(content["meta"])
-        assert "history" not in meta and "train_cases" not in meta and meta["fitted"] == {"temperature": 1.5}
+        assert "history" not in meta and "train_cases" not in meta and meta["fitted"]["temperature"] == 1.5
 
 
 def test_the_commands(trained, tmp_path, capsys, monkeypatch):

@@ -19,7 +19,7 @@ from spineclue_v2.dataset import PreprocessedDataset, fold_cases, load_splits
 from spineclue_v2.errors import InputError
 from spineclue_v2.plans import Plans
 from spineclue_v2.stages import default_trainer_name, trainer_class
-from spineclue_v2.training.checkpoint import FORMAT, Checkpoint, file_sha256, load_weights
+from spineclue_v2.training.checkpoint import FORMAT, Checkpoint, load_weights, weights_sha256
 from spineclue_v2.training.device import autocast
 from spineclue_v2.training.run import train
 from spineclue_v2.training.trainer import BaseTrainer, Interrupted, default_workers
@@ -135,8 +135,9 @@ def test_the_whole_line_of_stages_is_validated_and_fitted_on_what_was_found(tiny
     folder = results / "IdentifyTrainer__SpineCLUEPlans__identify" / "fold_0"
     summary = json.loads((folder / "validation" / "summary.json").read_text())
     assert {"foreground_mean", "mean", "metric_per_case", "spineclue", "alone"} <= set(summary)
-    upstream = {stage: file_sha256(results / f"{default_trainer_name(stage)}__SpineCLUEPlans__{stage}" / "fold_0" / "checkpoint_final.pth")
-                for stage in ("localize", "segment")}
+    files = {stage: results / f"{default_trainer_name(stage)}__SpineCLUEPlans__{stage}" / "fold_0" / "checkpoint_final.pth"
+             for stage in ("localize", "segment")}
+    upstream = {stage: weights_sha256(Checkpoint.load(file).network) for stage, file in files.items()}
     fitted = Checkpoint.load(folder / "checkpoint_final.pth").meta["fitted"]
     assert fitted["upstream"] == upstream and {k: summary["weights"][k] for k in upstream} == upstream
     # Another segment network: --val fits temperature and fusion anew and says so in the checkpoint.
@@ -145,7 +146,7 @@ def test_the_whole_line_of_stages_is_validated_and_fitted_on_what_was_found(tiny
     next(iter(changed.network.values())).mul_(1.01)
     changed.save(file)
     assert _common.main("train", [DATASET, "identify", "0", "-device", "cpu", "--val"]) == 0
-    assert Checkpoint.load(folder / "checkpoint_final.pth").meta["fitted"]["upstream"]["segment"] == file_sha256(file)
+    assert Checkpoint.load(folder / "checkpoint_final.pth").meta["fitted"]["upstream"]["segment"] == weights_sha256(changed.network)
     assert "on what earlier stages found" in capsys.readouterr().out
 
 

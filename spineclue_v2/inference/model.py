@@ -14,7 +14,7 @@ from .. import stages as stage_registry
 from ..errors import InputError
 from ..plans import CORE_STAGES, DEFAULT_PLANS_NAME, MR_STAGES, STAGES, Plans, family_of
 from ..stages import default_trainer_name
-from ..training.checkpoint import Checkpoint, file_sha256, load_weights
+from ..training.checkpoint import Checkpoint, load_weights, weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class StageModel:
     networks: list[torch.nn.Module]
     fitted: list[dict[str, Any]]
     extra: list[dict[str, torch.Tensor]]
-    sha256: list[str]
+    sha256: list[str]                         # of the weights, not of the files
 
 
 @dataclass
@@ -176,7 +176,7 @@ def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], pl
         load_weights(network, checkpoint, file)
         networks.append(network.eval())
     return StageModel(networks, [c.meta.get("fitted", {}) for c in checkpoints], [c.extra for c in checkpoints],
-                      [file_sha256(file) for file in files])
+                      [weights_sha256(c.network) for c in checkpoints])
 
 
 def _check_one_space(plans: Plans, source: str) -> None:

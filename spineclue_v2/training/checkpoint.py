@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,7 @@ class Checkpoint:
         def shrink(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             tensors = {k: v.detach().cpu() for k, v in tensors.items()}
             if half:
-                tensors = {k: v.half() if v.is_floating_point() and v.numel() and v.abs().max() < HALF_PRECISION_RATIO else v
-                           for k, v in tensors.items()}
+                tensors = {k: _half(v) for k, v in tensors.items()}
             return tensors
 
         content: dict[str, Any] = {"format": FORMAT, "network_weights": shrink(self.network), "extra": shrink(self.extra),
@@ -74,8 +74,24 @@ def _full_precision(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
+def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of named tensors as they are shared at half precision, first 16 hex digits: how a stage records the weights it was fitted to.
+
+    Unlike the file's own digest it outlasts whatever writes the weights again: an export, with or without `half`, and what is fitted.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + _half(tensor.detach().cpu()).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _half(tensor: torch.Tensor) -> torch.Tensor:
+    """As fp16, where it is floating and the range of fp16 holds it."""
+    return tensor.half() if tensor.is_floating_point() and tensor.numel() and tensor.abs().max() < HALF_PRECISION_RATIO else tensor
+
+
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, first 16 hex digits: how a stage records the weights it was fitted to."""
+    """sha256 of a file, first 16 hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

@@ -14,7 +14,7 @@ from ...dataset import PreprocessedDataset
 from ...errors import InputError
 from ...mr_preprocessing import UNLABELLED
 from ...structures import kind
-from ...training.checkpoint import Checkpoint, file_sha256
+from ...training.checkpoint import Checkpoint, weights_sha256
 from ...training.trainer import BaseTrainer
 from .. import default_trainer_name
 from .cps import cross_supervision, pseudo_labels, ramp
@@ -148,7 +148,7 @@ class Hybrid3DTrainer(_MRTrainer):
             raise InputError(f"The 2D branches {path} were trained with model fingerprint {saved.meta.get('model_fingerprint')}, the plan "
                              f"has {wanted}; train hybrid_2d again, or restore its plan.")
         self.network.branches.load_state_dict(saved.network)
-        self.fitted["hybrid_2d"] = {"model_fingerprint": wanted, "weights": file_sha256(path)}
+        self.fitted["hybrid_2d"] = {"model_fingerprint": wanted, "weights": weights_sha256(saved.network)}
 
     def batch_maker(self, training: bool) -> PatchBatches:
         network, run = self.plan.network, self.plan.run
