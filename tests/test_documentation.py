@@ -1,8 +1,10 @@
 """What the documentation says must be what the program does."""
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,18 @@ def test_every_command_line_that_is_shown_can_be_parsed(page):
 
 def test_the_readme_shows_commands():
     assert len(command_lines(ROOT / "README.md")) >= 5
+
+
+@pytest.mark.parametrize("there, flag", [((), ""), (("latest",), "--c"), (("final",), "--c"), (("latest", "final"), "--c")])
+def test_the_slurm_recipe_continues_whatever_can_be_continued(tmp_path, there, flag):
+    lines = re.findall(r"^(?:fold|resume)=.*$", (ROOT / "documentation" / "folds.md").read_text(encoding="utf-8"), re.MULTILINE)
+    script = "\n".join(lines).replace("RESULTS", str(tmp_path)) + "\necho $resume"
+    folder = tmp_path / "Dataset501_Name" / "SegmentTrainer__SpineCLUEPlans__segment" / "fold_3"
+    folder.mkdir(parents=True)
+    for name in there:
+        (folder / f"checkpoint_{name}.pth").touch()
+    said = subprocess.run(["bash", "-c", script], env={"SLURM_ARRAY_TASK_ID": "3", "PATH": os.defpath}, capture_output=True, text=True)
+    assert said.stdout.strip() == flag, said
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

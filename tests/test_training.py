@@ -69,6 +69,49 @@ def test_a_run_that_was_stopped_and_continued_ends_like_one_that_was_not(tiny, t
     same(found, whole)
 
 
+@pytest.mark.parametrize("hook", ["_validate", "on_train_end"])
+def test_a_run_that_is_stopped_after_its_last_step_is_not_taken_for_validated(tiny, tmp_path, hook):
+    run = trainer(tiny, "segment", tmp_path)
+    original = getattr(run, hook)
+
+    def stopped():
+        if run.epoch == run.epochs - 1 or hook == "on_train_end":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original()
+
+    setattr(run, hook, stopped)
+    with pytest.raises(Interrupted, match="after the last epoch of segment, fold 0; continue with --c"):
+        run.run()
+    same(Checkpoint.load(tmp_path / "checkpoint_final.pth"), uninterrupted(tiny, tmp_path / "whole", "segment", {}))
+
+
+# Two iterations per epoch; identify's first phase has two epochs.
+@pytest.mark.parametrize("stage, edits, epoch", [
+    ("segment", {"epochs": 6}, 2), ("segment", {"epochs": 3, "initial_lr": 5e-4}, 1), ("segment", {"weight_decay": 0.3}, 1),
+    ("identify", {"contrastive_epochs": 5}, 1), ("identify", {"classifier_epochs": 6, "classifier_lr": 1e-3}, 3)])
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.filterwarnings("ignore:Detected call")  # no optimiser steps here
+def test_a_continued_run_takes_its_rates_from_the_plan(tiny, tmp_path, stage, edits, epoch, finished):
+    first = trainer(tiny, stage, tmp_path)
+    for first.epoch in range(epoch):
+        first.on_epoch_start()
+        for _ in range(first.iterations):
+            first.scheduler.step()
+    first.epoch = epoch
+    name = "checkpoint_final.pth" if finished else "checkpoint_latest.pth"
+    first.checkpoint(with_optimizer=not finished).save(tmp_path / name)
+    whole, again = (trainer(tiny, stage, tmp_path, run=edits) for _ in range(2))
+    for whole.epoch in range(epoch):
+        whole.on_epoch_start()
+        for _ in range(whole.iterations):
+            whole.scheduler.step()
+    again._resume()
+    assert again.scheduler.state_dict() == whole.scheduler.state_dict()
+    (found,), (wanted,) = ([{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
+                           for run in (again, whole))
+    assert found == wanted and found["lr"] > 0
+
+
 def uninterrupted(tiny: Path, folder: Path, stage: str, edits: dict, _known: dict = {}) -> Checkpoint:  # noqa: B006 - shared by all cases
     key = (str(tiny), stage, str(edits))
     if key not in _known:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,8 @@ HISTORY = ("train_loss", "val_loss", "val_score", "ema_score", "learning_rate", 
 
 
 class Interrupted(Exception):
-    """The run was asked to stop (SIGTERM); `checkpoint_latest.pth` holds the state after the last full epoch."""
+    """The run was asked to stop (SIGTERM); `checkpoint_latest.pth` holds the state after the last full epoch, `checkpoint_final.pth`
+    that after the last of all."""
 
 
 class BatchSource(Dataset):
@@ -140,6 +142,10 @@ class BaseTrainer:
     def on_epoch_start(self) -> None:
         """Room for phases (identify changes from contrastive to classifier training)."""
 
+    def schedule_start(self) -> int:
+        """Epoch at which the present optimiser's schedule began; not 0 in a later phase."""
+        return 0
+
     def on_train_end(self) -> None:
         """Room for what is fitted after the last epoch (temperature, fusion)."""
 
@@ -169,6 +175,8 @@ class BaseTrainer:
             self.checkpoint().save(self.folder / "checkpoint_final.pth")
             (self.folder / "checkpoint_latest.pth").unlink(missing_ok=True)
             logger.info("Training is done: %s.", self.folder / "checkpoint_final.pth")
+            if self._stop:  # asked for after the last step: the validation that would follow is left to the continued run
+                raise Interrupted(f"Stopped after the last epoch of {self.stage}, fold {self.fold}; continue with --c.")
         finally:
             logger.removeHandler(handler)
             handler.close()
@@ -294,15 +302,32 @@ class BaseTrainer:
             raise InputError(f"--c was given but {self.folder} holds no checkpoint to continue from; start without --c.")
         saved = self.load(self.folder / name)
         self.best, self.history = saved.meta["best_ema"], saved.meta["history"]
-        if saved.optimizer is not None:
-            # The saved optimiser is the one of the last epoch that was run; a phase that begins now makes its own.
-            self.epoch = max(0, saved.meta["epoch"] - 1)
-            self.on_epoch_start()
-            self.optimizer.load_state_dict(saved.optimizer["optimizer"])
-            self.scheduler.load_state_dict(saved.optimizer["scheduler"])
-            self.scaler.load_state_dict(saved.scaler or {})
+        # The saved optimiser is the one of the last epoch that was run; a phase that begins now makes its own.
+        self.epoch = max(0, saved.meta["epoch"] - 1)
+        self.on_epoch_start()
         self.epoch = saved.meta["epoch"]
+        self._restore_schedule(saved)
         logger.info("Continuing after epoch %d.", self.epoch)
+
+    def _restore_schedule(self, saved: Checkpoint) -> None:
+        """Optimiser, scheduler and scaler of `saved`; rates and decay are those of the plan, which may have been edited since."""
+        planned = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        state = saved.optimizer
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(saved.scaler or {})
+            unedited = all(before.get(key) == value for before, now in zip(self.optimizer.param_groups, planned, strict=True)
+                           for key, value in now.items() if key != "lr")
+            if unedited and _schedule(state["scheduler"]) == _schedule(self.scheduler.state_dict()):
+                self.scheduler.load_state_dict(state["scheduler"])
+                return
+        # Another plan, or a finished run, which keeps no optimiser: the plan's schedule from its start to this epoch.
+        for group, values in zip(self.optimizer.param_groups, planned, strict=True):
+            group.update(values)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step\\(\\)` before")
+            for _ in range((self.epoch - self.schedule_start()) * self.iterations):
+                self.scheduler.step()
 
     def load(self, path: Path) -> Checkpoint:
         """Load weights, fitted values and extra tensors of a checkpoint that fits this plan."""
@@ -339,6 +364,11 @@ class BaseTrainer:
 
     def _request_stop(self, *_: Any) -> None:
         self._stop = True
+
+
+def _schedule(state: dict[str, Any]) -> dict[str, Any]:
+    """What a scheduler's state says of the schedule itself, without how far it has come."""
+    return {key: value for key, value in state.items() if not key.startswith("_") and key != "last_epoch"}
 
 
 def out_of_memory(error: RuntimeError) -> bool:

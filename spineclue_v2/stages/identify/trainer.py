@@ -69,6 +69,9 @@ class IdentifyTrainer(BaseTrainer):
             self.optimizer, self.scheduler = self._optimizers(phase == "contrastive")
             self._phase = phase
 
+    def schedule_start(self) -> int:
+        return self.plan.run.contrastive_epochs if self._phase == "classifier" else 0
+
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         run = self.plan.run
         if "spine" not in batch:
