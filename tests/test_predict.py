@@ -128,6 +128,24 @@ def test_files_of_a_case(trained, tmp_path, scan):
     assert Plans.load(out / "plans.json").stage("segment") == plans().stage("segment")
 
 
+def test_nothing_of_an_earlier_run_stays_beside_a_new_result(trained, tmp_path, scan):
+    model, out = load_trained(trained, ["0"], CPU), tmp_path / "out"
+
+    def again(**wanted) -> int:
+        """Time at which CASE.json was written."""
+        predict(scan, out, model, **{"report": False, "progress": False, **wanted})
+        return (out / "one.json").stat().st_mtime_ns
+
+    first = again(save_probabilities=True, report=True)
+    assert again(save_probabilities=True, report=True, continue_prediction=True) == first
+    plain = again()
+    assert plain > first and not (out / "one.npz").exists() and not (out / "one.png").exists()
+    # Files that are asked for now and are not there are no complete case.
+    assert again(continue_prediction=True) == plain
+    assert again(continue_prediction=True, save_probabilities=True) > plain and (out / "one.npz").exists()
+    assert again(continue_prediction=True, report=True) > plain and (out / "one.png").exists() and not (out / "one.npz").exists()
+
+
 def test_the_same_scan_gives_the_same_result(trained, tmp_path, scan):
     for name in ("first", "second"):
         torch.manual_seed(len(name))

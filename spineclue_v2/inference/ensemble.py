@@ -24,6 +24,7 @@ from ..vertebra import SpineResult, Vertebra, on_the_masks_side, vertebra_from_r
 from ..volume import Geometry, read_labels
 from .export import export_case, interpolated, target_box
 from .model import geometry_witness
+from .predict import remove_earlier, save_probabilities_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +76,8 @@ def _ensemble_case(case: str, folders: list[Path], output: Path, run: Any, witne
                              "the same scan.")
     vertebrae, geometry = merge(members)
     result = named(vertebrae, run, witness)
-    (output / f"{case}.json").unlink(missing_ok=True)
+    remove_earlier(output, case)
     if save_probabilities:
-        from .predict import save_probabilities_of
-
         save_probabilities_of(result, geometry, output / f"{case}.npz")
     sources = [read_json(folder / f"{case}.json", "prediction").get("plans", {}) for folder in folders]
     export_case(result, geometry, scans[0], output, case, {"name": "ensemble", "members": sources})

@@ -97,7 +97,8 @@ def predict_mr_case(path: Path, name: str, output: Path, model: Model, mirror: b
     labels, steps = predict_mr_volume(volume, model, mirror)
     data = model.plans.stage(mr_stage(model)).data
     rows = structure_records(labels, dict(zip(data.classes, data.label_values, strict=True)))
-    (output / f"{name}.json").unlink(missing_ok=True)  # an older complete result must not vouch for half-replaced files
+    for ending in (".json", ".png"):  # what an earlier run left must neither vouch for half-replaced files nor show other ones
+        (output / f"{name}{ending}").unlink(missing_ok=True)
     if report:
         write_mr_report(volume, labels, rows, data.orientation, output / f"{name}.png", name)
     write_volume(labels, output / f"{name}.nii.gz")

@@ -92,7 +92,7 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
                                   model_source or ModelSource())
     describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
-        if continue_prediction and _complete(output, case.name, is_mr):
+        if continue_prediction and _complete(output, case.name, is_mr, save_probabilities, report):
             outcome[case.name] = None
             continue
         try:
@@ -118,7 +118,7 @@ def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: O
                        source: ModelSource) -> dict[str, str | None]:
     """The same through an executor; what the output was made with is written before the first case is sent out."""
     is_mr = "hybrid_2d" in model.stages
-    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, is_mr))]
+    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, is_mr, save_probabilities, report))]
     if waiting:
         _describe(output, model, options, cases[0].path.parent)
     tasks = {case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options, save_probabilities, report)
@@ -145,7 +145,7 @@ def predict_case(case: Case, output: Path, model: Model, options: Options | None
         on_read()
     result, geometry = predict_volume(volume, model, options)
     result.seconds["read"] = read
-    (output / f"{case.name}.json").unlink(missing_ok=True)  # an older complete result must not vouch for half-replaced files
+    remove_earlier(output, case.name)
     if report:
         from .report import write_report
 
@@ -159,8 +159,16 @@ def predict_case(case: Case, output: Path, model: Model, options: Options | None
     return result
 
 
-def _complete(output: Path, name: str, is_mr: bool = False) -> bool:
-    return all((output / f"{name}{ending}").exists() for ending in (".json", ".nii.gz", *(() if is_mr else ("_ctd.json",))))
+def remove_earlier(output: Path, name: str) -> None:
+    """Take away what an earlier run left of a case and this one may not write again: CASE.json first, which vouches for the rest."""
+    for ending in (".json", ".npz", ".png"):
+        (output / f"{name}{ending}").unlink(missing_ok=True)
+
+
+def _complete(output: Path, name: str, is_mr: bool, save_probabilities: bool, report: bool) -> bool:
+    """Whether every file that is asked for is there."""
+    endings = [".json", ".nii.gz"] + [".png"] * report + ([] if is_mr else ["_ctd.json"] + [".npz"] * save_probabilities)
+    return all((output / f"{name}{ending}").exists() for ending in endings)
 
 
 def save_probabilities_of(result: SpineResult, geometry: Geometry, path: Path) -> None:
