@@ -18,7 +18,7 @@ import torch
 from .. import paths
 from ..errors import InputError
 from ..plans import CORE_STAGES, DEFAULT_PLANS_NAME, Plans
-from ..stages import default_trainer_name
+from ..stages import default_trainer_name, trainer_class
 from ..storage import atomic_path, read_json, write_json
 from ..training.checkpoint import Checkpoint
 from .crossval import accumulate, key_figure, open_fold, validate_fold
@@ -41,6 +41,7 @@ def find_best_configuration(dataset: str | int, plans_names: Sequence[str] = (DE
     """
     name = paths.dataset_name(dataset)
     where, folds = device or torch.device("cpu"), [str(fold) for fold in folds]
+    _check_trainers(name, plans_names, trainers or ())
     found = {plans_name: _choose_chain(name, plans_name, trainers, folds, where) for plans_name in dict.fromkeys(plans_names)}
     best = max(found, key=lambda key: found[key]["figures"][CORE_STAGES[-1]])  # the first of equals
     chosen = found[best]
@@ -74,10 +75,31 @@ def _choose_chain(dataset: str, plans_name: str, trainers: Sequence[str] | None,
     return {"trainers": chosen, "figures": figures, "candidates": candidates}
 
 
+def _trainers_of(dataset: str, stage: str, plans_name: str) -> list[str]:
+    """Trainers that have a folder for the stage; those of networks that are no stage of the pipeline by themselves are left out."""
+    def stands_alone(trainer: str) -> bool:
+        try:
+            return bool(getattr(trainer_class(stage, trainer), "stands_alone", False))
+        except InputError:  # of a package that is not installed here: its weights are there all the same
+            return False
+
+    names = [place.name.split("__")[0] for place in (paths.results_folder() / dataset).glob(f"*__{plans_name}__{stage}")]
+    return [name for name in names if not stands_alone(name)]
+
+
+def _check_trainers(dataset: str, plans_names: Sequence[str], wanted: Sequence[str]) -> None:
+    """InputError when one of the trainers named has trained no stage."""
+    known = sorted({name for plans_name in plans_names for stage in CORE_STAGES for name in _trainers_of(dataset, stage, plans_name)})
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise InputError(f"No stage that predicts was trained by '{unknown[0]}' with {', '.join(plans_names)} of {dataset}; there are: "
+                         f"{', '.join(known) or 'none'}.")
+
+
 def _finished_trainers(dataset: str, stage: str, plans_name: str, wanted: Sequence[str] | None, folds: list[str]) -> list[str]:
     """Trainers of the stage with all folds, the default first; InputError when there is none."""
     results, default = paths.results_folder() / dataset, default_trainer_name(stage)
-    known = sorted((place.name.split("__")[0] for place in results.glob(f"*__{plans_name}__{stage}")), key=lambda t: (t != default, t))
+    known = sorted(_trainers_of(dataset, stage, plans_name), key=lambda t: (t != default, t))
     if wanted is not None:  # trainers belong to one stage each: where none of those named does, the default serves
         known = [trainer for trainer in known if trainer in wanted] or [default]
     missing: dict[str, list[str]] = {trainer: [fold for fold in folds if not (
