@@ -247,8 +247,9 @@ def method_choices() -> dict[str, Choice]:
             "loss_weights": paper((0.1, 0.5, 1.0), "alpha, beta, gamma"), "mc_samples": paper(20, "N, Fig. 7"),
             "theta": paper(0.1, "Fig. 7"), "hops": paper(3, "Fig. 7"), "neighbours": paper(7, "Fig. 7, the target included"),
             "decoder_prices": Choice({}, "empty: the decoder's own defaults", {}),
-            "witness_weights": Choice({"shape": 1.0, "geometry": 0.45}, "middle of the best range on the validation phantoms of fold 0 "
-                                      "(0.3 to 0.6); the geometry witness repeats part of what the decoder knows", {})}
+            "witness_weights": Choice({"shape": 1.0, "geometry": 0.45, "appearance": 0.45}, "middle of the best range on the validation "
+                                      "phantoms of fold 0 (0.3 to 0.6); the geometry witness repeats part of what the decoder knows; as "
+                                      "much for the appearance witness where it was trained", {})}
 
 
 def stage_plan(stage: str, data: Mapping[str, Choice], network: Mapping[str, Choice], run: Mapping[str, Choice]) -> StagePlan:

@@ -14,21 +14,26 @@ from spineclue_v2.anatomy import LEVEL_INDEX, NUM_LEVELS
 from spineclue_v2.dataset import PreprocessedDataset
 from spineclue_v2.errors import InputError
 from spineclue_v2.geometry import Geometry
-from spineclue_v2.planning.planner import SpineCLUEPaperPlanner
+from spineclue_v2.inference.pipeline import Options
+from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
 from spineclue_v2.plans import Data, Plans
+from spineclue_v2.stages.identify import predictor
 from spineclue_v2.stages.identify.appearance import (
     CROP,
     NOT_A_VERTEBRA,
     SPACING_MM,
     AppearanceBatches,
     AppearanceNetwork,
+    AppearanceTrainer,
     AppearanceWitness,
     augmented,
     coarse,
     crops,
 )
+from spineclue_v2.stages.identify.calibration import START
 from spineclue_v2.stages.identify.predictor import combine_witnesses, shape_logs
 from spineclue_v2.training.run import train
+from spineclue_v2.vertebra import Vertebra
 from spineclue_v2.volume import Volume
 
 DATA = Data(2.0)
@@ -116,6 +121,24 @@ def test_trained_like_any_stage_and_found_beside_the_shape_witness(tiny, tmp_pat
         AppearanceWitness.load(Path(__file__).parents[1] / "spineclue_v2" / "weights" / "geometry.pth")
 
 
+@pytest.mark.parametrize("every", [False, True])
+def test_validation_cases_without_a_regular_vertebra_do_not_stop_it(tiny, tmp_path, monkeypatch, every):
+    plans = Plans.load(tiny / "SpineCLUEPlans.json")
+    data = PreprocessedDataset(tiny / plans.stage("identify").data_fingerprint)
+    empty = data.cases[-2:] if every else data.cases[-1:]
+    properties = PreprocessedDataset.properties
+    monkeypatch.setattr(PreprocessedDataset, "properties", lambda self, case: properties(self, case) | (
+        {"vertebrae": {}} if case in empty else {}))
+    run = AppearanceTrainer(plans, 0, data, data.cases[:-2], data.cases[-2:], tmp_path, torch.device("cpu"), workers=0)
+    assert run.batch_cases(training=False) == (run.train_cases if every else run.val_cases)
+    assert np.isfinite(run._validate()["loss"])
+    run.on_train_end()
+    judged = [row["case"] for row in run.perform_validation()["metric_per_case"]]
+    assert judged == (run.train_cases if every else run.val_cases[:1])
+    with pytest.raises(InputError, match="shows a regular vertebra"):
+        AppearanceBatches(data.folder, empty, run.plan.data, 4, seed=0)(0)
+
+
 def test_it_learns_to_tell_the_ends_of_a_column_apart():
     """Levels by what is near: places at the upper end against places at the lower end of the same column."""
     torch.manual_seed(1)
@@ -153,6 +176,28 @@ def test_the_papers_plan_hears_the_shape_alone():
     shape = generator.dirichlet(np.ones(NUM_LEVELS), 4)
     others = (np.log(generator.dirichlet(np.ones(NUM_LEVELS + 1), 4)) for _ in range(2))
     np.testing.assert_allclose(combine_witnesses(shape, next(others), weights, appearance=next(others)), combine_witnesses(shape, None, {}))
+
+
+def test_a_fitted_weight_is_stronger_than_the_plans(monkeypatch):
+    planned = SpineCLUEPlanner("raw", fingerprint()).plan().stage("identify")
+    silent = SpineCLUEPaperPlanner("raw", fingerprint()).plan().stage("identify")
+    vertebrae = [Vertebra((0.0, 0.0, -30.0 * i), (30.0,) * 3, 1.0, body_centre=(0.0, 0.0, -30.0 * i)) for i in range(3)]
+    rows = np.log(np.random.default_rng(0).dirichlet(np.ones(NUM_LEVELS + 1), 3))
+    monkeypatch.setattr(predictor, "shape_probabilities", lambda *_: (np.full((3, NUM_LEVELS), 1 / NUM_LEVELS), np.zeros(3)))
+    used: list[dict[str, float]] = []
+    combine = predictor.combine_witnesses
+    monkeypatch.setattr(predictor, "combine_witnesses",
+                        lambda p, g, weights, *rest: used.append(dict(weights)) or combine(p, g, weights, *rest))
+
+    def weight_used(plan, weight: float | None) -> float:
+        witness = AppearanceWitness([], DATA, [], weight)
+        monkeypatch.setattr(witness, "log_probabilities", lambda volume, centres: rows)
+        predictor.identify(vertebrae, None, None, plan, torch.device("cpu"), Options(), witness, scan())
+        return used[-1]["appearance"]
+
+    assert weight_used(planned, None) == START["appearance"] == 0.45
+    assert weight_used(planned, 0.3) == 0.3
+    assert weight_used(silent, 0.3) == 0.0
 
 
 def test_from_data_with_lists_of_windows(tmp_path):

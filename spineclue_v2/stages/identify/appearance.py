@@ -25,7 +25,7 @@ from ...training.checkpoint import Checkpoint
 from ...training.trainer import BaseTrainer
 from ...volume import Geometry, Volume
 from ..segment.data import crop_start
-from .data import moving_grid
+from .data import moving_grid, regular_rows
 from .geometry import load_weights, save_weights
 from .network import InceptionStem, ResidualBlock
 from .uncertainty import fit_temperature
@@ -112,11 +112,16 @@ class AppearanceBatches:
             for vertebra in vertebrae:
                 row = (case, geometry.index_to_world(np.array(vertebra["body_centre"])))
                 self._rows.setdefault(LEVEL_INDEX_OF_LABEL[vertebra["label"]], []).append(row)
+        if not self._rows:
+            raise InputError(f"None of the {len(self.cases)} cases of {self.folder} shows a regular vertebra (C1 to L5) to learn "
+                             "from; check the labels of the dataset.")
 
     def rows_of(self, case: str) -> tuple[Tensor, Tensor]:
         """Inputs (n, C, z, y, x) and levels (n,) of one case's regular vertebrae, from head to foot, not augmented."""
         self.prepare()
         rows = [(level, centre) for level, found in self._rows.items() for name, centre in found if name == case]
+        if not rows:
+            return torch.zeros(0, len(self.data.windows_hu), *CROP), torch.zeros(0, dtype=torch.long)
         rows.sort(key=lambda row: -row[1][2])
         images = crops(self._scans[case], np.array([centre for _, centre in rows]), self.data)
         return torch.from_numpy(images), torch.tensor([level for level, _ in rows])
@@ -175,6 +180,9 @@ class AppearanceTrainer(BaseTrainer):
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE, weight_decay=self.plan.run.weight_decay)
         return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=max(1, self.epochs * self.iterations), power=0.9)
 
+    def has_samples(self, cases: list[str]) -> bool:
+        return bool(regular_rows(self.dataset, cases))
+
     def batch_maker(self, training: bool) -> AppearanceBatches:
         return AppearanceBatches(self.dataset.folder, self.batch_cases(training),
                                  self.plan.data, self.plan.run.batch_size, self.seed + (0 if training else 1), augment=training)
@@ -219,11 +227,11 @@ class AppearanceWitness:
         networks: in evaluation mode, on `device`.
         data: the model space whose CT windows and HU limits they were trained with.
         temperatures: one per network.
-        weight: of its log-probabilities where the plan's `witness_weights` has none.
+        weight: of its log-probabilities, where it was fitted; None leaves it to the plan's `witness_weights`.
         about: plain JSON for the record.
     """
 
-    def __init__(self, networks: Sequence[AppearanceNetwork], data: Data, temperatures: Sequence[float], weight: float = 1.0,
+    def __init__(self, networks: Sequence[AppearanceNetwork], data: Data, temperatures: Sequence[float], weight: float | None = None,
                  about: Mapping[str, Any] | None = None, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
         self.networks = [network.eval().to(self.device) for network in networks]

@@ -55,7 +55,9 @@ def identify(vertebrae: list[Vertebra], model: StageModel, geometry: Any, plan: 
     centres = np.array([v.body_centre for v in vertebrae])
     steps = steps_along_spine(centres)
     probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, device, whole_positions(steps))
-    weights = {"appearance": getattr(appearance, "weight", 0.0)} | dict(plan.run.witness_weights)
+    weights = dict(plan.run.witness_weights)
+    if getattr(appearance, "weight", None) is not None and weights.get("appearance", 1.0) > 0:
+        weights["appearance"] = appearance.weight  # fitted: it knows better than the plan, unless the plan does not want to hear it
     heard = [name for name in options.witnesses if weights.get(name, 1.0) > 0]
     by_geometry = geometry.log_probabilities(centres) if geometry is not None and "geometry" in heard else None
     by_appearance = None
