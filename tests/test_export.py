@@ -267,6 +267,13 @@ def test_no_spine_is_a_valid_empty_result(tmp_path):
     assert not read_labels(paths["labels"]).array.any() and read_ctd(paths["centroids"], grid) == {}
 
 
+@pytest.mark.parametrize("margin", [float("inf"), float("nan"), None])
+def test_a_number_that_is_not_finite_is_null(tmp_path, margin):
+    whole, grid = result()
+    paths = export_case(replace(whole, margin=margin), grid, grid, tmp_path, "case")
+    assert json.loads(paths["record"].read_text(), parse_constant=pytest.fail)["margin"] is None
+
+
 def test_stages_that_did_not_run_leave_null():
     record = case_record(SpineResult((Vertebra((0, 0, 0), (1, 2, 3), 0.5),), True))
     entry = record["vertebrae"][0]

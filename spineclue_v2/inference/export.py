@@ -1,6 +1,7 @@
 """A SpineResult as files on the scan's own grid: label map, centres, record, colour tables. Each appears by rename."""
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -193,7 +194,8 @@ def _grading_record(vertebra: Vertebra) -> dict[str, Any] | None:
 
 
 def _number(value: float | None, decimals: int) -> float | None:
-    return None if value is None else round(float(value), decimals)
+    """Rounded; None (null) also for what is not finite, which JSON has no word for."""
+    return None if value is None or not math.isfinite(value) else round(float(value), decimals)
 
 
 def versions() -> dict[str, str]:
