@@ -429,6 +429,25 @@ def test_a_fold_beyond_the_splits_does_not_part_patients(tiny, tmp_path, monkeyp
         assert sorted(sum(told.value.args, [])) == cases
 
 
+@pytest.mark.parametrize("only_validate, theta", [(False, 0.1), (True, 0.35)])
+def test_a_validation_takes_the_plan_that_predicts(tiny, monkeypatch, only_validate, theta):
+    from spineclue_v2.training import run as module
+
+    class Told(Exception):
+        pass
+
+    def recorder(plans, *_):
+        raise Told(plans)
+
+    monkeypatch.setattr(module, "trainer_class", lambda stage, name: recorder)
+    recorder.__name__ = "Recorder"
+    chosen = edited(Plans.load(tiny / "SpineCLUEPlans.json"), {"identify": {"run": {"theta": 0.35}}})
+    chosen.save(paths.results_folder() / DATASET / "Recorder__SpineCLUEPlans__identify" / "plans.json")
+    with pytest.raises(Told) as told:
+        train(DATASET, "identify", 0, device="cpu", only_validate=only_validate)
+    assert told.value.args[0].stage("identify").run.theta == theta
+
+
 def test_the_number_of_loader_processes(monkeypatch):
     for name in ("spineclue_n_proc_DA", "nnUNet_n_proc_DA"):
         monkeypatch.delenv(name, raising=False)

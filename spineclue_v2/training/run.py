@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     plans = Plans.load(base / f"{plans_name}.json")
     kind = trainer_class(stage, trainer)
     folder = paths.results_folder() / name / f"{kind.__name__}__{plans_name}__{stage}"
+    if only_validate and (folder / "plans.json").is_file():
+        # What is predicted with: theta, hops and neighbours may have been chosen since the training.
+        plans = replace(plans, stages=plans.stages | {stage: Plans.load(folder / "plans.json").stage(stage)})
     data = PreprocessedDataset(base / plans.stage(stage).data_fingerprint)
     patients = patients_of(base)
     train_cases, val_cases = fold_cases(load_splits(base, data.cases, patients), fold, data.cases, patients)
