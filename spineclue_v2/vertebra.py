@@ -56,6 +56,7 @@ class Vertebra:
     trabecular_hu: float | None = None                   # median HU of the middle of the body; contrast raises it
     grade_probabilities: tuple[float, float, float, float] | None = None  # of Genant grades 0..3, by the network
     mask_probability: np.ndarray | None = field(default=None, repr=False)  # uint8 on the crop of `mask`, see on_the_masks_side
+    log_probabilities: np.ndarray | None = field(default=None, repr=False)  # (25,) levels and "not a vertebra", all witnesses together
 
 
 def on_the_masks_side(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from test_predict import QUIET, record, run, scan, trained, trained_once  # noqa: F401 - fixtures
 
 from spineclue_v2.cli import _common
-from spineclue_v2.inference.ensemble import merge, read_member
+from spineclue_v2.inference.ensemble import merge, named, read_member
 from spineclue_v2.vertebra import Vertebra
 from spineclue_v2.volume import Geometry, Volume, read_labels, write_volume
 
@@ -22,8 +23,9 @@ def block(z: int, level: int = 3, soft: int = 255, size: tuple[int, int, int] = 
     centre = tuple(map(float, grid.index_to_world(start + (np.array(size) - 1) / 2)))
     rows = np.full(24, 0.1 / 23)
     rows[level] = 0.9
+    logs = np.log(np.append(rows * 0.98, 0.02))
     return Vertebra(centre, tuple(2.0 * n for n in size), 0.9, 5, np.ones(size, bool), tuple(map(int, start)), centre, centre, 1.0,
-                    probabilities=rows, uncertainty=0.5, mask_probability=np.full(size, soft, np.uint8))
+                    probabilities=rows, log_probabilities=logs, uncertainty=0.5, mask_probability=np.full(size, soft, np.uint8))
 
 
 def test_who_is_found_by_half_of_the_members_stays():
@@ -58,6 +60,32 @@ def test_a_contested_voxel_has_one_owner():
     assert not rows[0] & rows[1] and len(rows[0] | rows[1]) == 22
 
 
+def test_the_names_come_from_what_all_witnesses_of_all_members_said():
+    shape = [block(z, level=3 + i) for i, z in enumerate((45, 30, 15))]
+    # The same shapes, which other witnesses place among the lumbar vertebrae, surely or less surely than the first member is.
+    for share, wanted in ((0.9, ["L1", "L2", "L3"]), (0.3, ["C4", "C5", "C6"])):
+        others = [replace(v, log_probabilities=np.log(np.where(np.arange(25) == 19 + i, share, (1 - share) / 24)))
+                  for i, v in enumerate(shape)]
+        doubtful = [replace(v, log_probabilities=np.log(0.5 * np.exp(v.log_probabilities) + 0.5 / 25)) for v in shape]
+        merged, _ = merge([(doubtful, GRID), (others, GRID)])
+        assert [v.level for v in named(merged, {}).vertebrae] == wanted
+    # A sixth lumbar vertebra, which a member may forbid.
+    lowest = [block(z, level=level) for z, level in ((45, 22), (30, 23), (15, 23))]
+    merged, _ = merge([(lowest, GRID), (lowest, GRID)])
+    assert [v.level for v in named(merged, {"l6": 0.0}).vertebrae] == ["L4", "L5", "L6"]
+    assert "L6" not in [v.level for v in named(merged, {"l6": 0.0}, forbid_anomalies=True).vertebrae]
+
+
+def test_grades_and_density_are_means_of_who_has_them():
+    plain = block(20)
+    known = [replace(plain, trabecular_hu=hu, grade_probabilities=grades)
+             for hu, grades in ((100.0, (1.0, 0.0, 0.0, 0.0)), (200.0, (0.0, 1.0, 0.0, 0.0)))]
+    (found,), _ = merge([([v], GRID) for v in (*known, plain)])
+    assert (found.trabecular_hu, found.grade_probabilities) == (150.0, (0.5, 0.5, 0.0, 0.0))
+    (found,), _ = merge([([plain], GRID)] * 2)
+    assert (found.trabecular_hu, found.grade_probabilities) == (None, None)
+
+
 @pytest.fixture
 def members(trained, tmp_path, scan) -> list[Path]:  # noqa: F811
     """One folder per fold, with saved probabilities."""
@@ -82,9 +110,16 @@ def test_an_ensemble_of_folds_is_what_predict_gives_for_them(members, trained, t
     assert a.geometry.same_grid(b.geometry) and shared > 0.97
     # What was saved can be merged again, with itself: nothing changes.
     shutil.copytree(out, tmp_path / "again")
-    shutil.copy(members[0] / "plans.json", out)
     assert _common.main("ensemble", ["-i", str(out), str(tmp_path / "again"), "-o", str(tmp_path / "twice")]) == 0
     np.testing.assert_array_equal(read_labels(tmp_path / "twice" / "one.nii.gz").array, a.array)
+
+
+def test_members_with_other_options_are_refused(members, trained, tmp_path, scan, capsys):  # noqa: F811
+    for option in (["--witnesses", "shape"], ["--forbid_anomalies"]):
+        assert run("-i", scan.parent, "-o", members[1], "-m", trained, "-f", 1, "--save_probabilities", *option, *QUIET) == 0
+        capsys.readouterr()
+        assert _common.main("ensemble", ["-i", *map(str, members), "-o", str(tmp_path / "out")]) == 2
+        assert "other --witnesses or --forbid_anomalies" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_merged_says_why(members, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 Vertebrae of the members are matched by their body centres; one that at least half of the members found stays. Its mask is where the
 mean of the members' mask probabilities (of those that found it) reaches 0.5, voxels between neighbours going to the higher one; its
-level probabilities are the members' mean, and the decoder judges the spine anew.
+level probabilities are the members' mean, and the decoder judges the spine anew by the mean of what all witnesses of each member said.
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ..storage import read_json
 from ..vertebra import SpineResult, Vertebra, on_the_masks_side, vertebra_from_record
 from ..volume import Geometry, read_labels
 from .export import export_case, interpolated, target_box
-from .model import geometry_witness
+from .pipeline import Options
 from .predict import remove_earlier, save_probabilities_of
 
 logger = logging.getLogger(__name__)
@@ -31,11 +31,23 @@ logger = logging.getLogger(__name__)
 SAME_MM = 12.0  # body centres of one vertebra found twice lie nearer; those of neighbours lie farther (13 mm and more)
 
 
+class OtherOptions(InputError):
+    """Members were predicted with other options: no case of these folders can be merged."""
+
+
+class Member(NamedTuple):
+    """One prediction of a scan: vertebrae with mask and level probabilities, the grid of their masks, what was asked for."""
+
+    vertebrae: list[Vertebra]
+    geometry: Geometry
+    options: Options
+
+
 def ensemble(inputs: Sequence[str | Path], output: str | Path, save_probabilities: bool = False) -> dict[str, str | None]:
     """Merge the prediction folders `inputs` into `output`; {case: None or why it failed}.
 
-    InputError when fewer than two folders are given or a case of one is missing in another. Settings of fusion's end and of the decoder
-    are those of the first folder's plans.json.
+    InputError when fewer than two folders are given, a case of one is missing in another, or members were predicted with different
+    witnesses or numberings allowed. The decoder's prices are those of the first folder's plans.json.
     """
     folders = [Path(folder) for folder in inputs]
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
@@ -46,15 +58,18 @@ def ensemble(inputs: Sequence[str | Path], output: str | Path, save_probabilitie
         where = next(folder for folder, own in zip(folders, cases, strict=True) if lacking[0] not in own)
         raise InputError(f"{where} has no saved probabilities of case '{lacking[0]}' ({len(lacking)} cases lack them somewhere); predict "
                          "it there with --save_probabilities.")
-    run = Plans.load(folders[0] / "plans.json").stage("identify").run
-    witness = geometry_witness()
+    plans = Plans.load(folders[0] / "plans.json")
     outcome: dict[str, str | None] = {}
     for case in sorted(cases[0]):
         try:
-            _ensemble_case(case, folders, Path(output), run, witness, save_probabilities)
+            _ensemble_case(case, folders, Path(output), plans.stage("identify").run.decoder_prices, save_probabilities)
             outcome[case] = None
+        except OtherOptions:
+            raise
         except InputError as error:
             outcome[case] = str(error)
+    if save_probabilities and None in outcome.values():
+        plans.save(Path(output) / "plans.json")  # what merging the result further asks for
     return outcome
 
 
@@ -67,33 +82,40 @@ def _cases(folder: Path) -> set[str]:
     return found
 
 
-def _ensemble_case(case: str, folders: list[Path], output: Path, run: Any, witness: Any, save_probabilities: bool) -> None:
+def _ensemble_case(case: str, folders: list[Path], output: Path, prices: dict[str, float], save_probabilities: bool) -> None:
     members = [read_member(folder / f"{case}.npz") for folder in folders]
     scans = [read_labels(folder / f"{case}.nii.gz").geometry for folder in folders]
     for folder, scan in zip(folders[1:], scans[1:], strict=True):
         if not scans[0].same_grid(scan):
             raise InputError(f"{folder / case}.nii.gz lies on another grid than {folders[0] / case}.nii.gz: these are not predictions of "
                              "the same scan.")
-    vertebrae, geometry = merge(members)
-    result = named(vertebrae, run, witness)
+    options = members[0].options
+    for folder, member in zip(folders[1:], members[1:], strict=True):
+        if member.options != options:
+            raise OtherOptions(f"Case '{case}' was predicted with other --witnesses or --forbid_anomalies in {folder} than in "
+                               f"{folders[0]}; predict it with the same ones to merge it.")
+    vertebrae, geometry = merge([(member.vertebrae, member.geometry) for member in members])
+    result = named(vertebrae, prices, options.forbid_anomalies)
     remove_earlier(output, case)
     if save_probabilities:
-        save_probabilities_of(result, geometry, output / f"{case}.npz")
+        save_probabilities_of(result, geometry, output / f"{case}.npz", options)
     sources = [read_json(folder / f"{case}.json", "prediction").get("plans", {}) for folder in folders]
     export_case(result, geometry, scans[0], output, case, {"name": "ensemble", "members": sources})
 
 
-def read_member(file: Path) -> tuple[list[Vertebra], Geometry]:
-    """Vertebrae with mask and level probabilities, and the grid of their masks; InputError when `file` is none of ours."""
+def read_member(file: Path) -> Member:
+    """What `save_probabilities_of` wrote; InputError when `file` is none of ours."""
     try:
         with np.load(file, allow_pickle=False) as content:
             record = json.loads(str(content["record"]))
-            rows = content["probabilities"]
+            rows, evidence = content["probabilities"], content["log_probabilities"]
             vertebrae = []
             for i, values in enumerate(record["vertebrae"]):
                 soft = content[f"mask_{i}"]
-                vertebrae.append(vertebra_from_record(values, mask=soft >= 128, mask_probability=soft, probabilities=rows[i]))
-            return vertebrae, Geometry.from_json(record["geometry"])
+                vertebrae.append(vertebra_from_record(values, mask=soft >= 128, mask_probability=soft, probabilities=rows[i],
+                                                      log_probabilities=evidence[i]))
+            options = Options(bool(record["options"]["forbid_anomalies"]), witnesses=tuple(record["options"]["witnesses"]))
+            return Member(vertebrae, Geometry.from_json(record["geometry"]), options)
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
         raise InputError(f"{file} holds no saved probabilities of this version ({type(error).__name__}); predict again with "
                          "--save_probabilities.") from error
@@ -158,32 +180,37 @@ def _merged(group: list[tuple[Vertebra, Geometry]], mask: np.ndarray, probabilit
     own = [vertebra for vertebra, _ in group]
 
     def mean(name: str) -> Any:
-        return tuple(map(float, np.mean([getattr(v, name) for v in own], axis=0)))
+        """Of the members that know it, else None."""
+        known = [value for v in own if (value := getattr(v, name)) is not None]
+        if not known:
+            return None
+        value = np.mean(known, axis=0)
+        return tuple(map(float, value)) if isinstance(known[0], tuple) else value if value.ndim else float(value)
 
+    means = {name: mean(name) for name in ("box_centre", "body_centre", "score", "probabilities", "uncertainty", "trabecular_hu",
+                                           "grade_probabilities")}
+    log_mean = np.logaddexp.reduce([v.log_probabilities for v in own], axis=0) - np.log(len(own))
     voxel = float(np.prod(grid.spacing))
-    return replace(own[0], mask=mask, mask_start=tuple(int(n) for n in first), box_centre=mean("box_centre"),
-                   body_centre=mean("body_centre"),
+    return replace(own[0], **means, log_probabilities=log_mean, mask=mask, mask_start=tuple(int(n) for n in first),
+                   mask_probability=on_the_masks_side(soft, mask),
                    mask_centroid=tuple(map(float, grid.index_to_world(np.argwhere(mask).mean(0) + first))),
                    extent=tuple(float(n * s) for n, s in zip(mask.shape, grid.spacing, strict=True)), support=sum(v.support for v in own),
-                   score=float(np.mean([v.score for v in own])), volume_ml=float(mask.sum()) * voxel / 1000,
-                   touches_border=any(v.touches_border for v in own), probabilities=np.mean([v.probabilities for v in own], axis=0),
-                   mask_probability=on_the_masks_side(soft, mask), uncertainty=float(np.mean(
-                       [v.uncertainty for v in own])), level=None, confidence=None, heights=None)
+                   volume_ml=float(mask.sum()) * voxel / 1000, touches_border=any(v.touches_border for v in own),
+                   level=None, confidence=None, heights=None)
 
 
-def named(vertebrae: list[Vertebra], run: Any, witness: Any) -> SpineResult:
-    """The decoder's verdict on merged vertebrae: their mean level probabilities, and the geometry of their mean centres."""
+def named(vertebrae: list[Vertebra], prices: dict[str, float], forbid_anomalies: bool = False) -> SpineResult:
+    """The decoder's verdict on merged vertebrae, by the mean of their members' log-probabilities."""
     from ..stages.identify.decoder import Decoder, Prices
-    from ..stages.identify.predictor import combine_witnesses, head_to_foot
+    from ..stages.identify.predictor import head_to_foot
     from ..stages.identify.steps import steps_along_spine
 
     if not vertebrae:
         return SpineResult((), True)
     vertebrae = head_to_foot(vertebrae)
-    centres = np.array([v.body_centre for v in vertebrae])
-    rows = None if witness is None else witness.log_probabilities(centres)
-    log_probabilities = combine_witnesses(np.array([v.probabilities for v in vertebrae]), rows, run.witness_weights)
-    numbering = Decoder(Prices.from_dict(run.decoder_prices)).decode(log_probabilities, steps_along_spine(centres))
+    steps = steps_along_spine(np.array([v.body_centre for v in vertebrae]))
+    decoder = Decoder(Prices.from_dict(prices), forbid_anomalies)
+    numbering = decoder.decode(np.array([v.log_probabilities for v in vertebrae]), steps)
     kept = tuple(replace(v, level=name, confidence=float(c)) for v, name, c in
                  zip(vertebrae, numbering.names, numbering.confidence, strict=True) if name is not None)
     return SpineResult(kept, numbering.numbering_anchored, numbering.margin, extra={"rejected": len(vertebrae) - len(kept)})

@@ -153,7 +153,7 @@ def predict_case(case: Case, output: Path, model: Model, options: Options | None
         write_report(result, geometry, volume, output / f"{case.name}.png", case.name)
         result.seconds["report"] = time.perf_counter() - drawing
     if save_probabilities:
-        save_probabilities_of(result, geometry, output / f"{case.name}.npz")
+        save_probabilities_of(result, geometry, output / f"{case.name}.npz", options or Options())
     result.seconds["total"] = time.perf_counter() - started
     export_case(result, geometry, volume.geometry, output, case.name, model.record)
     return result
@@ -171,15 +171,18 @@ def _complete(output: Path, name: str, is_mr: bool, save_probabilities: bool, re
     return all((output / f"{name}{ending}").exists() for ending in endings)
 
 
-def save_probabilities_of(result: SpineResult, geometry: Geometry, path: Path) -> None:
+def save_probabilities_of(result: SpineResult, geometry: Geometry, path: Path, options: Options) -> None:
     """`probabilities` (n, 24) over C1..L5 and `body_centre_mm` (n, 3), one row per vertebra from head to foot; for `ensemble` also
-    `mask_0`, ... (uint8, 255 = 1) on tight crops of the grid that `record` (JSON) describes with the vertebrae's other values."""
-    rows = [v.probabilities for v in result.vertebrae if v.probabilities is not None]
+    `log_probabilities` (n, 25) of all witnesses together and `mask_0`, ... (uint8, 255 = 1) on tight crops of the grid that `record`
+    (JSON) describes with the vertebrae's other values and the options that decide what the witnesses' rows mean."""
+    rows = {name: np.array([getattr(v, name) for v in result.vertebrae], dtype=np.float32).reshape(-1, width)
+            for name, width in (("probabilities", 24), ("log_probabilities", 25))}
     masks = {f"mask_{i}": v.mask_probability if v.mask_probability is not None else v.mask.astype(np.uint8) * 255
              for i, v in enumerate(result.vertebrae) if v.mask is not None}
-    record = json.dumps({"geometry": geometry.to_json(), "vertebrae": [vertebra_record(v) for v in result.vertebrae]})
+    record = json.dumps({"geometry": geometry.to_json(), "vertebrae": [vertebra_record(v) for v in result.vertebrae],
+                         "options": {"witnesses": sorted(options.witnesses), "forbid_anomalies": options.forbid_anomalies}})
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **masks, record=np.array(record), probabilities=np.array(rows, dtype=np.float32).reshape(-1, 24),
+        np.savez_compressed(file, **masks, **rows, record=np.array(record),
                             body_centre_mm=np.array([v.body_centre for v in result.vertebrae], dtype=np.float32).reshape(-1, 3))
 
 

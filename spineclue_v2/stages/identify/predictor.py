@@ -66,9 +66,9 @@ def identify(vertebrae: list[Vertebra], model: StageModel, geometry: Any, plan: 
     log_probabilities = combine_witnesses(probabilities, by_geometry, weights, options.witnesses, by_appearance)
     decoder = Decoder(Prices.from_dict(plan.run.decoder_prices), options.forbid_anomalies)
     numbering = decoder.decode(log_probabilities, steps)
-    named = tuple(replace(v, probabilities=p, uncertainty=float(u), level=name, confidence=float(c))
-                  for v, p, u, name, c in zip(vertebrae, probabilities, uncertainty, numbering.names, numbering.confidence, strict=True)
-                  if name is not None)
+    named = tuple(replace(v, probabilities=p, uncertainty=float(u), log_probabilities=row, level=name, confidence=float(c))
+                  for v, p, u, row, name, c in zip(vertebrae, probabilities, uncertainty, log_probabilities, numbering.names,
+                                                   numbering.confidence, strict=True) if name is not None)
     return SpineResult(named, numbering.numbering_anchored, numbering.margin, extra={"rejected": len(vertebrae) - len(named)})
 
 
