@@ -17,7 +17,7 @@ from spineclue_v2.errors import InputError
 from spineclue_v2.inference import best as best_module
 from spineclue_v2.inference import fusion_choice
 from spineclue_v2.inference.crossval import accumulate, key_figure, open_fold, validate_fold
-from spineclue_v2.inference.model import stage_folder_name
+from spineclue_v2.inference.model import load_trained, stage_folder_name, train_command
 from spineclue_v2.inference.out_of_fold import MissingStage
 from spineclue_v2.plans import CORE_STAGES, Plans
 from spineclue_v2.storage import read_json, write_json
@@ -140,11 +140,50 @@ def test_what_cannot_be_put_together_says_what_to_run(home, capsys):
         accumulate(DATASET, "segment", FOLDS)
     summary = validate("segment", 0)
     write_json(folder(home, "segment", 1) / "validation" / "summary.json", summary)
-    with pytest.raises(InputError, match="validated by fold 0 and by fold 1"):
+    with pytest.raises(InputError, match="validated by fold 0 and by fold 1.*give fewer folds with -f"):
         accumulate(DATASET, "segment", (0, 1))
     write_json(folder(home, "segment", 1) / "validation" / "summary.json", {"stage": "segment", "alone": {}})
     assert _common.main("accumulate_crossval_results", [DATASET, "-c", "segment", "-f", "0", "1"]) == 2
     assert "only the figures of the stage alone" in capsys.readouterr().err
+
+
+def test_a_validation_of_weights_that_are_gone_is_named(home, caplog):
+    for fold in (0, 1):
+        validate("segment", fold)
+    accumulate(DATASET, "segment", (0, 1))
+    assert "other weights" not in caplog.text
+    file = folder(home, "localize", 1) / "checkpoint_final.pth"
+    checkpoint = Checkpoint.load(file)
+    checkpoint.network["threshold"] += 0.5
+    checkpoint.save(file)
+    accumulate(DATASET, "segment", (0, 1))
+    (warning,) = [r.getMessage() for r in caplog.records if "other weights" in r.getMessage()]
+    assert "fold 1" in warning and "stage localize" in warning and "spineclue_train 495 segment 1 --val" in warning
+
+
+def test_a_network_that_does_not_say_what_it_saw_is_refused(home):
+    file = folder(home, "segment", 0) / "checkpoint_final.pth"
+    checkpoint = Checkpoint.load(file)
+    del checkpoint.meta["train_cases"]
+    checkpoint.save(file)
+    with pytest.raises(InputError, match="does not say which cases it was trained on.*spineclue_train 495 segment 0"):
+        validate("identify")
+
+
+def test_commands_in_messages_name_plans_and_trainer(home):
+    assert train_command(DATASET, "segment", 2) == "spineclue_train 495 segment 2"
+    assert train_command(DATASET, "segment", 2, "Mine", "SegmentTrainer", "--val") == "spineclue_train 495 segment 2 -p Mine --val"
+    wanted = "spineclue_train 495 identify 3 -p Mine -tr OtherTrainer"
+    with pytest.raises(InputError, match=f"run {wanted}\\."):
+        accumulate(DATASET, "identify", (3,), "Mine", "OtherTrainer")
+    found = open_fold(DATASET, 0, CPU, trainers={"segment": "OtherTrainer"})
+    with pytest.raises(MissingStage, match="run spineclue_train 495 segment 0 -tr OtherTrainer, then spineclue_train 495 identify 0 --val"):
+        found.require("identify")
+    results = home / "results" / DATASET
+    for stage in ("localize", "segment"):
+        shutil.copytree(results / stage_folder_name(stage), results / stage_folder_name(stage, "Mine"))
+    with pytest.raises(InputError, match="spineclue_train 495 identify FOLD -p Mine -tr OtherTrainer"):
+        load_trained(results, None, CPU, "Mine", {"identify": "OtherTrainer"})
 
 
 @pytest.fixture

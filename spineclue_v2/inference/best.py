@@ -23,7 +23,7 @@ from ..storage import atomic_path, read_json, write_json
 from ..training.checkpoint import Checkpoint
 from .crossval import accumulate, key_figure, open_fold, validate_fold
 from .fusion_choice import Row, Settings, choose, fitted_fusion
-from .model import CHECKPOINT_NAME
+from .model import CHECKPOINT_NAME, train_command
 from .out_of_fold import OutOfFold
 
 logger = logging.getLogger(__name__)
@@ -107,9 +107,9 @@ def _finished_trainers(dataset: str, stage: str, plans_name: str, wanted: Sequen
     finished = [trainer for trainer in known if not missing[trainer]]
     if finished:
         return finished
-    lacking = next(iter(missing.values()), folds)
-    raise InputError(f"Stage {stage} with {plans_name} has not finished fold {lacking[0]} of {dataset}; run spineclue_train "
-                     f"{dataset[7:10]} {stage} {lacking[0]}, or choose folds with -f.")
+    trainer, lacking = next(iter(missing.items()), (default, folds))
+    raise InputError(f"Stage {stage} with {plans_name} has not finished fold {lacking[0]} of {dataset}; run "
+                     f"{train_command(dataset, stage, lacking[0], plans_name, trainer)}, or choose folds with -f.")
 
 
 def _validated(found: OutOfFold, stage: str) -> None:

@@ -23,8 +23,9 @@ from ..evaluation.label_overlap import label_means, label_overlap
 from ..evaluation.summary import absent, summarise
 from ..plans import DEFAULT_PLANS_NAME, Plans
 from ..storage import atomic_path, read_json, write_json
+from ..training.checkpoint import Checkpoint, weights_sha256
 from ..volume import Geometry, Volume, write_volume
-from .model import stage_folder_name
+from .model import CHECKPOINT_NAME, stage_folder_name, train_command
 from .out_of_fold import OutOfFold, instance_map, true_names, up_to
 
 logger = logging.getLogger(__name__)
@@ -100,17 +101,19 @@ def accumulate(dataset: str | int, stage: str, folds: Sequence[int | str] = (0, 
     for fold in folds:
         file = place / f"fold_{fold}" / "validation" / "summary.json"
         if not file.is_file():
-            raise InputError(f"Fold {fold} of {place.name} has no validation; run spineclue_train {name[7:10]} {stage} {fold}"
-                             + (" --val." if (place / f"fold_{fold}" / "checkpoint_final.pth").is_file() else "."))
+            trained = (place / f"fold_{fold}" / CHECKPOINT_NAME).is_file()
+            raise InputError(f"Fold {fold} of {place.name} has no validation; run "
+                             f"{train_command(name, stage, fold, plans_name, trainer, *['--val'] * trained)}.")
         summary = read_json(file, "validation summary")
         if "spineclue" not in summary or "metric_per_case" not in summary:
             raise InputError(f"{file} holds only the figures of the stage alone: an earlier stage was not trained on fold {fold}; train "
-                             f"it, then run spineclue_train {name[7:10]} {stage} {fold} --val.")
+                             f"it, then run {train_command(name, stage, fold, plans_name, trainer, '--val')}.")
+        _check_weights(summary, place, fold, train_command(name, stage, fold, plans_name, trainer, "--val"))
         for result in _results_of(summary):
             case = result["spineclue"]["case"]
             if case in owner:
-                raise InputError(f"Case '{case}' is validated by fold {owner[case]} and by fold {fold}: these are no folds of one split; "
-                                 "train one of them again.")
+                raise InputError(f"Case '{case}' is validated by fold {owner[case]} and by fold {fold}: these are no folds of one split "
+                                 "(those beyond splits_final.json are drawn by themselves); give fewer folds with -f.")
             owner[case] = fold
             results.append(result)
     summary = {"stage": stage, "folds": folds} | summarise_stage(stage, results)
@@ -127,6 +130,19 @@ def accumulate(dataset: str | int, stage: str, folds: Sequence[int | str] = (0, 
                 shutil.copyfile(place / file, temporary)
     write_json(output / "summary.json", summary)
     return output, summary
+
+
+def _check_weights(summary: Mapping[str, Any], place: Path, fold: str, again: str) -> None:
+    """Warn when a validation was made with weights that are no longer there: its figures are those of another model.
+
+    Earlier stages may be of any trainer: which one the validation followed is not known here.
+    """
+    trainer, plans_name, stage = place.name.split("__")
+    for name, wanted in summary.get("weights", {}).items():
+        files = place.parent.glob(f"{trainer if name == stage else '*'}__{plans_name}__{name}/fold_{fold}/checkpoint_*.pth")
+        if wanted not in (weights_sha256(Checkpoint.load(file).network) for file in files):
+            logger.warning("The validation of fold %s of %s was made with other weights of stage %s than those there are now; repeat it "
+                           "with %s.", fold, place.name, name, again)
 
 
 def key_figure(stage: str, summary: Mapping[str, Any]) -> float:

@@ -77,6 +77,17 @@ def stage_folder_name(stage: str, plans_name: str = DEFAULT_PLANS_NAME, trainer:
     return f"{trainer or default_trainer_name(stage)}__{plans_name}__{stage}"
 
 
+def train_command(dataset: str, stage: str, fold: int | str, plans_name: str = DEFAULT_PLANS_NAME, trainer: str | None = None,
+                  *flags: str) -> str:
+    """The command that trains this fold of dataset `DatasetXXX_Name`, for messages; -p and -tr where they are not the default."""
+    words = ["spineclue_train", dataset[7:10], stage, str(fold)]
+    if plans_name != DEFAULT_PLANS_NAME:
+        words += ["-p", plans_name]
+    if trainer not in (None, default_trainer_name(stage)):
+        words += ["-tr", trainer]
+    return " ".join([*words, *flags])
+
+
 def load_shipped(device: torch.device) -> Model:
     """The weights that come with the package."""
     folder = paths.weights_folder()
@@ -111,6 +122,9 @@ def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str =
 
     The stages are the mandatory ones of the family whose folders are there, and each optional one that has finished all of the folds.
     """
+    def command(stage: str, fold: str) -> str:
+        return train_command(folder.name, stage, fold, plans_name, (trainers or {}).get(stage))
+
     if not folder.is_dir():
         raise InputError(f"Model folder {folder} does not exist; train with spineclue_train, or give -m the folder of a model.")
     places = {stage: folder / stage_folder_name(stage, plans_name, (trainers or {}).get(stage)) for stage in STAGES}
@@ -118,7 +132,7 @@ def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str =
     stage_folders = {stage: places[stage] for stage in required}
     for stage, place in stage_folders.items():
         if not place.is_dir():
-            raise InputError(f"{folder} has no {place.name}; train stage {stage} first: spineclue_train {folder.name[7:10]} {stage} FOLD.")
+            raise InputError(f"{folder} has no {place.name}; train stage {stage} first: {command(stage, 'FOLD')}.")
     if folds is not None:
         folds = list(dict.fromkeys(map(str, folds)))  # the same fold twice would count double in every mean
     else:
@@ -131,14 +145,13 @@ def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str =
         if not missing:
             stage_folders[stage] = places[stage]
         elif places[stage].is_dir():
-            logger.warning("Stage %s is left out: fold %s is not finished (spineclue_train %s %s %s).", stage, missing[0],
-                           folder.name[7:10], stage, missing[0])
+            logger.warning("Stage %s is left out: fold %s is not finished (%s).", stage, missing[0], command(stage, missing[0]))
     files = {stage: [place / f"fold_{fold}" / checkpoint_name for fold in folds] for stage, place in stage_folders.items()}
     for stage, wanted in files.items():
         for file in wanted:
             if not file.exists():
                 raise InputError(f"Fold {file.parent.name[5:]} of stage {stage} was never trained to its end ({file} is missing); "
-                                 f"run spineclue_train {folder.name[7:10]} {stage} {file.parent.name[5:]}.")
+                                 f"run {command(stage, file.parent.name[5:])}.")
     return files
 
 
@@ -196,8 +209,9 @@ def _warn_about_upstream(stages: dict[str, StageModel], files: dict[str, list[Pa
         for stage, wanted in fitted.get("upstream", {}).items():
             file = files["identify"][number]
             if stages[stage].sha256[number] != wanted and file.parent.name.startswith("fold_"):
-                logger.warning("%s was fitted to other weights of stage %s than those in use; fit it anew with spineclue_train %s "
-                               "identify %s --val.", file, stage, file.parents[2].name[7:10], file.parent.name[5:])
+                trainer, plans_name, _ = file.parents[1].name.split("__")
+                again = train_command(file.parents[2].name, "identify", file.parent.name[5:], plans_name, trainer, "--val")
+                logger.warning("%s was fitted to other weights of stage %s than those in use; fit it anew with %s.", file, stage, again)
 
 
 def _check_fingerprint(checkpoint: Checkpoint, plans: Plans, stage: str, file: Path) -> None:

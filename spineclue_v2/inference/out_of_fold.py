@@ -28,7 +28,7 @@ from ..storage import atomic_path, read_json, write_json
 from ..training.checkpoint import Checkpoint
 from ..vertebra import Vertebra, vertebra_from_record, vertebra_record
 from ..volume import Geometry, Volume, write_volume
-from .model import CHECKPOINT_NAME, StageModel, geometry_witness, stage_folder_name, stage_model
+from .model import CHECKPOINT_NAME, StageModel, geometry_witness, stage_folder_name, stage_model, train_command
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +77,11 @@ class OutOfFold:
         """MissingStage unless every stage before `stage` has finished this fold."""
         for earlier in up_to(stage)[:-1]:
             if not self.checkpoint_file(earlier).exists():
-                number = self.dataset[7:10]
                 raise MissingStage(f"Stage {stage} is validated on what {earlier} found in the same cases, but fold {self.fold} of "
-                                   f"{earlier} is not trained; run spineclue_train {number} {earlier} {self.fold}, then "
-                                   f"spineclue_train {number} {stage} {self.fold} --val.")
+                                   f"{earlier} is not trained; run {self._command(earlier)}, then {self._command(stage, '--val')}.")
+
+    def _command(self, stage: str, *flags: str) -> str:
+        return train_command(self.dataset, stage, self.fold, self.plans_name, self.trainers.get(stage), *flags)
 
     def check_unseen(self, stage: str) -> None:
         """InputError when a stage before `stage` was trained on a patient of the validation cases."""
@@ -131,6 +132,9 @@ class OutOfFold:
         return self._models[stage]
 
     def _check_unseen(self, stage: str, checkpoint: Checkpoint) -> None:
+        if "train_cases" not in checkpoint.meta:
+            raise InputError(f"{self.checkpoint_file(stage)} does not say which cases it was trained on, as models that were passed on do "
+                             f"not, so none can be said to be unseen; {self._command(stage)} trains one that does.")
         owner = {case: self.patients.get(case, case) for case in [*self.cases, *checkpoint.meta.get("train_cases", [])]}
         seen = {owner[case] for case in checkpoint.meta.get("train_cases", [])}
         shared = sorted(case for case in self.cases if owner[case] in seen)

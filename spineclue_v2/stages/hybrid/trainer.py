@@ -141,8 +141,10 @@ class Hybrid3DTrainer(_MRTrainer):
     def load_branches(self, path: Path) -> None:
         """Put a trained 2D stage into the frozen branches; InputError when it is missing or of another plan."""
         if not path.exists():
-            raise InputError(f"Stage hybrid_3d needs the 2D branches of the same fold and {path} is missing; run spineclue_train "
-                             f"{self.plans.dataset_name[7:10]} hybrid_2d {self.fold} first.")
+            from ...inference.model import train_command
+
+            command = train_command(self.plans.dataset_name, "hybrid_2d", self.fold, path.parents[1].name.split("__")[1])
+            raise InputError(f"Stage hybrid_3d needs the 2D branches of the same fold and {path} is missing; run {command} first.")
         saved, wanted = Checkpoint.load(path, self.device), self.plans.stage("hybrid_2d").model_fingerprint
         if saved.meta.get("model_fingerprint") != wanted:
             raise InputError(f"The 2D branches {path} were trained with model fingerprint {saved.meta.get('model_fingerprint')}, the plan "
