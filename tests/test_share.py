@@ -26,6 +26,7 @@ from spineclue_v2.inference.install import install_model
 from spineclue_v2.inference.model import load_shipped, load_trained
 from spineclue_v2.inference.share import export_model, write_shipped
 from spineclue_v2.plans import CORE_STAGES
+from spineclue_v2.stages.identify.appearance import AppearanceNetwork
 from spineclue_v2.training.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
@@ -91,6 +92,19 @@ def test_identify_is_still_fitted_to_the_weights_it_was_exported_with(trained, e
     changed.save(file)
     load_trained(tmp_path / "1" / DATASET, None, CPU)
     assert "fitted to other weights of stage segment" in caplog.text
+
+
+def test_an_appearance_witness_that_stays_behind_is_named(trained, exported, tmp_path, monkeypatch, caplog):
+    shutil.unpack_archive(exported, tmp_path / "results")
+    monkeypatch.setenv("spineclue_results", str(tmp_path / "results"))
+    folder = tmp_path / "results" / DATASET
+    network = AppearanceNetwork(len(load_trained(folder, None, CPU).plans.stage("identify").data.windows_hu))
+    Checkpoint(network.state_dict(), {"trainer": "AppearanceTrainer"}).save(
+        folder / "AppearanceTrainer__SpineCLUEPlans__identify" / "fold_0" / "checkpoint_final.pth")
+    export_model(501, tmp_path / "model.zip")
+    assert "without the appearance witness" in caplog.text
+    with zipfile.ZipFile(tmp_path / "model.zip") as content:
+        assert not [name for name in content.namelist() if "Appearance" in name]
 
 
 def test_plain_unzip_installs_too(exported, tmp_path):
@@ -260,6 +274,24 @@ def test_other_weights_are_replaced_only_when_asked(light, light_other, home):
     assert {name: (home / name).read_bytes() for name in files_of(home)} == before
     install_model(light_other, overwrite=True)
     assert files_of(home) == sorted(name.replace("fold_0", "fold_1") for name in before)
+
+
+def test_parts_of_the_old_model_do_not_stay_beside_the_new_one(light, light_other, home):
+    install_model(light)
+    old = [home / DATASET / f"{trainer}__SpineCLUEPlans__{stage}" / "fold_0" / "checkpoint_final.pth"
+           for trainer, stage in (("GradeTrainer", "grade"), ("AppearanceTrainer", "identify"))]
+    for file in old:
+        file.parent.mkdir(parents=True)
+        file.write_text("of the old model")
+    install_model(light)  # the same model: they are its own
+    assert all(file.exists() for file in old)
+    install_model(light_other, overwrite=True)
+    assert not any(file.parents[1].exists() for file in old)
+    shutil.rmtree(home)
+    old[0].parent.mkdir(parents=True)
+    with pytest.raises(InputError, match="GradeTrainer.*--overwrite"):
+        install_model(light)
+    assert [path.name for path in (home / DATASET).iterdir()] == ["GradeTrainer__SpineCLUEPlans__grade"]
 
 
 def test_what_else_the_dataset_has_stays(light, home):

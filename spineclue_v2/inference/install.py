@@ -64,7 +64,7 @@ def install_model(archive: str | Path, overwrite: bool = False) -> Path:
             for name, info in entries.items():
                 _unpack(archive, content, info, staging / name, manifest["files"].get(name))
             _check_model(archive, staging / dataset, manifest)
-            _move_into_place(archive, staging, results / dataset, overwrite)
+            _move_into_place(archive, staging, results / dataset, manifest["plans_name"], overwrite)
     return results / dataset
 
 
@@ -259,8 +259,10 @@ def check_checkpoint(file: Path) -> None:
         raise InputError(f"{wrong} (its description is no JSON object).")
 
 
-def _move_into_place(archive: Path, staging: Path, target: Path, overwrite: bool) -> None:
-    """Rename the new folders to `target`; folders of the same name step aside first, and come back when a rename fails.
+def _move_into_place(archive: Path, staging: Path, target: Path, plans_name: str, overwrite: bool) -> None:
+    """Rename the new folders to `target`; those of the same plans name step aside first, and come back when a rename fails.
+
+    Also those that the archive has none of: grades or an appearance witness of the old model would be loaded with the new one.
 
     Cut in between (power, SIGKILL), some stages are missing, which prediction reports; old and new stages never lie side by side.
     """
@@ -274,11 +276,13 @@ def _move_into_place(archive: Path, staging: Path, target: Path, overwrite: bool
     if present and len(present) == len(names) and not different:
         logger.info("%s is already installed in %s.", archive.name, target)
         return
-    if different and not overwrite:
-        raise InputError(f"{target / different[0]} holds another model; --overwrite replaces it, or move it away first.")
+    left_over = sorted(folder.name for folder in target.iterdir()
+                       if folder.name not in names and folder.name.split("__")[1:2] == [plans_name] and folder.name.count("__") == 2)
+    if (different or left_over) and not overwrite:
+        raise InputError(f"{target / (different + left_over)[0]} holds another model; --overwrite replaces it, or move it away first.")
     aside = staging / "replaced"
     aside.mkdir()
-    moves = [(target / name, aside / name) for name in present] + [(source / name, target / name) for name in names]
+    moves = [(target / name, aside / name) for name in present + left_over] + [(source / name, target / name) for name in names]
     done: list[tuple[Path, Path]] = []
     try:
         for old, new in moves:

@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..plans import DEFAULT_PLANS_NAME, Plans
 from ..storage import atomic_path, read_json
 from ..training.checkpoint import HALF_PRECISION_RATIO, Checkpoint
-from .model import CHECKPOINT_NAME, Model, folds_of, load_trained, trained_files
+from .model import CHECKPOINT_NAME, Model, folds_of, load_trained, stage_folder_name, trained_files
 from .model_card import licence_text, model_card
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,9 @@ def _checked(dataset: str | int, folds: list[int | str] | None, plans_name: str,
     folder = paths.results_folder() / paths.dataset_name(dataset)
     files = trained_files(folder, folds, plans_name, trainers, checkpoint_name)
     model = load_trained(folder, folds, torch.device("cpu"), plans_name, trainers, checkpoint_name)
+    if model.appearance is not None:
+        logger.warning("%s was trained and is not passed on: the exported model will name vertebrae without the appearance witness.",
+                       folder / stage_folder_name("identify", plans_name, "AppearanceTrainer"))
     return folder, files, model
 
 
