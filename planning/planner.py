@@ -44,6 +44,9 @@ class SpineCLUEPlanner:
     def __init__(self, raw_folder: str | Path, fingerprint: Mapping[str, Any], gpu_memory_target: float | None = None,
                  device: str = "cuda", plans_name: str | None = None):
         self.gb = rules.budget(device, gpu_memory_target)
+        if "spine" not in fingerprint:
+            raise InputError(f"{type(self).__name__} plans CT datasets and this fingerprint is of an MR one; leave -pl out to plan "
+                             "it as MR.")
         self.raw_folder, self.fingerprint, self.device = Path(raw_folder), dict(fingerprint), device
         self.plans_name = plans_name or self.default_plans_name
         self.facts = Facts.from_fingerprint(self.fingerprint)

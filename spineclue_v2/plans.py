@@ -384,6 +384,15 @@ def _check_range(value: Any, key: str, place: str) -> None:
         raise InputError(f"{place} is {value!r}; known: {', '.join(map(str, CHOICES[key]))}.")
     if key == "orientation" and sorted(SIDES.get(letter, "") for letter in value) != ["L", "P", "S"]:
         raise InputError(f"{place} is {value!r}; expected one letter for each axis, such as LPS.")
+    if key == "neighbours" and value % 2 == 0:
+        raise InputError(f"{place} is {value}; expected an odd number: the vertebra itself and as many on either side.")
+    if key == "decoder_prices":
+        from .stages.identify.decoder import Prices
+
+        known = [field.name for field in dataclasses.fields(Prices)]
+        for name in value:
+            if name not in known:
+                raise InputError(f"{place}: unknown price '{name}'{_nearest(name, known)}.")
     if isinstance(value, tuple) and not value:
         raise InputError(f"{place} is empty; expected at least one value.")
     for number in _numbers(value):

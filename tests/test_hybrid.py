@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from spineclue_v2.cli._common import main
+from spineclue_v2.errors import InputError
+from spineclue_v2.inference.api import SpineCLUE
 from spineclue_v2.plans import Plans
 from spineclue_v2.structures import VALUE
 from spineclue_v2.volume import Geometry, Volume, read_labels, read_volume, write_volume
@@ -108,6 +110,16 @@ def test_one_slice_and_odd_sizes_can_be_predicted(trained: Path, tmp_path: Path)
     volume = Volume(array, Geometry(array.shape, (7.0, 2.5, 2.5), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]])))
     labels, _ = predict_mr_volume(volume, model)
     assert labels.array.shape == array.shape
+
+
+def test_what_only_ct_knows_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan, model = trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz", trained / "results" / NAME
+    for flags in (["--save_probabilities"], ["--forbid_anomalies"], ["--witnesses", "shape"]):
+        assert main("predict", ["-i", str(scan), "-o", str(tmp_path / "out"), "-m", str(model), "-device", "cpu", *flags]) == 2
+        assert f"{flags[0]} has no meaning for a model of MR" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="model of MR"):
+        SpineCLUE.from_pretrained(model, device="cpu").predict(scan)
 
 
 def test_3d_needs_the_2d_stage_of_its_fold(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

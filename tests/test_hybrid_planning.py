@@ -7,7 +7,7 @@ import pytest
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning.hybrid_planner import SSHSNetPaperPlanner, SSHSNetPlanner
-from spineclue_v2.planning.planner import find_planner
+from spineclue_v2.planning.planner import SpineCLUEPlanner, find_planner
 from spineclue_v2.plans import Plans
 
 
@@ -63,6 +63,8 @@ def test_planners_are_found_by_name_and_refuse_ct() -> None:
     assert find_planner("SSHSNetPaperPlanner") is SSHSNetPaperPlanner
     with pytest.raises(InputError, match="plans MR datasets"):
         SSHSNetPlanner(".", {"spine": {}})
+    with pytest.raises(InputError, match="plans CT datasets.*leave -pl out"):
+        SpineCLUEPlanner(".", fingerprint(), 1, "cpu")
 
 
 @pytest.mark.parametrize("stage", ["hybrid_2d", "hybrid_3d"])

@@ -31,6 +31,10 @@ def changed(value: Any, field: str = "") -> Any:
         return next(choice for choice in CHOICES[field] if choice != value)
     if field == "orientation":
         return "RAS"
+    if field == "neighbours":
+        return value + 2
+    if field == "decoder_prices":
+        return value | {"missed": -1.0}
     if isinstance(value, bool):
         return not value
     if isinstance(value, float):
@@ -101,6 +105,8 @@ def test_a_plain_value_may_stand_for_a_reasoned_one(plans: Plans) -> None:
         (lambda c: c["stages"]["identify"]["run"]["mc_samples"].update(value="many"), "mc_samples is 'many'"),
         (lambda c: c["stages"]["identify"]["network"]["crop_size"].update(value=[1, 2]), "crop_size"),
         (lambda c: c["stages"]["localize"]["run"]["batch_size"].update(value=True), "batch_size is True"),
+        (lambda c: c["stages"]["identify"]["run"]["neighbours"].update(value=6), "neighbours is 6; expected an odd number"),
+        (lambda c: c["stages"]["identify"]["run"]["decoder_prices"].update(value={"mised": -1.0}), "price 'mised' .did you mean 'missed'"),
         (lambda c: c.update(format=99), "Update spineclue_v2"),
         (lambda c: c.pop("stages"), "no SpineCLUE plan"),
     ],

@@ -187,6 +187,8 @@ def test_the_commands(trained, tmp_path, capsys, monkeypatch):
     assert run("export_model", "-d", 501, "-f", 0, 1, "-o", tmp_path / "model.zip", "--half") == 0
     assert run("export_model", "-d", 501, "-f", 0, "--shipped", tmp_path / "shipped") == 0
     assert "one fold" in refused(capsys, "export_model", "-d", 501, "--shipped", tmp_path / "shipped")
+    shipped = ("export_model", "-d", 501, "-f", 0, "--shipped", tmp_path / "shipped")
+    assert "-license belongs to the ZIP" in refused(capsys, *shipped, "-license", tmp_path / "licence.txt")
     assert "ends with .zip" in refused(capsys, "export_model", "-d", 501, "-o", tmp_path / "model.tar")
     assert "fold_5" in refused(capsys, "export_model", "-d", 501, "-f", 5, "-o", tmp_path / "other.zip")
     monkeypatch.setenv("spineclue_results", str(tmp_path / "elsewhere"))

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--shipped", metavar="DIR", help="write the files that come with the package instead: localize.pth, segment.pth "
                                                          "and identify.pth of one fold (-f), fp16")
     add_model_arguments(parser)
-    parser.add_argument("--half", action="store_true", help="weights as fp16: half the size")
+    parser.add_argument("--half", action="store_true", help="weights as fp16: half the size (--shipped: always)")
     parser.add_argument("-license", default=None, metavar="FILE", help="text that becomes LICENSE.txt; without it the ZIP says that no "
                                                                        "licence was stated")
 
@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     if args.shipped is None:
         written = [export_model(args.d, args.o, args.f, args.p, trainers_of(args), args.chk, args.half, args.license)]
     else:
+        if args.license:
+            raise InputError("-license belongs to the ZIP that -o writes; --shipped writes the weights alone, so leave it out.")
         if not args.f or len(args.f) != 1:
             raise InputError("--shipped writes one fold; choose it with -f.")
         written = write_shipped(args.d, args.f[0], args.shipped, args.p, trainers_of(args), args.chk)

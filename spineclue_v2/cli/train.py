@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--c", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--val", action="store_true", help="only run the validation of the finished training")
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of checkpoint_final")
-    parser.add_argument("--npz", action="store_true", help="keep the validation's probabilities")
+    parser.add_argument("--npz", action="store_true", help="identify: keep the validation's level probabilities")
 
 
 def run(args: argparse.Namespace) -> int:

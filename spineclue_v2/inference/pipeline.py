@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..plans import StagePlan
 from ..preprocessing import oriented_view, to_model_space
 from ..vertebra import SpineResult, Vertebra
@@ -51,6 +52,9 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
     from ..stages.identify.predictor import identify
     from ..stages.localize.predictor import locate
 
+    if "localize" not in model.stages:
+        raise InputError(f"This is a model of MR (stages {', '.join(model.stages)}), which does not label CT; predict MR with "
+                         "spineclue_predict -d, or with inference.mr.predict_mr_volume.")
     options, clock = options or Options(), Clock()
     plans = {stage: model.plans.stage(stage) for stage in model.stages}
     with clock("localize"):

@@ -87,6 +87,8 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     cases = cases[part_id::num_parts]
     outcome: dict[str, str | None] = {}
     is_mr = "hybrid_2d" in model.stages
+    if is_mr:
+        _check_mr_options(options or Options(), save_probabilities)
     if executor is not None and not single:
         return _predict_elsewhere(cases, output, model, options, continue_prediction, save_probabilities, report, progress, executor,
                                   model_source or ModelSource())
@@ -184,6 +186,15 @@ def save_probabilities_of(result: SpineResult, geometry: Geometry, path: Path, o
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **masks, **rows, record=np.array(record),
                             body_centre_mm=np.array([v.body_centre for v in result.vertebrae], dtype=np.float32).reshape(-1, 3))
+
+
+def _check_mr_options(options: Options, save_probabilities: bool) -> None:
+    """InputError for what only the vertebrae of CT know."""
+    given = {"--save_probabilities": save_probabilities, "--forbid_anomalies": options.forbid_anomalies,
+             "--witnesses": set(options.witnesses) != set(Options().witnesses)}
+    for flag, wanted in given.items():
+        if wanted:
+            raise InputError(f"{flag} has no meaning for a model of MR, which writes labels alone; leave it out.")
 
 
 def _check_output(output: Path, cases: list[Case]) -> None:

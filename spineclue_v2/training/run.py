@@ -40,6 +40,9 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     base = paths.preprocessed_folder() / name
     plans = Plans.load(base / f"{plans_name}.json")
     kind = trainer_class(stage, trainer)
+    if save_probabilities and (stage != "identify" or kind.stands_alone):
+        raise InputError(f"--npz keeps the level probabilities of stage identify; {kind.__name__} of stage {stage} has none, so "
+                         "leave it out.")
     folder = paths.results_folder() / name / f"{kind.__name__}__{plans_name}__{stage}"
     if only_validate and (folder / "plans.json").is_file():
         # What is predicted with: theta, hops and neighbours may have been chosen since the training.
