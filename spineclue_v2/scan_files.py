@@ -212,7 +212,11 @@ def _nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Geo
         if "orthonormal" not in str(error):
             raise InputError(f"{path} is no readable NIfTI image ({_reason(error)}).") from error
         return _nearest_orthonormal(path, header, shape)
-    return Geometry(shape, tuple(reader.GetSpacing()[2::-1]), tuple(reader.GetOrigin()[:3]), _direction_3d(reader))
+    spacing, (lowest, highest) = reader.GetSpacing()[:3], _SPACING_RANGE_MM
+    if not all(lowest <= s <= highest for s in spacing):  # ITK heeds the header's unit: metres make a voxel of 1 a voxel of 1000 mm
+        raise InputError(f"{path} has spacing {spacing} mm in the unit that its header names; expected {lowest:g} to {highest:g} mm. "
+                         "Mend the header's unit (xyzt_units).")
+    return Geometry(shape, tuple(spacing[::-1]), tuple(reader.GetOrigin()[:3]), _direction_3d(reader))
 
 
 def _direction_3d(reader: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from malformed import CORPUS, torch_bytes
 from malformed_scans import header_with, whole_file
@@ -61,6 +61,7 @@ def test_malformed_input_is_refused(kind, tmp_path, monkeypatch, caplog):
 # ---- random damage: refused, or read as something sound ------------------------------------------------------------------------
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 347), st.binary(min_size=1, max_size=8))
+@example(123, b"\x01")  # metres instead of millimetres
 def test_nifti_headers_with_random_bytes_are_refused_or_read_soundly(tmp_path_factory, offset, values):
     values = values[:348 - offset]
     make = header_with(offset, f"{len(values)}s", values)

@@ -26,7 +26,7 @@ def resolve_device(name: str | None) -> torch.device:
 
 
 def fast_bfloat16() -> bool:
-    """True when this CPU multiplies bfloat16 itself (AMX tiles, or AVX-512 with BF16 instructions); where it is emulated nothing is gained."""
+    """True when this CPU multiplies bfloat16 itself (AMX, or AVX-512 with BF16 instructions); where it is emulated nothing is gained."""
     return torch.backends.mkldnn.is_available() and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 

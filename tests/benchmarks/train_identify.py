@@ -1,9 +1,9 @@
-"""Identify trained on what the shipped earlier stages find: `python -m tests.benchmarks.train_identify -o DIR [--cases 200] [-np 2]`.
+"""Identify trained on what the shipped earlier stages find: `python -m tests.benchmarks.train_identify -o DIR [--cases 160] [-np 2]`.
 
 Masks as localize and segment make them differ from true ones, and so do their centres. So: phantoms of the kinds of `train_shipped` (other
 seeds), the shipped localize and segment on each, then (1) the shape network learns on from both true and found masks, (2) the geometry
 witness is trained on landmarks, made spines and found centres, (3) the weights of both and the decoder's prices are fitted on
-scans that trained neither. A whole cycle of kinds in five is left out for (3) and for the table. Steps that are complete are kept.
+scans that trained neither. A whole cycle of kinds in four is left out for (3) and for the table. Steps that are complete are kept.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from . import train_shipped
 DATASET = "Dataset591_Found"
 FIRST_NUMBER = 1000           # localize and segment were trained on numbers below 200 of the same seeds
 STEPS = ("data", "found", "shape", "geometry", "fit")
-CYCLE, FOLDS = 20, 5          # kinds follow each other in cycles; of five cycles one is left out
+CYCLE, FOLDS = 20, 4          # kinds follow each other in cycles; of four cycles one is left out
 REPEATS = 6                   # a scan's found centres among the geometry witness's examples
 FITTED_PRICES = ("missed", "false_detection", "evidence")   # the rare numberings are too few here
 GEOMETRY = "geometry.pth"
@@ -74,9 +74,6 @@ def find_case(home: Path, case: str) -> None:
     labels = Volume(values[instance_map(found, truth.shape)], volumes["segment"].geometry)
     write_blosc2(target / f"{case}_found_seg.b2nd", labels)
     write_json(target / f"{case}_found.json", properties | {"vertebrae": vertebra_properties(labels)})
-    for ending in (f"{case}_seg.b2nd", f"{case}.json"):
-        if not left_out(case):
-            shutil.copyfile(data["identify"].folder / ending, target / ending)
     with atomic_path(home / "found" / f"{case}.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, names=np.array(names, dtype="U4"), missed=len(properties["vertebrae"]) - sum(map(bool, names)),
                             centres=np.array([v.body_centre for v in found]).reshape(-1, 3),
@@ -84,17 +81,22 @@ def find_case(home: Path, case: str) -> None:
                             **{f"mask_{i}": np.packbits(v.mask) for i, v in enumerate(found)})
 
 
-def find_all(home: Path, processes: int) -> None:
+def find_all(home: Path, count: int, processes: int) -> None:
     from spineclue_v2.parallel import run_tasks
+    from spineclue_v2.plans import Plans
 
     source, target = (home / "preprocessed" / name for name in (train_shipped.DATASET, DATASET))
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / "SpineCLUEPlans.json", target / "SpineCLUEPlans.json")
-    cases = sorted(read_json(source / "dataset.json", "dataset.json")["patients"])
+    cases = sorted(read_json(source / "dataset.json", "dataset.json")["patients"])[:count]
     tasks = {case: (home, case) for case in cases if not (home / "found" / f"{case}.npz").exists()}
     _, failures = run_tasks(find_case, tasks, num_processes=processes if processes > 1 else 0, description="found")
     if failures:
         raise SystemExit(f"scans failed: {failures}")
+    data = Plans.load(source / "SpineCLUEPlans.json").stage("identify").data_fingerprint
+    for case in cases:
+        for ending in (f"{case}_seg.b2nd", f"{case}.json") if not left_out(case) else ():  # true masks beside the found ones
+            shutil.copyfile(source / data / ending, target / data / ending)
     parts = {"train": [n for case in cases if not left_out(case) for n in (case, f"{case}_found")],
              "val": [f"{case}_found" for case in cases if left_out(case)]}
     write_json(target / "splits_final.json", [parts])
@@ -173,8 +175,8 @@ def judged(rows: list[Any], missed: int, settings: Any) -> str:
         whole.append(all(hits))
         anchored.append(given.numbering_anchored)
     sure = [w for w, a in zip(whole, anchored, strict=True) if a]
-    return (f"ID-rate {sum(right) / (len(right) + missed):.3f} of {len(right) + missed}, of those found {np.mean(right):.3f}; all found named "
-            f"right {np.mean(whole):.3f} of {len(whole)}; anchored {len(sure)}, {len(sure) - sum(sure)} of them wrong; "
+    return (f"ID-rate {sum(right) / (len(right) + missed):.3f} of {len(right) + missed}, of those found {np.mean(right):.3f}; "
+            f"all found named right {np.mean(whole):.3f} of {len(whole)}; anchored {len(sure)}, {len(sure) - sum(sure)} of them wrong; "
             f"ECE {expected_calibration_error(np.array(confidence), np.array(right)):.3f}")
 
 
@@ -216,8 +218,8 @@ def fit_all(home: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", required=True, type=Path, help="folder for the dataset, the training and the weights")
-    parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--epochs", type=int, default=20, help="of the classifier phase, 25 batches each")
+    parser.add_argument("--cases", type=int, default=160)
+    parser.add_argument("--epochs", type=int, default=16, help="of the classifier phase, 25 batches each")
     parser.add_argument("--landmarks", type=Path, help="vid_training.json.gz, for the step geometry")
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
     parser.add_argument("-device", default=None)
@@ -229,7 +231,7 @@ def main() -> None:
         train_shipped.describe(args.o, [])
         train_shipped.plan_and_preprocess(args.o, args.epochs / train_shipped.EPOCHS["identify"], args.np)
     if "found" in args.steps:
-        find_all(args.o, args.np)
+        find_all(args.o, args.cases, args.np)
     if "shape" in args.steps:
         from spineclue_v2.training.run import train
 
