@@ -105,17 +105,21 @@ class Cluster:
 
 
 def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: Mapping[str, float], folds: int = 1) -> list[Cluster]:
-    """Vertebrae from head to foot (z descending). `folds`: detectors whose boxes were pooled."""
+    """Vertebrae from head to foot (z descending). `folds`: detectors whose boxes were pooled.
+
+    Evidence (`score`) is the mean over the folds. How many boxes a vertebra needs grows with the square root of the folds only: their true
+    boxes lie together and false ones seldom do, so that one which part of the folds miss is kept.
+    """
     if not len(boxes):
         return []
     # A fixed order of the boxes: the density clustering gives a box between two clusters to the first that reaches it.
     order = np.lexsort((boxes.score, boxes.high, boxes.low, boxes.z1, boxes.z0, boxes.across, boxes.plane))
     boxes = boxes.take(order)
-    expected = expected_boxes(slice_gap_mm) * folds
+    expected, needed = expected_boxes(slice_gap_mm) * folds, run.min_samples_share / np.sqrt(folds)
     bodies = body_places(boxes)
     index = np.flatnonzero(bodies.usable)
     scale = linked_scale(run, slice_gap_mm)
-    labels = position_clusters(bodies.place[index], scale, run.eps_mm, max(2, round(run.min_samples_share * expected)))
+    labels = position_clusters(bodies.place[index], scale, run.eps_mm, max(2, round(needed * expected)))
     groups = []
     for label in range(labels.max(initial=-1) + 1):
         members = index[labels == label]
@@ -124,7 +128,7 @@ def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: Mapping[str, flo
     clusters = [_summarise(boxes, bodies, group, expected) for group in groups if len(group) >= 2]
     clusters.sort(key=lambda c: -c.body[0])
     clusters = [c for c in _merge(clusters, boxes, bodies, run, expected)
-                if len(c.members) >= LEAST_BOXES and support(boxes.plane[c.members], slice_gap_mm, folds) >= run.min_samples_share]
+                if len(c.members) >= LEAST_BOXES and support(boxes.plane[c.members], slice_gap_mm, folds) >= needed]
     return [Cluster(c.start, c.stop, c.score, c.body, c.body_height, np.sort(order[c.members])) for c in clusters]
 
 
