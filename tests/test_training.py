@@ -315,6 +315,16 @@ def test_pretrained_weights_fit_as_far_as_they_do(tiny, tmp_path, caplog):
         trainer(tiny, "segment", tmp_path).load_pretrained(tmp_path / "old.pth")
 
 
+def test_boxes_keep_full_precision_on_a_processor(tiny, tmp_path):
+    # bfloat16 has eight binary digits: a box edge at 200.6 would become 201, millimetres beside the vertebra.
+    for stage, allowed in (("localize", False), ("segment", True)):
+        run = trainer(tiny, stage, tmp_path / stage)
+        assert run.bfloat16 is allowed
+    with autocast(CPU, bfloat16=False):
+        edge = torch.nn.functional.linear(torch.tensor([[200.6]]), torch.eye(1))
+    assert edge.dtype == torch.float32 and float(edge) == pytest.approx(200.6, abs=1e-4)
+
+
 @pytest.mark.parametrize("channels, grid", [(16, (2, 4, 4)), (32, (2, 3, 3)), (64, (2, 3, 3)), (64, (3, 3, 3)),
                                             (128, (3, 4, 5)), (32, (4, 6, 6))])
 def test_gradients_under_autocast_are_gradients(channels, grid):

@@ -42,13 +42,14 @@ def sound_bfloat16_gradients(smallest_grid: Sequence[int] | None) -> bool:
     return torch.cpu._is_amx_tile_supported() or smallest_grid is None or min(smallest_grid) >= SOUND_GRID
 
 
-def autocast(device: torch.device, smallest_grid: Sequence[int] | None = None) -> Any:
+def autocast(device: torch.device, smallest_grid: Sequence[int] | None = None, bfloat16: bool = True) -> Any:
     """Mixed precision that suits the device: float16 on CUDA, bfloat16 on CPUs made for it, none elsewhere.
 
-    Training names the network's `smallest_grid` (see `sound_bfloat16_gradients`); without gradients it does not matter.
+    Training names the network's `smallest_grid` (see `sound_bfloat16_gradients`); without gradients it does not matter. Networks whose
+    output is coordinates say no to `bfloat16`: beyond 128 it knows whole pixels only.
     """
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.float16)
-    if device.type == "cpu" and fast_bfloat16() and sound_bfloat16_gradients(smallest_grid):
+    if bfloat16 and device.type == "cpu" and fast_bfloat16() and sound_bfloat16_gradients(smallest_grid):
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return contextlib.nullcontext()

@@ -66,6 +66,7 @@ class BaseTrainer:
 
     stage = ""
     stands_alone = False   # True: the network is no stage of the pipeline by itself, and is not judged on what earlier stages found
+    bfloat16 = True        # False: the network keeps full precision on a CPU, whose only shorter one it is
 
     def __init__(self, plans: Plans, fold: int | str, dataset: PreprocessedDataset, train_cases: list[str], val_cases: list[str],
                  folder: Path, device: torch.device, seed: int = 1234, workers: int | None = None) -> None:
@@ -258,7 +259,7 @@ class BaseTrainer:
         self.network.zero_grad(set_to_none=True)
         parts, total = [batch] if self.passes == 1 else self.halves(batch), 0.0
         for part in parts:
-            with autocast(self.device, self.smallest_grid()):
+            with autocast(self.device, self.smallest_grid(), self.bfloat16):
                 loss = self._parallel_loss(part) / len(parts)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"The loss of stage {self.stage} became {loss.item()} in epoch {self.epoch}.")
@@ -273,7 +274,7 @@ class BaseTrainer:
             self._validation_batches = list(self._batches(training=False, start=0, stop=VALIDATION_BATCHES))
         rows = []
         for batch in self._validation_batches:
-            with autocast(self.device):
+            with autocast(self.device, bfloat16=self.bfloat16):
                 rows.append(self.validation_figure(to_device(batch, self.device)))
         return {key: float(np.nanmean([row[key] for row in rows])) for key in ("loss", "score")}
 

@@ -114,7 +114,7 @@ def _detect_chunk(volume: Volume, networks: list[SliceDetector], plan: StagePlan
     padded[:, :, :height, :width] = torch.from_numpy(cuts)
     result = []
     for network in networks:
-        with torch.inference_mode(), autocast(device):
+        with torch.inference_mode(), autocast(device, bfloat16=False):
             found = network.boxes(padded.to(device), plan.run.min_score, plan.run.nms_iou)
         for position, boxes in zip(positions, found, strict=True):
             x0, y0, x1, y1, score = boxes.numpy().astype(float).T if len(boxes) else np.zeros((5, 0))

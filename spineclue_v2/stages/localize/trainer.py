@@ -18,13 +18,11 @@ class LocalizeTrainer(BaseTrainer):
     """Ultralytics network and loss in our loop; the epoch figure is the F1 of slice boxes at IoU 0.5."""
 
     stage = "localize"
+    bfloat16 = False  # coordinates
     network: SliceDetector
 
     def build_network(self) -> SliceDetector:
         return build_network(self.plan.network, len(self.plan.data.windows_hu))
-
-    def smallest_grid(self) -> None:
-        return None
 
     def batch_maker(self, training: bool) -> SliceBatches:
         return SliceBatches(self.dataset.folder, self.batch_cases(training),
