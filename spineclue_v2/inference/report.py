@@ -28,7 +28,7 @@ MAX_SLOPE = 0.6
 
 BACKGROUND, TEXT, FAINT, WARNING = "#101214", "#f2f2f2", "#9aa0a6", "#ffb000"
 MAX_SIZE_INCH, INCH_PER_MM = (12.0, 9.0), 0.034
-GUTTER, SIDE, HEAD, FOOT = 1.5, 0.25, 0.75, 0.55
+GUTTER, SIDE, HEAD, FOOT = 2.0, 0.25, 0.75, 0.55
 NAME_HEIGHT = 0.19
 DPI = 120
 
@@ -206,7 +206,7 @@ def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebra
 
     width, height = figure.get_size_inches()
     boxes = [panel.get_position() for panel in axes]
-    middle = (boxes[0].x1 + boxes[1].x0) / 2
+    middle = (boxes[0].x1 + boxes[1].x0) / 2 - 0.25 / width  # remarks take more room than names
     spots = [scan.world_to_index(centre(v)) * np.array(scan.spacing) for v in vertebrae]
     wanted = np.array([boxes[0].y0 * height + (spot[0] - views[0].extent[2]) * scale for spot in spots])
     for vertebra, spot, y in zip(vertebrae, spots, _spread(wanted, NAME_HEIGHT) / height, strict=True):
