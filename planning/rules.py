@@ -83,8 +83,8 @@ class Tier:
 
 
 TIERS = (
-    # The laptop's epochs are half an hour for all three stages on two cores that multiply bfloat16 (measured: 26 minutes), about three
-    # quarters on others; more are a number to edit in the plan.
+    # The laptop's epochs are half an hour for all three stages on two cores that multiply bfloat16 (measured: 26 minutes), perhaps
+    # three quarters on others; more are a number to edit in the plan.
     Tier("laptop", 2.0, 1.5, "n", 256 * 160, 32, 5, (16, 32, 64, 128), (1, 1, 1, 1), 18, 16, (36, 14, 4, 6), 25, 64),
     Tier("small", 1.5, 1.25, "s", 384 * 256, 96, 8, (24, 48, 96, 192), (1, 2, 3, 3), 18, 32, (100, 200, 100, 50), 100, 96),
     Tier("medium", 1.25, 1.0, "m", 512 * 320, 160, 10, (32, 64, 128, 256, 320), (1, 2, 3, 4, 4), 34, 32,

@@ -5,17 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from example_fingerprint import fingerprint
 
 from spineclue_v2 import anatomy
 from spineclue_v2.inference.model import build_network, stage_folder_name
+from spineclue_v2.inference.share import export_model
 from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans import CORE_STAGES, Plans
 from spineclue_v2.storage import write_json
 from spineclue_v2.training.checkpoint import Checkpoint, weights_sha256
 
 DATASET = "Dataset501_Example"
+CARD = f"{DATASET}/card__SpineCLUEPlans"  # folder of an export that describes it
 CASES = {"train": ["anna_smith_1", "anna_smith_2", "bert_jones"], "val": ["carla_doe"]}
 
 
@@ -56,3 +59,14 @@ def write_results(results: Path, folds: tuple[int, ...] = (0,), plans: Plans | N
             write_json(folder / f"fold_{fold}" / "validation" / "summary.json",
                        {"stage": stage, "f1": 0.25 + fold / 8, "metric_per_case": [{"case": "carla_doe", "Dice": 0.5}]})
     return results / dataset
+
+
+def export_fold(results: Path, fold: int, target: Path) -> Path:
+    """One fold of the model in `results` as a ZIP."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("spineclue_results", str(results))
+        return export_model(501, target, [fold], half=True)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -140,6 +140,14 @@ def test_boxes_found_several_times_change_nothing(copies, seed):
     np.testing.assert_allclose(places(often), places(once), atol=1.0)
 
 
+def test_a_vertebra_that_part_of_the_folds_miss_is_kept():
+    # All five folds find the first four blocks; a fifth block is found by one fold and half of another's slices.
+    blocks = centres(5)
+    last = boxes_of(blocks[4:])
+    pooled = joined(*[boxes_of(blocks[:4])] * 5, last, last.take(np.arange(0, len(last), 2)))
+    assert len(cluster_boxes(pooled, RUN, GAPS, folds=5)) == 5
+
+
 @given(share=st.floats(0, 0.3), seed=st.integers(0, 2 ** 31))
 @settings(max_examples=15, deadline=None)
 def test_noise_and_missed_boxes_leave_every_vertebra_in_its_place(share, seed):

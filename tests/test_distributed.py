@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import CPU, trainer
-from tiny_dataset import DATASET, edited
+from tiny_dataset import CPU, DATASET, edited, trainer
 
 from spineclue_v2.cli import _common
 from spineclue_v2.errors import InputError

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from malformed import CORPUS, torch_bytes
 from malformed_scans import header_with, whole_file
 from small_model import write_results
-from test_share import without_detector
+from test_install import without_detector
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.inference.install import check_checkpoint, install_model

@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from spineclue_v2.dataset import PreprocessedDataset, fold_cases, load_splits
 from spineclue_v2.plans import DEFAULT_PLANS_NAME, Plans
+from spineclue_v2.stages import trainer_class
+from spineclue_v2.training.checkpoint import Checkpoint
+from spineclue_v2.training.trainer import BaseTrainer
 
+CPU = torch.device("cpu")
 DATASET = "Dataset499_Tiny"
 LEVELS = ("L1", "L2", "L3", "L4")
 PHANTOM: dict[str, Any] = {"first": LEVELS[0], "last": LEVELS[-1], "spacing": (3.0, 3.0, 3.0), "margin": 8.0, "variant": None, "cobb": 0.0,
@@ -52,3 +58,23 @@ def make(home: Path) -> Path:
         assert preprocess_plans(DATASET, progress=False) == {}
         load_splits(folder, PreprocessedDataset(folder / plans.stage("segment").data_fingerprint).cases)
     return folder
+
+
+def trainer(tiny: Path, stage: str, folder: Path, workers: int = 0, kind: type | None = None, **edits: dict) -> BaseTrainer:
+    """The stage's trainer on fold 0; `edits`: {group: {field: value}} of its plan."""
+    plans = edited(Plans.load(tiny / "SpineCLUEPlans.json"), {stage: edits})
+    dataset = PreprocessedDataset(tiny / plans.stage(stage).data_fingerprint)
+    train_cases, val_cases = fold_cases(load_splits(tiny, dataset.cases), 0)
+    return (kind or trainer_class(stage))(plans, 0, dataset, train_cases, val_cases, folder, CPU, workers=workers)
+
+
+def same(found: Checkpoint, wanted: Checkpoint) -> None:
+    """Bit by bit the same weights, extra tensors, fitted values and history (but for the seconds)."""
+    for name in ("network", "extra"):
+        a, b = getattr(found, name), getattr(wanted, name)
+        assert a.keys() == b.keys()
+        assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    for key in ("fitted", "epoch", "best_ema", "train_cases"):
+        assert found.meta[key] == wanted.meta[key]
+    for key in set(wanted.meta["history"]) - {"seconds"}:
+        assert found.meta["history"][key] == wanted.meta["history"][key]
