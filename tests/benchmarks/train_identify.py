@@ -25,14 +25,9 @@ from . import train_shipped
 DATASET = "Dataset591_Found"
 FIRST_NUMBER = 1000           # localize and segment were trained on numbers below 200 of the same seeds
 STEPS = ("data", "found", "shape", "geometry", "fit")
-CYCLE, FOLDS = 20, 4          # kinds follow each other in cycles; of four cycles one is left out
 REPEATS = 6                   # a scan's found centres among the geometry witness's examples
 FITTED_PRICES = ("missed", "false_detection", "evidence")   # the rare numberings are too few here
 GEOMETRY = "geometry.pth"
-
-
-def left_out(case: str) -> bool:
-    return int(case.split("_")[1]) // CYCLE % FOLDS == FOLDS - 1
 
 
 @functools.cache
@@ -95,10 +90,10 @@ def find_all(home: Path, count: int, processes: int) -> None:
         raise SystemExit(f"scans failed: {failures}")
     data = Plans.load(source / "SpineCLUEPlans.json").stage("identify").data_fingerprint
     for case in cases:
-        for ending in (f"{case}_seg.b2nd", f"{case}.json") if not left_out(case) else ():  # true masks beside the found ones
+        for ending in (f"{case}_seg.b2nd", f"{case}.json") if not train_shipped.left_out(case) else ():  # true masks beside the found ones
             shutil.copyfile(source / data / ending, target / data / ending)
-    parts = {"train": [n for case in cases if not left_out(case) for n in (case, f"{case}_found")],
-             "val": [f"{case}_found" for case in cases if left_out(case)]}
+    parts = {"train": [n for case in cases if not train_shipped.left_out(case) for n in (case, f"{case}_found")],
+             "val": [f"{case}_found" for case in cases if train_shipped.left_out(case)]}
     write_json(target / "splits_final.json", [parts])
     write_json(target / "dataset.json", read_json(source / "dataset.json", "dataset.json") | {
         "name": DATASET, "patients": {n: n.removesuffix("_found") for names in parts.values() for n in names}})
@@ -108,7 +103,7 @@ def found_scans(home: Path, which: bool) -> list[dict[str, Any]]:
     """What was found in the scans that are left out (`which` True), or in the others."""
     scans = []
     for path in sorted((home / "found").glob("*.npz")):
-        if left_out(path.stem) == which:
+        if train_shipped.left_out(path.stem) == which:
             with np.load(path) as content:
                 scan = {key: content[key] for key in ("names", "missed", "centres")}
                 scan["masks"] = [np.unpackbits(content[f"mask_{i}"], count=int(np.prod(shape))).reshape(shape).astype(bool)

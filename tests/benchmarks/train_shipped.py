@@ -23,7 +23,7 @@ from .real_training import real_cases
 
 DATASET = "Dataset590_Shipped"
 FIRST_SEED = 400_000          # held-out phantoms have seeds below 10,000, converted datasets from 100,001 on
-VALIDATION_EVERY = 10         # every tenth synthetic case is left out for choosing weights
+CYCLE, FOLDS = 20, 4          # kinds follow each other in cycles; of four cycles one is left out, for choosing weights
 STAGES = ("localize", "segment", "identify")
 STEPS = ("data", *STAGES, "export")
 TRAINERS = {"segment": "SegmentTrainerSmallCrops"}
@@ -36,7 +36,7 @@ REAL_WEIGHT = {"localize": 6, "segment": 40, "identify": 1}   # a real scan is d
 def settings(number: int) -> dict[str, Any]:
     """What `phantom.sample` is asked for in case `number`: kinds follow each other in a fixed cycle of 20."""
     rng = np.random.default_rng([FIRST_SEED, number])
-    kind = number % 20
+    kind = number % CYCLE
     if kind in (0, 1, 2, 3, 4):                              # the neck down to the upper chest
         first = str(rng.choice(["C1", "C1", "C1", "C2", "C3"]))
         return {"first": first, "last": str(rng.choice(["C6", "C7", "T1", "T2", "T3"])), "wide": bool(rng.random() < 0.2),
@@ -64,6 +64,11 @@ def settings(number: int) -> dict[str, Any]:
     if kind == 16:
         return {"first": "T1", "last": "T12", "wide": True, "contrast": float(rng.uniform(0, 250))}
     return {}
+
+
+def left_out(case: str) -> bool:
+    """Whether a synthetic case is kept from training."""
+    return int(case.split("_")[1]) // CYCLE % FOLDS == FOLDS - 1
 
 
 def make_data(folder: Path, cases: int, processes: int, first: int = 0) -> None:
@@ -122,13 +127,12 @@ def plan_and_preprocess(folder: Path, scale: float, processes: int) -> None:
 
 
 def write_split(base: Path, stage: str, leave_out: list[str]) -> None:
-    """Fold 0 of a stage. Validation cases: every tenth phantom and the real scans of `leave_out`."""
+    """Fold 0 of a stage. Validation cases: one cycle of phantoms in four and the real scans of `leave_out`."""
     names = sorted(read_json(base / "dataset.json", "dataset.json")["patients"])
-    left_out = [n for n in names if (int(n[-4:]) % VALIDATION_EVERY == VALIDATION_EVERY - 1 if n.startswith("phantom_")
-                                     else n.removeprefix("real_") in leave_out)]
-    train = [n for n in names if n not in left_out]
+    val = [n for n in names if (left_out(n) if n.startswith("phantom_") else n.removeprefix("real_") in leave_out)]
+    train = [n for n in names if n not in val]
     train += [n for n in train if not n.startswith("phantom_")] * (REAL_WEIGHT[stage] - 1)
-    write_json(base / "splits_final.json", [{"train": train, "val": left_out}])
+    write_json(base / "splits_final.json", [{"train": train, "val": val}])
 
 
 def main() -> None:
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("-o", required=True, type=Path, help="folder for the dataset, the trainings and the weights")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies cases and epochs")
     parser.add_argument("--cases", type=int, default=None, help="synthetic cases, default 120 times --scale")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--real", type=Path, default=None, help="folder of real scans (shared/data); only labelled ones are used")
     parser.add_argument("--leave-out", nargs="*", default=[], help="real scans kept for measuring (verse008 ...)")
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
@@ -146,7 +151,7 @@ def main() -> None:
     from spineclue_v2.training.run import train
 
     if "data" in args.steps:
-        make_data(args.o, int(round(120 * args.scale)) if args.cases is None else args.cases, args.np)
+        make_data(args.o, int(round(120 * args.scale)) if args.cases is None else args.cases, args.np, args.first)
         real = real_cases(args.real, args.o / "raw" / DATASET) if args.real else []
         describe(args.o, real)
         plan_and_preprocess(args.o, args.scale, args.np)
