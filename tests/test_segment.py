@@ -187,6 +187,27 @@ def test_a_vertebra_located_twice_is_kept_once():
     assert [v.score for v in found] == [0.9, 0.9] and [v.mask_start[0] for v in found] == [24, 10]
 
 
+def test_what_seems_to_be_missed_is_looked_at_alone_and_settled_with_the_rest():
+    class Counting(ThresholdSegmenter):
+        crops = 0
+
+        def forward(self, batch):
+            self.crops += len(batch)
+            return super().forward(batch)
+
+    array = scan((10, 12, 14), (24, 12, 14), (38, 12, 14))
+    network, asked = Counting(), []
+
+    def missed(found: list[Vertebra]) -> list[Vertebra]:
+        asked.append([v.mask_start[0] for v in found])
+        return [located((27, 19, 22), 0.0), located((13, 19, 22), 0.0)]       # one that was missed, one that was found already
+
+    ends = [located((41, 19, 22), 0.9), located((13, 19, 22), 0.9)]
+    found = segment(hu_volume(array, PLAN), ends, [network], PLAN, CPU, missed=missed)
+    assert asked == [[38, 10]] and network.crops == 4                              # the two ends once, the two candidates once
+    assert [(v.mask_start[0], v.score) for v in found] == [(38, 0.9), (10, 0.9), (24, 0.0)]
+
+
 def test_one_body_without_holes():
     class Speckled(ThresholdSegmenter):
         """Adds an island and punches a hole."""

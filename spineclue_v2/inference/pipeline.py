@@ -86,10 +86,7 @@ def segment_located(fine: Volume, located: list[Vertebra], networks: list[Any], 
     """Stage 2 on a model-space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid."""
     from ..stages.segment.predictor import segment
 
-    found = segment(fine, located, networks, plan, device, mirror)
-    missed = missed_between(found)
-    if missed:
-        found = segment(fine, [*found, *missed], networks, plan, device, mirror)
+    found = segment(fine, located, networks, plan, device, mirror, missed_between)
     return [mark_border(v, fine.geometry, scan) for v in found]
 
 

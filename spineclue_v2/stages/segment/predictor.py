@@ -1,6 +1,7 @@
 """Inference of stage 2: crops in batches, ownership of contested voxels settled jointly, one connected body per vertebra."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -17,14 +18,29 @@ from .network import foreground_probability
 RECENTRE_MM = 6.0  # a mask whose middle lies farther from the crop's middle is segmented again around its own middle
 
 
-def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan,
-            device: torch.device, mirror: bool = False) -> list[Vertebra]:
+def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
+            mirror: bool = False, missed: Callable[[list[Vertebra]], list[Vertebra]] | None = None) -> list[Vertebra]:
     """Vertebrae with mask, centroids, volume and border flag, head to foot as given; those without a plausible mask are dropped.
 
-    `volume`: int16 HU in the stage's model space. Only the crops' probabilities exist, never a full-size map per vertebra.
+    Args:
+        volume: int16 HU in the stage's model space. Only the crops' probabilities exist, never a full-size map per vertebra.
+        missed: gives further candidates, from what was found; they are looked at, too, and all settled together.
     """
     if not vertebrae:
         return []
+    probabilities, starts = _crops(volume, vertebrae, networks, plan, device, mirror)
+    found = _settled(vertebrae, probabilities, starts, volume, plan)
+    more = missed(list(found.values())) if missed is not None else []
+    if more:
+        own, (further, further_starts) = list(found), _crops(volume, more, networks, plan, device, mirror)
+        found = _settled([*(vertebrae[i] for i in own), *more], [*(probabilities[i] for i in own), *further],
+                         np.concatenate([starts[own], further_starts]), volume, plan)
+    return list(found.values())
+
+
+def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device, mirror: bool
+           ) -> tuple[list[np.ndarray], np.ndarray]:
+    """Foreground probability (z, y, x) of each vertebra's crop and where the crops start (n, 3); crops far off their mask are moved."""
     size = plan.network.crop_size
     centres = volume.geometry.world_to_index(np.array([v.box_centre for v in vertebrae]))
     probabilities = _probabilities(volume, centres, networks, plan, device, mirror)
@@ -34,12 +50,16 @@ def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.M
         centres = moved
         for index, crop in zip(again, _probabilities(volume, centres[again], networks, plan, device, mirror), strict=True):
             probabilities[index] = crop
-    starts = np.array([crop_start(c, size) for c in centres])
+    return probabilities, np.array([crop_start(c, size) for c in centres])
+
+
+def _settled(vertebrae: list[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
+             ) -> dict[int, Vertebra]:
+    """Finished vertebrae by their place in `vertebrae`, without those that repeat another or have no plausible mask."""
     kept = _without_duplicates(probabilities, starts, [v.score for v in vertebrae], plan.run.overlap_dice)
-    probabilities, starts = [probabilities[i] for i in kept], starts[kept]
-    masks = resolve_ownership(probabilities, starts)
-    return [finished for i, mask, probability, start in zip(kept, masks, probabilities, starts, strict=True)
-            if (finished := _finish(vertebrae[i], mask, probability, start, volume, plan)) is not None]
+    masks = resolve_ownership([probabilities[i] for i in kept], starts[kept])
+    return {i: finished for i, mask in zip(kept, masks, strict=True)
+            if (finished := _finish(vertebrae[i], mask, probabilities[i], starts[i], volume, plan)) is not None}
 
 
 def _probabilities(volume: Volume, centres: np.ndarray, networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
