@@ -17,7 +17,7 @@ from spineclue_v2.geometry import Geometry
 from spineclue_v2.inference.pipeline import Options
 from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
 from spineclue_v2.plans import Data, Plans
-from spineclue_v2.stages.identify import predictor
+from spineclue_v2.stages.identify import appearance, predictor
 from spineclue_v2.stages.identify.appearance import (
     CROP,
     NOT_A_VERTEBRA,
@@ -27,6 +27,7 @@ from spineclue_v2.stages.identify.appearance import (
     AppearanceTrainer,
     AppearanceWitness,
     augmented,
+    beyond_ends,
     coarse,
     crops,
 )
@@ -88,6 +89,30 @@ def test_batches_hold_levels_equally_and_places_off_the_spine(tiny):
     assert counts[NOT_A_VERTEBRA] > 0 and counts[:LEVEL_INDEX["L1"]].sum() == 0
     assert counts[LEVEL_INDEX["L1"]:NUM_LEVELS - 1].max() <= 10
     assert batch["image"].min() >= 0 and batch["image"].max() <= 1
+
+
+def test_beyond_the_ends_of_the_spine_lie_skull_and_sacrum_and_an_end_of_the_field_is_none():
+    c1, c2 = [10.0, 20.0, 300.0], [10.0, 24.0, 280.0]
+    l4, l5 = [12.0, 30.0, 60.0], [12.0, 36.0, 30.0]
+    everything = beyond_ends([24, 1, 2, 23], np.array([l5, c1, c2, l4]))               # in any order
+    np.testing.assert_allclose(everything, [[10.0, 16.0, 320.0], [12.0, 42.0, 0.0]])
+    np.testing.assert_allclose(beyond_ends([24, 25], np.array([l4, l5])), [[12.0, 42.0, 0.0]])    # L6 ends the spine, too
+    assert beyond_ends([2, 3], np.array([c1, c2])) == beyond_ends([22, 23], np.array([l4, l5])) == beyond_ends([24], np.array([l5])) == []
+
+
+def test_places_beyond_the_ends_are_taught_as_no_vertebra(tiny, monkeypatch):
+    plan = Plans.load(tiny / "SpineCLUEPlans.json").stage("identify")
+    folder = tiny / plan.data_fingerprint
+    data, looked = PreprocessedDataset(folder), []
+    monkeypatch.setattr(appearance, "beyond_ends", lambda labels, centres: [centres[np.argmin(centres[:, 2])] - (0.0, 0.0, 22.0)])
+    monkeypatch.setattr(appearance, "crops", lambda scan, centres, _: looked.append(centres[0]) or crops(scan, centres, plan.data))
+    maker = AppearanceBatches(folder, data.cases, plan.data, 40, seed=5, augment=False)
+    levels = torch.cat([maker(i)["level"] for i in range(4)])
+    own = {case: Geometry.from_json(data.properties(case)["geometry"]).index_to_world(
+        np.array([v["body_centre"] for v in data.properties(case)["vertebrae"].values()])) for case in data.cases}
+    off = [place for place, level in zip(looked, levels, strict=True) if level == NOT_A_VERTEBRA]
+    near = [min(np.linalg.norm(centres - place, axis=1).min() for centres in own.values()) for place in off]
+    assert sum(15.0 < n < appearance.FALSE_DISTANCE_MM for n in near) > len(off) / 5   # nearer than a random place may be
 
 
 def test_augmentation_cuts_ends_off_but_never_the_middle():

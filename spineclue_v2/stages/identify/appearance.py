@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...adapters import crop_and_pad
-from ...anatomy import LEVEL_INDEX_OF_LABEL, NUM_LEVELS
+from ...anatomy import LABEL_OF_NAME, LEVEL_INDEX_OF_LABEL, NUM_LEVELS
 from ...dataset import PreprocessedDataset
 from ...errors import InputError
 from ...plans import Data
@@ -41,6 +41,8 @@ NOT_A_VERTEBRA = NUM_LEVELS
 JITTER_MM = 6.0                     # located centres err by about 4 mm
 FALSE_SHARE = 0.12                  # crops of a batch around places that are no vertebra
 FALSE_DISTANCE_MM = 30.0
+BEYOND_SHARE = 0.6                  # of them just beyond C1 or the last lumbar vertebra: a sacrum looks like one more vertebra
+BEYOND_MM = 8.0
 CUT_SHARE = 0.4                     # crops whose upper or lower end is cut off, as fields of view do
 GAIN, OFFSET, NOISE = 0.15, 0.08, 0.04   # of windowed intensities 0..1
 
@@ -80,6 +82,17 @@ def crops(volume: Volume, centres_xyz: np.ndarray, data: Data) -> np.ndarray:
                      for place in places])
 
 
+def beyond_ends(labels: Sequence[int], centres_xyz: np.ndarray) -> list[np.ndarray]:
+    """Where one more vertebra would lie above C1 and below the last lumbar one (LPS mm): skull and sacrum. `labels` (n,) VerSe values of
+    `centres_xyz` (n, 3); an end of the field of view is no end of the spine."""
+    order = np.argsort(-np.asarray(centres_xyz)[:, 2])
+    if len(order) < 2:
+        return []
+    values, centres = [labels[i] for i in order], np.asarray(centres_xyz)[order]
+    places = [2 * centres[0] - centres[1]] if values[0] == LABEL_OF_NAME["C1"] else []
+    return places + ([2 * centres[-1] - centres[-2]] if values[-1] in (LABEL_OF_NAME["L5"], LABEL_OF_NAME["L6"]) else [])
+
+
 @dataclass
 class AppearanceBatches:
     """{"image" (B, C, z, y, x), "level" (B,)}; levels equally often, class 24 are places off the spine. Batch i depends on (seed, i)."""
@@ -94,6 +107,7 @@ class AppearanceBatches:
     def __post_init__(self) -> None:
         self._scans: dict[str, Volume] = {}
         self._centres: dict[str, np.ndarray] = {}
+        self._beyond: dict[str, list[np.ndarray]] = {}
         self._rows: dict[int, list[tuple[str, np.ndarray]]] = {}
 
     def prepare(self) -> None:
@@ -109,6 +123,7 @@ class AppearanceBatches:
                 continue
             self._scans[case] = coarse(Volume(np.asarray(dataset.image(case)[:]), geometry), self.data)
             self._centres[case] = geometry.index_to_world(np.array([v["body_centre"] for v in properties["vertebrae"].values()]))
+            self._beyond[case] = beyond_ends([v["label"] for v in properties["vertebrae"].values()], self._centres[case])
             for vertebra in vertebrae:
                 row = (case, geometry.index_to_world(np.array(vertebra["body_centre"])))
                 self._rows.setdefault(LEVEL_INDEX_OF_LABEL[vertebra["label"]], []).append(row)
@@ -144,8 +159,13 @@ class AppearanceBatches:
         return {"image": augmented(batch, rng) if self.augment else batch, "level": torch.tensor(targets)}
 
     def _off_the_spine(self, case: str, rng: np.random.Generator) -> np.ndarray | None:
-        """A random place of the scan well away from every vertebra (LPS mm); None when ten tries find none."""
+        """A place beyond an end of the spine, or a random one of the scan well away from every vertebra (LPS mm); None when ten tries
+        find none."""
         scan = self._scans[case]
+        ends = [place for place in self._beyond[case] if (scan.geometry.world_to_index(place) > 0).all()
+                and (scan.geometry.world_to_index(place) < np.array(scan.array.shape) - 1).all()]
+        if ends and rng.random() < BEYOND_SHARE:
+            return ends[int(rng.integers(len(ends)))] + rng.normal(0, BEYOND_MM / np.sqrt(3), 3)
         for _ in range(10):
             place = scan.geometry.index_to_world(rng.uniform(0, np.array(scan.array.shape) - 1))
             if np.linalg.norm(self._centres[case] - place, axis=1).min() >= FALSE_DISTANCE_MM:
