@@ -19,8 +19,8 @@ from spineclue_v2.stages.hybrid.trainer import batch_dice, dice_per_class, summa
 from spineclue_v2.structures import DISCS, LABELS, canonical, canonical_values, in_order, kind
 from spineclue_v2.volume import Geometry, Volume
 
-FLAT = Hybrid2DNetwork("tu-resnet10t", 8, (1, 2, 3), "subpixel", 2, (32, 32))
-DEEP = Hybrid3DNetwork((3, 32, 32), (16, 16), 4, (1, 1, 1, 1), 1, 8, (1, 2, 3), 0.0, "subpixel", True, True, 4, 1)
+FLAT = Hybrid2DNetwork("tu-resnet10t", 8, (1, 2, 3), "detail", 2, (32, 32), 0.1)
+DEEP = Hybrid3DNetwork((3, 32, 32), (16, 16), 4, (1, 1, 1, 1), 1, 8, (1, 2, 3), 0.0, "detail", True, True, True, 4, 1)
 
 
 def features(channels: int, slices: int = 3, rows: int = 4, columns: int = 6, seed: int = 0) -> torch.Tensor:
@@ -162,12 +162,45 @@ def test_with_gains_at_zero_the_full_network_is_the_one_without_attention() -> N
         assert torch.allclose(full(image), plain(image), atol=1e-5)
 
 
-def test_subpixel_head_lays_values_out_as_pixels() -> None:
-    head = PixelHead(16, 1, "subpixel")
+def test_the_hybrid_starts_as_the_2d_answer_and_may_leave_it() -> None:
+    from dataclasses import replace
+
+    image = torch.randn(1, 5, 64, 64, generator=torch.Generator().manual_seed(4))
+    for residual in (True, False):
+        network = HybridNetwork(replace(DEEP, residual=residual), FLAT, 4).eval()
+        with torch.no_grad():
+            found, (_, prior) = network(image).softmax(1), network.look(image)
+            wanted = torch.nn.functional.interpolate(prior[..., 8:24, 8:24], size=found.shape[2:], mode="trilinear", align_corners=False)
+        assert torch.allclose(found, wanted, atol=2e-3) is residual
+    network = HybridNetwork(DEEP, FLAT, 4).train()
+    network(image).softmax(1)[:, 1].mean().backward()
+    assert network.head.project.weight.grad.abs().sum() > 0
+
+
+def test_the_head_of_light_networks_sees_single_pixels() -> None:
+    torch.manual_seed(0)
+    features, image = torch.randn(1, 16, 8, 8), torch.randn(1, 3, 32, 32)
+    other = image.clone()
+    other[0, :, 9, 10] += 3.0
     with torch.no_grad():
-        head.project.weight.copy_(torch.eye(16)[:, :, None, None])
-        head.project.bias.zero_()
-        assert head(torch.arange(16.0).reshape(1, 16, 1, 1))[0, 0].flatten().tolist() == list(range(16))
+        for kind in ("detail", "bilinear"):
+            head = PixelHead(16, 5, kind, 3)
+            change = (head(features, image) - head(features, other)).abs().amax((0, 1))
+            assert change.shape == (32, 32)
+            assert (change[8:11, 9:12].min() > 10 * change[20:].max()) if kind == "detail" else not change.any()
+
+
+def test_networks_of_slices_keep_channels_last() -> None:
+    """Convolutions in half precision run a third faster so; a copy of trained weights into them must not undo it."""
+    from test_hybrid_planning import fingerprint
+
+    from spineclue_v2.planning.hybrid_planner import SSHSNetPlanner
+    from spineclue_v2.stages.hybrid.network import build_network
+
+    plan = SSHSNetPlanner(".", fingerprint(), 1, "cpu").plan()
+    network = build_network("hybrid_2d", plan)
+    network.load_state_dict({name: tensor.clone() for name, tensor in build_network("hybrid_2d", plan).state_dict().items()})
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.ndim == 4)
 
 
 # ---- data, figures, names -----------------------------------------------------------------------------------------------------

@@ -41,9 +41,14 @@ class _MRTrainer(BaseTrainer):
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
 
     def criterion(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Dice + cross entropy in float32; logits (B, C, ...), target (B, 1, ...)."""
+        """Dice + cross entropy in float32 of the classes and, weighted, of their kinds; logits (B, C, ...), target (B, 1, ...)."""
         with torch.autocast(self.device.type, enabled=False):
-            return self._criterion(logits.float(), target)
+            logits, weight = logits.float(), self.plan.run.kind_weight
+            loss = self._criterion(logits, target)
+            if weight:
+                kinds = kinds_of_classes(self.plan.data.classes).to(target.device)
+                loss = loss + weight * self._criterion(by_kind(logits, kinds), kinds[target.long()])
+            return loss
 
     def probability(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities (C, S, rows, columns) of a whole image in model space."""
@@ -85,8 +90,8 @@ class Hybrid2DTrainer(_MRTrainer):
         if training:
             used = len(unlabelled) if run.unlabelled_batch_size else 0
             logger.info("%d of %d unlabelled cases are learned from.", used, len(unlabelled))
-        return SliceBatches(self.dataset.folder, self.batch_cases(training),
-                            self.seed + (0 if training else 1), run.rotation_deg, training, folder, unlabelled, network.crop_size,
+        return SliceBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
+                            run.rotation_deg, run.scaling, training, folder, unlabelled, network.crop_size,
                             network.in_plane_factor, self.classes, run.batch_size, run.unlabelled_batch_size if training else 0,
                             run.cutmix_boxes, run.cutmix_area)
 
@@ -154,8 +159,8 @@ class Hybrid3DTrainer(_MRTrainer):
 
     def batch_maker(self, training: bool) -> PatchBatches:
         network, run = self.plan.network, self.plan.run
-        return PatchBatches(self.dataset.folder, self.batch_cases(training),
-                            self.seed + (0 if training else 1), run.rotation_deg, training, network.patch_size, network.context,
+        return PatchBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
+                            run.rotation_deg, run.scaling, training, network.patch_size, network.context,
                             run.batch_size, run.class_placed_share)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -170,6 +175,21 @@ class Hybrid3DTrainer(_MRTrainer):
         from .predictor import predict_3d
 
         return predict_3d(image, [self.network], self.plans, self.device)
+
+
+def kinds_of_classes(classes: tuple[str, ...]) -> torch.Tensor:
+    """(classes + 1,) int64: 0 for the background, then 1, 2, ... for the kinds (bodies, discs, others) that there are."""
+    found = [kind(name) for name in classes]
+    there = [k for k in ("body", "disc", "other") if k in found]
+    return torch.tensor([0] + [1 + there.index(k) for k in found])
+
+
+def by_kind(logits: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    """Logits (B, C, ...) of classes -> (B, kinds, ...): their softmax is the summed probability of each kind's classes.
+
+    What is a body is plain long before which body it is; without this the doubt about names drowns it.
+    """
+    return torch.stack([logits[:, kinds == k].logsumexp(1) for k in range(int(kinds.max()) + 1)], 1)
 
 
 def batch_dice(predicted: torch.Tensor, target: torch.Tensor, classes: int) -> float:
