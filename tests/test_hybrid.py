@@ -95,6 +95,13 @@ def test_batches_open_a_case_once_and_depend_on_seed_and_number_alone(home: Path
     assert set(alone) == {"image", "target", "first", "second", "mask"} and all(torch.equal(batches[3][key], alone[key]) for key in alone)
 
 
+def test_validation_says_what_naming_is_worth(trained: Path) -> None:
+    for stage, trainer in (("hybrid_2d", "Hybrid2DTrainer"), ("hybrid_3d", "Hybrid3DTrainer")):
+        place = trained / "results" / NAME / f"{trainer}__SpineCLUEPlans__{stage}" / "fold_0" / "validation" / "summary.json"
+        summary = json.loads(place.read_text())
+        assert set(summary["as_voxels_say"]) == {"foreground_mean", "VB", "IVD"} <= set(summary)
+
+
 def test_predict_writes_labels_on_the_input_grid(trained: Path, tmp_path: Path) -> None:
     scan = trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz"
     assert main("predict", ["-d", "601", "-i", str(scan), "-o", str(tmp_path), "-device", "cpu"]) == 0

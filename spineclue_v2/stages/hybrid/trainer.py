@@ -20,6 +20,7 @@ from .. import default_trainer_name
 from .cps import cross_supervision, pseudo_labels, ramp
 from .cutmix import mix
 from .data import PatchBatches, SliceBatches
+from .naming import name_levels
 from .network import HybridNetwork, TwoBranches, build_network
 
 logger = logging.getLogger("spineclue_v2.training")
@@ -55,12 +56,18 @@ class _MRTrainer(BaseTrainer):
         raise NotImplementedError
 
     def validate_cases(self) -> dict[str, Any]:
-        """Whole validation cases: Dice per class, mean over the classes present, over bodies (VB) and discs (IVD)."""
-        rows = []
+        """Whole validation cases: Dice per class, mean over the classes present, over bodies (VB) and discs (IVD).
+
+        "as_voxels_say" holds the same means for each voxel's own largest probability, before names were made to follow one another.
+        """
+        data, rows, plain = self.plan.data, [], []
         for case in self.val_cases or self.train_cases:
-            predicted = self.probability(self.dataset.image(case)[:].astype(np.float32)).argmax(0)
-            rows.append({"case": case, "Dice": dice_per_class(predicted, self.dataset.labels(case)[:], self.plan.data.classes)})
-        return {"stage": self.stage, **summarise_dice([row["Dice"] for row in rows]), "metric_per_case": rows}
+            probability, truth = self.probability(self.dataset.image(case)[:].astype(np.float32)), self.dataset.labels(case)[:]
+            plain.append(dice_per_class(probability.argmax(0), truth, data.classes))
+            rows.append({"case": case, "Dice": dice_per_class(name_levels(probability, data).argmax(0), truth, data.classes)})
+        before = summarise_dice(plain)
+        return {"stage": self.stage, **summarise_dice([row["Dice"] for row in rows]),
+                "as_voxels_say": {key: before[key] for key in ("foreground_mean", "VB", "IVD")}, "metric_per_case": rows}
 
 
 class Hybrid2DTrainer(_MRTrainer):
