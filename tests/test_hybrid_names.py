@@ -1,6 +1,8 @@
 """Names of the MR stages' levels: what a whole spine says against what single voxels say, and the loss of kinds."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -72,14 +74,25 @@ def test_a_body_too_many_is_left_out_and_other_classes_stay() -> None:
     assert (found[:, :, 17:] == NUMBER["canal"]).all()
 
 
-@pytest.mark.parametrize("bridge", [(slice(None), slice(13, 15)), (slice(1, 2), slice(5, 15))])
+def test_what_the_sacrum_says_outweighs_a_wrong_size_repeated_all_the_way_up() -> None:
+    """A tall spine: from L4 on every body is called by the name above, which is one level too far for the space there is."""
+    data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("S", "L5", "L4", "L3", "L2", "L1"), (1, 2, 3, 4, 5, 6))
+    names = ["S", "L5", "L4", "L3", "L2"]
+    wrong = {"L5": {"L5": 0.6, "L4": 0.4}} | {name: {above: 0.95, name: 0.05} for name, above in (("L4", "L3"), ("L3", "L2"), ("L2", "L1"))}
+    probability, places = column(names, wrong, data)
+    found = named(probability, data)
+    assert all((found[:, place, 5:15] == data.classes.index(name) + 1).all() for name, place in places.items())
+
+
+@pytest.mark.parametrize("bridge", [(slice(None), slice(13, 15)), (slice(1, 2), slice(5, 15)), (slice(0, 2), slice(5, 15))])
 def test_a_disc_missed_in_part_does_not_join_two_bodies(bridge: tuple[slice, slice]) -> None:
-    """Behind, in all slices; or in one slice of four."""
+    """Behind, in all slices; in one slice of four; in two, so that the bodies part only further inside."""
+    data = replace(DATA, spacing_mm=(3.5, 2.0, 2.0))
     probability, places = column(["L5", "L4"])
     between = (bridge[0], slice(places["L4"].stop, places["L5"].start), bridge[1])
     probability[(slice(None), *between)] = 0
     probability[(NUMBER["L5"], *between)] = 1
-    found = named(probability)
+    found = named(probability, data)
     assert (found[:, places["L4"], 5:13] == NUMBER["L4"]).all() and (found[:, places["L5"], 5:13] == NUMBER["L5"]).all()
 
 

@@ -15,12 +15,13 @@ from ...plans import MRData
 from ...structures import SACRUM, in_order, kind
 
 CORE_MM = 5.0          # depth of a body's core: bridges thinner than twice this, such as a disc missed in one slice, join no bodies
+DEEPER_MM = (6.0, 7.0, 8.0)   # where a core falls apart further inside, it was two bodies
 DISC_COUNTS = 2.0      # where a disc is half as likely as a body the cores end: a faint disc still parts two bodies
 SAME_LEVEL_MM = 8.0    # parts of bodies whose centres lie closer along the rows are one body; levels are 15 mm apart at least
 SMALLEST = 0.1         # of the median body: less is no body
 FLOOR = 0.05           # smallest share that counts: no single vote may outweigh all others
-SKIPPED = 10.0         # cost of a level without a body, between neighbours at the usual distance
-FAR, SKIPPED_FAR = 1.5, 1.0   # neighbours this many times the usual distance apart have room for one that was missed or merged
+SKIPPED = 30.0         # cost of a level without a body, between neighbours at the usual distance
+FAR, SKIPPED_FAR = 1.5, 0.3   # neighbours this many times the usual distance apart have room for one that was missed or merged
 SACRUM_COUNTS = 3.0    # votes of what looks like the sacrum: its shape tells it, the others are told by where they stand and err together
 DROPPED = 10.0         # cost of a body without a level
 VARIANTS = ("T13", "L6")   # levels that most people do not have: jumping them costs nothing
@@ -43,6 +44,8 @@ def name_levels(probability: np.ndarray, data: MRData) -> np.ndarray:
     votes = np.array([[probability[number[name]][at].mean() for name in chain] for at in bodies]) + 1e-6
     shares = votes / votes.sum(1, keepdims=True)
     counts = 1 + (SACRUM_COUNTS - 1) * shares[:, [name == SACRUM for name in chain]].sum(1, keepdims=True)
+    # Levels are counted from below: further up, a vote more and more repeats a wrong size that was taken for granted.
+    counts /= np.arange(1, len(bodies) + 1)[:, None]
     path = best_path(counts * np.log(np.maximum(shares, FLOOR)), chain, _prices(bodies, data))
     names = [chain[level] if level >= 0 else "" for level in path]
     owner = _nearest(bodies, body.shape, data)
@@ -105,12 +108,14 @@ def _bodies(mask: np.ndarray, data: MRData) -> list[tuple[np.ndarray, ...]]:
     """Voxel indices of the core of each body, from below; parts of one level together, scraps left out."""
     if mask.all():
         return []
-    parts, count = ndimage.label(ndimage.distance_transform_edt(mask, data.spacing_mm) > CORE_MM)
-    if not count:
+    depth = ndimage.distance_transform_edt(mask, data.spacing_mm)
+    cores = _connected(depth > CORE_MM)
+    if not cores:
         return []
-    places = [np.nonzero(parts == i) for i in range(1, count + 1)]
-    least = SMALLEST * np.median([len(at[0]) for at in places])
-    places = sorted((at for at in places if len(at[0]) >= least), key=lambda at: -at[1].mean())
+    least = SMALLEST * np.median([len(at[0]) for at in cores])
+    for deeper in DEEPER_MM:
+        cores = [part for at in cores for part in _parted(at, depth, deeper, least)]
+    places = sorted((at for at in cores if len(at[0]) >= least), key=lambda at: -at[1].mean())
     joined = [places[0]]
     for at in places[1:]:
         if (joined[-1][1].mean() - at[1].mean()) * data.spacing_mm[1] < SAME_LEVEL_MM:
@@ -118,6 +123,19 @@ def _bodies(mask: np.ndarray, data: MRData) -> list[tuple[np.ndarray, ...]]:
         else:
             joined.append(at)
     return joined
+
+
+def _connected(mask: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    parts, count = ndimage.label(mask)
+    return [np.nonzero(parts == i) for i in range(1, count + 1)]
+
+
+def _parted(at: tuple[np.ndarray, ...], depth: np.ndarray, deeper: float, least: float) -> list[tuple[np.ndarray, ...]]:
+    """The parts of one core that are left where it is `deeper`, if they are several of at least `least` voxels; else the core."""
+    inside = np.zeros(depth.shape, bool)
+    inside[at] = depth[at] > deeper
+    parts = [part for part in _connected(inside) if len(part[0]) >= least]
+    return parts if len(parts) > 1 else [at]
 
 
 def _nearest(bodies: list[tuple[np.ndarray, ...]], shape: tuple[int, ...], data: MRData) -> np.ndarray:
