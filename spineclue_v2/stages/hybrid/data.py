@@ -152,11 +152,14 @@ class SliceBatches(_Batches):
 class PatchBatches(_Batches):
     """For the 3D network: patches of one volume, placed on a voxel of a random class or anywhere.
 
-    A batch: region (B, D + 2, H + 2 c0, W + 2 c1), the patch with its context and one slice more on both ends; target (B, 1, D, H, W).
+    A batch: image (B, D + 2, H + 2 c0, W + 2 c1), the patch with its context and one slice more on both ends; corner (B, 2), row and
+    column of the patch in it, multiples of `step`; target (B, 1, D, H, W). The context lies where the scan is, as windows do at
+    inference: a patch at the upper end keeps the sacrum in view.
     """
 
     patch_size: tuple[int, int, int]
     context: tuple[int, int]
+    step: int
     batch_size: int
     class_placed_share: float
 
@@ -164,9 +167,9 @@ class PatchBatches(_Batches):
         rng = self.generator(index)
         case = self.cases[int(rng.integers(len(self.cases)))]
         samples = [self._patch(case, rng) for _ in range(self.batch_size)]
-        return {"region": torch.stack([s[0] for s in samples]), "target": torch.stack([s[1] for s in samples])}
+        return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
 
-    def _patch(self, case: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _patch(self, case: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         image, size = self.array(self.folder, case, "image"), np.array(self.patch_size)
         structures = list(self.dataset(self.folder).properties(case)["structures"].values())
         if structures and rng.random() < self.class_placed_share:
@@ -175,11 +178,13 @@ class PatchBatches(_Batches):
         else:
             start = (rng.random(3) * (np.array(image.shape) - size + 1)).astype(int)
         start = inside(start, size, image.shape)
-        around = np.array([1, *self.context])
-        region = crop_and_pad(image, start - around, size + 2 * around)
-        labels = crop_and_pad(self.array(self.folder, case, "labels"), start - [0, *self.context], size + 2 * around * [0, 1, 1])
+        context, corner = np.array([0, *self.context]), np.zeros(3, int)
+        corner[1:] = (start - inside(start - context, size + 2 * context, image.shape))[1:]
+        corner[1:] = np.clip(np.round(corner[1:] / self.step).astype(int) * self.step, 0, 2 * context[1:])
+        region = crop_and_pad(image, start - corner - [1, 0, 0], size + 2 * context + [2, 0, 0])
+        labels = crop_and_pad(self.array(self.folder, case, "labels"), start - corner, size + 2 * context)
         sample = self.transformed(tuple(region.shape[1:]), torch.from_numpy(region.astype(np.float32)),
                                   torch.from_numpy(labels.astype(np.int16)))
-        rows, columns = self.context
-        target = sample["segmentation"][:, rows:rows + size[1], columns:columns + size[2]]
-        return sample["image"], target[None]
+        row, column = corner[1:]
+        target = sample["segmentation"][:, row:row + size[1], column:column + size[2]]
+        return {"image": sample["image"], "corner": torch.from_numpy(corner[1:]), "target": target[None]}

@@ -185,18 +185,23 @@ class HybridNetwork(nn.Module):
             self.branches.eval()
         return self
 
-    def forward(self, region: torch.Tensor) -> torch.Tensor:
-        """Region (B, D + 2, H + 2 c0, W + 2 c1): patch, context, a slice at both ends -> logits (B, classes, D, H, W)."""
-        rows, columns = self.plan.context
-        height, width = region.shape[2] - 2 * rows, region.shape[3] - 2 * columns
-        image = region[:, 1:-1, rows:rows + height, columns:columns + width]
+    def forward(self, region: torch.Tensor, corner: torch.Tensor | None = None) -> torch.Tensor:
+        """Region (B, D + 2, H + 2 c0, W + 2 c1): patch, context, a slice at both ends -> logits (B, classes, D, H, W).
+
+        `corner` (B, 2): row and column of each patch in its region, multiples of the grid of the 2D features; None: in the middle.
+        """
+        size = [n - 2 * c for n, c in zip(region.shape[2:], self.plan.context, strict=True)]
+        corners = [list(self.plan.context)] * len(region) if corner is None else corner.tolist()
+
+        def patches(source: torch.Tensor, scale: int) -> torch.Tensor:
+            cuts = [tuple(slice(c // scale, (c + n) // scale) for c, n in zip(place, size, strict=True)) for place in corners]
+            return torch.stack([source[(k, ..., *cut)] for k, cut in enumerate(cuts)])
+
+        image = patches(region[:, 1:-1], 1)
         if self.branches is None:
             return self.refine(image, None, None)
         features, prior = self.look(region)
-        step = FEATURE_STRIDE * self.factor
-        features = features[..., rows // step:(rows + height) // step, columns // step:(columns + width) // step]
-        prior = prior[..., rows // self.factor:(rows + height) // self.factor, columns // self.factor:(columns + width) // self.factor]
-        return self.refine(image, prior, features)
+        return self.refine(image, patches(prior, self.factor), patches(features, FEATURE_STRIDE * self.factor))
 
     @torch.no_grad()
     def look(self, region: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

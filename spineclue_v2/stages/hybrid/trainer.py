@@ -21,7 +21,7 @@ from .cps import cross_supervision, pseudo_labels, ramp
 from .cutmix import mix
 from .data import PatchBatches, SliceBatches
 from .naming import name_levels
-from .network import HybridNetwork, TwoBranches, build_network
+from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, build_network
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -168,13 +168,13 @@ class Hybrid3DTrainer(_MRTrainer):
         network, run = self.plan.network, self.plan.run
         return PatchBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
                             run.rotation_deg, run.scaling, training, network.patch_size, network.context,
-                            run.batch_size, run.class_placed_share)
+                            FEATURE_STRIDE * self.plans.stage("hybrid_2d").network.in_plane_factor, run.batch_size, run.class_placed_share)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        return self.criterion(self.network(batch["region"]), batch["target"]), {}
+        return self.criterion(self.network(batch["image"], batch["corner"]), batch["target"]), {}
 
     def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
-        logits = self.network(batch["region"]).float()
+        logits = self.network(batch["image"], batch["corner"]).float()
         return {"loss": float(self.criterion(logits, batch["target"])),
                 "score": batch_dice(logits.argmax(1), batch["target"][:, 0], self.classes)}
 
