@@ -96,6 +96,19 @@ def test_a_disc_missed_in_part_does_not_join_two_bodies(bridge: tuple[slice, sli
     assert (found[:, places["L4"], 5:13] == NUMBER["L4"]).all() and (found[:, places["L5"], 5:13] == NUMBER["L5"]).all()
 
 
+def test_two_bodies_in_one_piece_are_two_levels() -> None:
+    data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("S", "L5", "L4", "L3", "L2", "L1"), (1, 2, 3, 4, 5, 6))
+    probability, places = column(["S", "L5", "L4", "L3", "L2"], data=data)
+    merged = slice(places["L3"].start, places["L4"].stop)
+    probability[:, :, merged, 5:15] = 0
+    probability[4, :, merged, 5:15] = 1                # L3 throughout, its disc missed
+    found = named(probability, data)
+    for name in ("L5", "L2"):
+        assert (found[:, places[name], 5:15] == data.classes.index(name) + 1).all()
+    for name in ("L4", "L3"):
+        assert (found[:, places[name], 5:15] == data.classes.index(name) + 1).mean() > 0.8
+
+
 def test_a_faint_disc_still_parts_two_bodies() -> None:
     probability, places = column(["L5", "L4"])
     between = slice(places["L4"].stop, places["L5"].start)
@@ -134,12 +147,19 @@ def test_paths_follow_one_another(said: list[int | None], expected: list[int]) -
         votes[1, 1] = np.log(0.6)
     if said == [0, 2, 3]:
         votes[1, 1] = votes[2, 2] = np.log(0.5)        # a jump is dear
-    assert best_path(votes, ["S", "L5", "L4", "L3"], [10.0] * len(said)) == expected
+    assert best_path(votes, ["S", "L5", "L4", "L3"], [10.0] * len(said), [10.0] * len(said)) == expected
+
+
+def test_a_small_part_is_dropped_before_a_whole_body() -> None:
+    """A sixth body at the upper border, where five have names: votes speak for shifting all, sizes against it."""
+    votes = np.log(np.array([[0.2, 0.4, 0.4], [0.1, 0.3, 0.6], [0.1, 0.2, 0.7], [0.1, 0.1, 0.8]]))
+    assert best_path(votes, ["L5", "L4", "L3"], [30.0] * 4, [10.0, 10.0, 10.0, 1.0]) == [0, 1, 2, -1]
+    assert best_path(votes, ["L5", "L4", "L3"], [30.0] * 4, [1.0, 10.0, 10.0, 10.0]) == [-1, 0, 1, 2]
 
 
 def test_levels_that_most_people_lack_are_jumped_for_nothing() -> None:
     votes = np.log(np.array([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9]]))
-    assert best_path(votes, ["S", "L6", "L5"], [10.0, 10.0]) == [0, 2]
+    assert best_path(votes, ["S", "L6", "L5"], [10.0, 10.0], [10.0, 10.0]) == [0, 2]
 
 
 def test_a_missed_body_leaves_a_gap_in_the_names_only_where_it_leaves_one_in_space() -> None:

@@ -17,13 +17,14 @@ from ...structures import SACRUM, in_order, kind
 CORE_MM = 5.0          # depth of a body's core: bridges thinner than twice this, such as a disc missed in one slice, join no bodies
 DEEPER_MM = (6.0, 7.0, 8.0)   # where a core falls apart further inside, it was two bodies
 DISC_COUNTS = 2.0      # where a disc is half as likely as a body the cores end: a faint disc still parts two bodies
-SAME_LEVEL_MM = 8.0    # parts of bodies whose centres lie closer along the rows are one body; levels are 15 mm apart at least
+SAME_LEVEL_MM = 12.5   # parts of bodies whose centres lie closer along the rows are one body; levels are 15 mm apart at least
+TALL = 1.6             # times the usual height: two bodies whose disc was missed
 SMALLEST = 0.1         # of the median body: less is no body
 FLOOR = 0.05           # smallest share that counts: no single vote may outweigh all others
 SKIPPED = 30.0         # cost of a level without a body, between neighbours at the usual distance
 FAR, SKIPPED_FAR = 1.5, 0.3   # neighbours this many times the usual distance apart have room for one that was missed or merged
 SACRUM_COUNTS = 3.0    # votes of what looks like the sacrum: its shape tells it, the others are told by where they stand and err together
-DROPPED = 10.0         # cost of a body without a level
+DROPPED = 10.0         # cost of a body without a level; less for a small one, which may be a part cut off by the border
 VARIANTS = ("T13", "L6")   # levels that most people do not have: jumping them costs nothing
 
 
@@ -46,7 +47,7 @@ def name_levels(probability: np.ndarray, data: MRData) -> np.ndarray:
     counts = 1 + (SACRUM_COUNTS - 1) * shares[:, [name == SACRUM for name in chain]].sum(1, keepdims=True)
     # Levels are counted from below: further up, a vote more and more repeats a wrong size that was taken for granted.
     counts /= np.arange(1, len(bodies) + 1)[:, None]
-    path = best_path(counts * np.log(np.maximum(shares, FLOOR)), chain, _prices(bodies, data))
+    path = best_path(counts * np.log(np.maximum(shares, FLOOR)), chain, *_prices(bodies, data))
     names = [chain[level] if level >= 0 else "" for level in path]
     owner = _nearest(bodies, body.shape, data)
     result = np.zeros_like(probability)
@@ -63,18 +64,18 @@ def name_levels(probability: np.ndarray, data: MRData) -> np.ndarray:
     return result
 
 
-def best_path(votes: np.ndarray, chain: Sequence[str], prices: Sequence[float]) -> list[int]:
+def best_path(votes: np.ndarray, chain: Sequence[str], jumps: Sequence[float], drops: Sequence[float]) -> list[int]:
     """Level of each body from below, index into `chain` or -1 for none: strictly upwards, with the largest sum of log votes (bodies,
-    levels) less the costs of jumped levels and dropped bodies. `prices[k]` is that of one level jumped below body k; levels below the
-    first body are free."""
+    levels) less the costs of jumped levels and dropped bodies. `jumps[k]` is that of one level jumped below body k, `drops[k]` that of
+    dropping body k; levels below the first body are free."""
     jumped = np.cumsum([0] + [name not in VARIANTS for name in chain])
     best: dict[int, tuple[float, list[int]]] = {-1: (0.0, [])}        # highest level so far: (score, path)
-    for row, price in zip(votes, prices, strict=True):
+    for row, jump, drop in zip(votes, jumps, drops, strict=True):
         following: dict[int, tuple[float, list[int]]] = {}
         for top, (score, path) in best.items():
-            steps = [(top, -1, score - DROPPED)]
+            steps = [(top, -1, score - drop)]
             for j in range(top + 1, len(chain)):
-                steps.append((j, j, score + row[j] - (price * (jumped[j] - jumped[top + 1]) if top >= 0 else 0.0)))
+                steps.append((j, j, score + row[j] - (jump * (jumped[j] - jumped[top + 1]) if top >= 0 else 0.0)))
             for state, level, value in steps:
                 if state not in following or value > following[state][0]:
                     following[state] = value, [*path, level]
@@ -82,12 +83,14 @@ def best_path(votes: np.ndarray, chain: Sequence[str], prices: Sequence[float]) 
     return max(best.values(), key=lambda found: found[0])[1]
 
 
-def _prices(bodies: list[tuple[np.ndarray, ...]], data: MRData) -> list[float]:
-    """Cost of a jumped level below each body, by its distance (mm, sagittal plane) from the body below."""
+def _prices(bodies: list[tuple[np.ndarray, ...]], data: MRData) -> tuple[list[float], list[float]]:
+    """Costs for each body: of a level jumped below it, by its distance (sagittal plane) from the body there; of dropping it, by size."""
+    sizes = np.array([len(at[0]) for at in bodies])
+    drops = DROPPED * np.minimum(1.0, sizes / np.median(sizes))
     centres = np.array([[at[1].mean(), at[2].mean()] for at in bodies]) * np.array(data.spacing_mm[1:])
     apart = np.linalg.norm(np.diff(centres, axis=0), axis=1)
     usual = np.percentile(apart, 25) if len(apart) else 0.0
-    return [SKIPPED, *(SKIPPED_FAR if d > FAR * usual else SKIPPED for d in apart)]
+    return [SKIPPED, *(SKIPPED_FAR if d > FAR * usual else SKIPPED for d in apart)], drops.tolist()
 
 
 def _discs_beside(names: Sequence[str], chain: Sequence[str], number: Mapping[str, int]) -> np.ndarray:
@@ -115,6 +118,7 @@ def _bodies(mask: np.ndarray, data: MRData) -> list[tuple[np.ndarray, ...]]:
     least = SMALLEST * np.median([len(at[0]) for at in cores])
     for deeper in DEEPER_MM:
         cores = [part for at in cores for part in _parted(at, depth, deeper, least)]
+    least = SMALLEST * np.median([len(at[0]) for at in cores])
     places = sorted((at for at in cores if len(at[0]) >= least), key=lambda at: -at[1].mean())
     joined = [places[0]]
     for at in places[1:]:
@@ -122,7 +126,17 @@ def _bodies(mask: np.ndarray, data: MRData) -> list[tuple[np.ndarray, ...]]:
             joined[-1] = tuple(np.concatenate(pair) for pair in zip(joined[-1], at, strict=True))
         else:
             joined.append(at)
-    return joined
+    return [part for k, at in enumerate(joined) for part in _halved(at, joined, k, data)]
+
+
+def _halved(at: tuple[np.ndarray, ...], bodies: list[tuple[np.ndarray, ...]], k: int, data: MRData) -> list[tuple[np.ndarray, ...]]:
+    """Body `k` in as many pieces as bodies of the usual height fit, from below; the lowest, which may be a sacrum, stays whole."""
+    tall = [np.ptp(rows) * data.spacing_mm[1] + 2 * CORE_MM for _, rows, _ in bodies]
+    usual = np.percentile(tall, 40)      # below the median: the sacrum, and every pair that is one core, are long
+    count = int(round(tall[k] / usual)) if k and tall[k] > TALL * usual else 1
+    lines = np.linspace(at[1].max() + 1, at[1].min(), count + 1)
+    pieces = [(at[1] < high) & (at[1] >= low) for high, low in zip(lines, lines[1:], strict=False)]
+    return [tuple(axis[piece] for axis in at) for piece in pieces if piece.any()]
 
 
 def _connected(mask: np.ndarray) -> list[tuple[np.ndarray, ...]]:
