@@ -14,7 +14,7 @@ from .mr_fingerprint import ORIENTATION
 from .planner import overridden, stage_plan
 from .rules import Choice
 
-NAMING_MM = 190.0        # rows of a crop: shorter ones show too few neighbours to name a lumbar level by
+NAMING_MM = 288.0        # rows of a crop: a lumbar scan with its sacrum, from which levels are counted
 THIN_MM = 3.0            # slices closer than this are averaged: sagittal structures change little from one to the next
 POSITIONS = 4096         # of one slice, between which the spatial attention is computed
 WHOLE = 16               # what the 2D branches pool
@@ -40,8 +40,8 @@ class Tier:
 
 
 TIERS = (
-    Tier("laptop", "tu-resnet10t", 64, 96, 64, (8, 96, 96), 16, (1, 1, 1, 1), 1, "subpixel", 6, (40, 24), (25, 25)),
-    Tier("medium", "resnet34", 128, 256, 160, (12, 160, 160), 32, (2, 2, 2, 2), 1, "subpixel", 8, (150, 80), (100, 100)),
+    Tier("laptop", "tu-test_resnet", 64, 96, 64, (8, 96, 96), 16, (1, 1, 1, 1), 1, "detail", 6, (40, 24), (30, 25)),
+    Tier("medium", "resnet34", 128, 256, 160, (12, 160, 160), 32, (2, 2, 2, 2), 1, "detail", 8, (150, 80), (100, 100)),
     Tier("large", "se_resnext50_32x4d", 256, 512, 256, (12, 192, 192), 64, (3, 4, 6, 3), 32, "bilinear", 8, (300, 100), (100, 100)),
 )
 LARGE_GB = 24.0
@@ -98,9 +98,9 @@ class SSHSNetPlanner:
                    "decoder_channels": self.of_class(tier.decoder_channels, "256 in the paper"),
                    "atrous_rates": Choice(tuple(max(1, round(k * min(crop) / WHOLE / 4)) for k in (1, 2, 3)),
                                           "quarter, half and three quarters of the coarsest grid's smaller side", {"crop": crop}),
-                   "head": self.of_class(tier.head, "bilinear in the paper; sub-pixel where pixels are coarse"),
+                   "head": self.of_class(tier.head, "bilinear in the paper; a full-resolution layer where pixels are coarse"),
                    "in_plane_factor": Choice(self.factor, "2D sees twice as far as 3D at the same cost, as in the paper", {}),
-                   "crop_size": self.of_class(crop, "512 x 256 in the paper")}
+                   "crop_size": self.of_class(crop, "512 x 256 in the paper"), "dropout": self.dropout()}
         run = {"batch_size": self.of_class(tier.batch, "8 in the paper"),
                "unlabelled_batch_size": Choice(tier.batch if self.facts["num_unlabelled"] else 0,
                                                "as many as labelled ones in each of two batches; none without imagesUl",
@@ -109,7 +109,7 @@ class SSHSNetPlanner:
                "cps_ramp_epochs": Choice(max(1, round(0.3 * tier.epochs[0])), "the paper has none over 1000 epochs; a short "
                                          "training should not begin by learning noise", {"epochs": tier.epochs[0]}),
                "cutmix_boxes": Choice(3, "the paper's", {}), "cutmix_area": Choice((0.25, 0.5), "the paper's", {}),
-               "rotation_deg": Choice(15.0, "patients lie straight; 45 in the paper", {}), **self.inference(16)}
+               **self.augmentation(), **self.inference(16)}
         return stage_plan("hybrid_2d", self.data(), network, run)
 
     def hybrid_3d(self) -> StagePlan:
@@ -129,15 +129,16 @@ class SSHSNetPlanner:
                    "decoder_channels": self.of_class(tier.decoder_channels, "256 in the paper"),
                    "atrous_rates": Choice(tuple(max(1, round(k * min(patch[1:]) / WHOLE / 4)) for k in (1, 2, 3)),
                                           "quarter, half and three quarters of the coarsest grid's smaller side", {"patch": patch}),
-                   "dropout": Choice(0.5 if tier.name == "large" else 0.1, "0.5 in the paper; less for a short training", {}),
+                   "dropout": self.dropout(),
                    "head": self.of_class(tier.head, "bilinear in the paper"),
                    "use_2d": Choice(True, "False: 3D alone, for comparison", {}),
+                   "residual": Choice(tier.name != "large", "a short training starts from the 2D answer; the paper's is long", {}),
                    "attention": Choice(True, "False: features are concatenated and fused, for comparison", {}),
                    "attention_channels": Choice(max(8, tier.decoder_channels // 4), "a quarter of the features", {}),
                    "attention_stride": Choice(stride, f"the finest grid with at most {POSITIONS} positions a slice", {"positions": grid})}
         run = {"batch_size": Choice(4 if tier.name == "large" else 2, "patches of one volume per step; 4 in the paper", {}),
                **self.schedule(1), "class_placed_share": Choice(1.0, "all on a random class: the paper's remedy for rare levels", {}),
-               "rotation_deg": Choice(15.0, "patients lie straight", {}), **self.inference(2)}
+               **self.augmentation(), **self.inference(2)}
         return stage_plan("hybrid_3d", self.data(), network, run)
 
     def schedule(self, index: int) -> dict[str, Choice]:
@@ -145,9 +146,21 @@ class SSHSNetPlanner:
         epochs = self.tier.epochs[index]
         return {"epochs": self.of_class(epochs, ("1000", "150")[index] + " in the paper"),
                 "iterations_per_epoch": self.of_class(self.tier.iterations[index]),
-                "initial_lr": Choice(1e-3, "Adam, the paper's", {}), "weight_decay": Choice(1e-4, "decoupled", {}),
+                "initial_lr": Choice(3e-3 if self.tier.name == "laptop" else 1e-3, "Adam, the paper's 1e-3; more for a small network",
+                                     {"class": self.tier.name}),
+                "weight_decay": Choice(1e-4, "decoupled", {}),
                 "lr_drop_epochs": Choice((round(0.7 * epochs), round(0.9 * epochs)), "a tenth of it after 70 and 90 % of the epochs",
                                          {"epochs": epochs})}
+
+    def dropout(self) -> Choice:
+        return Choice(0.5 if self.tier.name == "large" else 0.1, "0.5 in the paper; less for a short training", {"class": self.tier.name})
+
+    def augmentation(self) -> dict[str, Choice]:
+        """Loss of kinds and the range of shapes; both help where few spines are labelled."""
+        return {"kind_weight": Choice(1.0, "bodies and discs are told apart before they are named; none in the paper", {}),
+                "rotation_deg": Choice(20.0, "sacra tilt, patients hardly; 45 in the paper", {}),
+                "scaling": Choice((0.7, 1.35), "field drawn into a crop: people differ by less, but size must not tell the level; 0.8 "
+                                  "to 1.2 in the paper", {})}
 
     def inference(self, batch: int) -> dict[str, Choice]:
         return {"inference_batch": Choice(batch, "windows at a time, without gradients", {}),
@@ -173,21 +186,24 @@ class SSHSNetPaperPlanner(SSHSNetPlanner):
     def hybrid_2d(self) -> StagePlan:
         network = {"encoder": paper("se_resnext50_32x4d", "trained from scratch here: no weights are downloaded"),
                    "decoder_channels": paper(256), "atrous_rates": paper((12, 24, 36)), "head": paper("bilinear"),
-                   "crop_size": paper((512, 256), "256 x 512")}
+                   "crop_size": paper((512, 256), "256 x 512"), "dropout": paper(0.5)}
         run = {"batch_size": paper(8), "unlabelled_batch_size": paper(8, "two batches of 8"), "epochs": paper(1000),
                "initial_lr": paper(1e-3), "lr_drop_epochs": paper((50, 400)), "cps_weight": paper(1.0),
                "cps_ramp_epochs": paper(0, "no ramp-up"),
-               "cutmix_boxes": paper(3), "cutmix_area": paper((0.25, 0.5)), "rotation_deg": paper(45.0)}
+               "cutmix_boxes": paper(3), "cutmix_area": paper((0.25, 0.5)), **self.papers_augmentation()}
         return overridden(super().hybrid_2d(), network=network, run=run)
 
     def hybrid_3d(self) -> StagePlan:
         network = {"patch_size": paper((12, 192, 192)), "width": paper(64, "SE-ResNeXt50 32x4d, in-plane kernels"),
                    "blocks": paper((3, 4, 6, 3)), "groups": paper(32), "decoder_channels": paper(256), "atrous_rates": paper((12, 24, 36)),
-                   "dropout": paper(0.5), "head": paper("bilinear"),
+                   "dropout": paper(0.5), "head": paper("bilinear"), "residual": paper(False),
                    "context": Choice((64, 64), "the paper says 'a larger region'; 320 x 320 voxels here", {})}
         run = {"batch_size": paper(4), "epochs": paper(150), "initial_lr": paper(1e-3), "lr_drop_epochs": paper((25, 100)),
-               "class_placed_share": paper(1.0), "rotation_deg": paper(45.0)}
+               "class_placed_share": paper(1.0), **self.papers_augmentation()}
         return overridden(super().hybrid_3d(), network=network, run=run)
+
+    def papers_augmentation(self) -> dict[str, Choice]:
+        return {"kind_weight": paper(0.0, "classes only"), "rotation_deg": paper(45.0), "scaling": paper((0.8, 1.2))}
 
 
 def paper(value: Any, what: str = "") -> Choice:

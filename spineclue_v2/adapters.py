@@ -102,13 +102,14 @@ def segmentation_transforms(crop_size: Sequence[int], heatmap_channel: int) -> A
     ])
 
 
-def mr_transforms(size: Sequence[int], rotation_deg: float) -> Any:
+def mr_transforms(size: Sequence[int], rotation_deg: float, scaling: tuple[float, float]) -> Any:
     """Augmentation of a stack of sagittal slices {'image' (slices, rows, columns), 'segmentation' likewise}, cut to `size` in plane.
 
     All slices move alike. Flips are left out: upside down or back to front no spine exists, and left-right is the slice axis.
     """
     from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
     from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+    from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
     from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
     from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
     from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
@@ -118,8 +119,8 @@ def mr_transforms(size: Sequence[int], rotation_deg: float) -> Any:
 
     angle = np.deg2rad(rotation_deg)
     return ComposeTransforms([
-        SpatialTransform(tuple(size), patch_center_dist_from_border=0, random_crop=False, p_rotation=0.5, rotation=(-angle, angle),
-                         p_scaling=0.5, scaling=(0.8, 1.2), p_synchronize_scaling_across_axes=0.8, p_elastic_deform=0.3,
+        SpatialTransform(tuple(size), patch_center_dist_from_border=0, random_crop=False, p_rotation=0.8, rotation=(-angle, angle),
+                         p_scaling=0.8, scaling=BGContrast(scaling), p_synchronize_scaling_across_axes=0.6, p_elastic_deform=0.3,
                          elastic_deform_scale=(0.1, 0.25), elastic_deform_magnitude=(1.0, 4.0), bg_style_seg_sampling=False,
                          mode_seg="nearest"),
         RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.04), p_per_channel=1, synchronize_channels=True), 0.3),
@@ -129,17 +130,20 @@ def mr_transforms(size: Sequence[int], rotation_deg: float) -> Any:
                                                           p_per_channel=1), 0.3),
         RandomTransform(ContrastTransform(contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=True,
                                           p_per_channel=1), 0.3),
+        RandomTransform(GammaTransform(gamma=BGContrast((0.7, 1.5)), p_invert_image=0, synchronize_channels=True, p_per_channel=1,
+                                       p_retain_stats=1), 0.3),
     ])
 
 
-def deeplab_2d(encoder: str, inputs: int, decoder_channels: int, atrous_rates: Sequence[int]) -> tuple[Any, Any]:
+def deeplab_2d(encoder: str, inputs: int, decoder_channels: int, atrous_rates: Sequence[int], dropout: float) -> tuple[Any, Any]:
     """Encoder and decoder of segmentation_models_pytorch's DeepLabv3+ with fresh weights: decoder(encoder(image)) maps (B, inputs, rows,
     columns), multiples of 16, to (B, decoder_channels, rows / 4, columns / 4). InputError for an encoder it does not have."""
     from segmentation_models_pytorch import DeepLabV3Plus
 
     try:
         model = DeepLabV3Plus(encoder, encoder_weights=None, encoder_output_stride=16, decoder_channels=decoder_channels,
-                              decoder_atrous_rates=tuple(atrous_rates), in_channels=inputs, classes=1)
+                              decoder_atrous_rates=tuple(atrous_rates), decoder_aspp_dropout=dropout, in_channels=inputs,
+                              classes=1)
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"Encoder '{encoder}' cannot be built ({str(error).splitlines()[0][:200]}); give one of "
                          "segmentation_models_pytorch, such as resnet18, se_resnext50_32x4d or tu-resnet10t.") from error

@@ -137,9 +137,10 @@ class Hybrid2DNetwork:
     encoder: str                      # encoder name of segmentation_models_pytorch ("tu-..." for timm's)
     decoder_channels: int
     atrous_rates: tuple[int, int, int]
-    head: str                         # "bilinear" (DeepLabv3+) or "subpixel": how logits at 1/4 resolution become pixels
+    head: str                         # "bilinear" (DeepLabv3+) or "detail": how features at 1/4 resolution become pixels
     in_plane_factor: int              # pixels of the 2D branches are this many voxels wide
     crop_size: tuple[int, int]        # (rows, columns) in pixels of the 2D branches, multiples of 16
+    dropout: float                    # behind atrous pooling
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ class Hybrid2DRun:
     cps_ramp_epochs: int              # epochs over which the weight rises from 0; 0: at once
     cutmix_boxes: int
     cutmix_area: tuple[float, float]  # smallest and largest share of the image that the boxes take
+    kind_weight: float                # of Dice + cross entropy of body, disc and background as such, beside that of every class
     rotation_deg: float
+    scaling: tuple[float, float]      # smallest and largest field, relative to a crop's, that is drawn into a training crop
     inference_batch: int
     overlap: float                    # of neighbouring windows, share of their size
 
@@ -172,6 +175,7 @@ class Hybrid3DNetwork:
     dropout: float
     head: str
     use_2d: bool                      # False: a 3D network alone, for comparison
+    residual: bool                    # True: the 2D answer is corrected; False: it is one input among others, as in the paper
     attention: bool                   # False: features of both are concatenated and fused
     attention_channels: int           # of queries and keys
     attention_stride: int             # the spatial affinity is computed on a grid this much coarser than the features
@@ -186,7 +190,9 @@ class Hybrid3DRun:
     weight_decay: float
     lr_drop_epochs: tuple[int, ...]
     class_placed_share: float         # patches placed on a voxel of a random class; the others lie anywhere
+    kind_weight: float
     rotation_deg: float
+    scaling: tuple[float, float]
     inference_batch: int
     overlap: float
 

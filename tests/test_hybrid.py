@@ -78,6 +78,30 @@ def test_unlabelled_scans_are_kept_apart(home: Path) -> None:
     assert len(PreprocessedDataset(folder).cases) == 5 and PreprocessedDataset(folder / "unlabelled").cases == ["mr_0006", "mr_0007"]
 
 
+def test_batches_open_a_case_once_and_depend_on_seed_and_number_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spineclue_v2.dataset import PreprocessedDataset
+    from spineclue_v2.stages.hybrid.data import SliceBatches
+
+    plan = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_2d")
+    folder, opened = home / "preprocessed" / NAME / plan.data_fingerprint, []
+    image = PreprocessedDataset.image
+    monkeypatch.setattr(PreprocessedDataset, "image", lambda self, case: opened.append((self.folder, case)) or image(self, case))
+    cases, others = PreprocessedDataset(folder).cases, PreprocessedDataset(folder / "unlabelled").cases
+    makers = [SliceBatches(folder, cases, 7, 20.0, (0.7, 1.35), True, folder / "unlabelled", others, (32, 32), 2,
+                           len(plan.data.classes) + 1, 4, 2, 3, (0.25, 0.5)) for _ in range(2)]
+    batches = [makers[0](i) for i in range(4)]
+    assert len(opened) == len(set(opened)) <= len(cases) + len(others)
+    alone = makers[1](3)
+    assert set(alone) == {"image", "target", "first", "second", "mask"} and all(torch.equal(batches[3][key], alone[key]) for key in alone)
+
+
+def test_validation_says_what_naming_is_worth(trained: Path) -> None:
+    for stage, trainer in (("hybrid_2d", "Hybrid2DTrainer"), ("hybrid_3d", "Hybrid3DTrainer")):
+        place = trained / "results" / NAME / f"{trainer}__SpineCLUEPlans__{stage}" / "fold_0" / "validation" / "summary.json"
+        summary = json.loads(place.read_text())
+        assert set(summary["as_voxels_say"]) == {"foreground_mean", "VB", "IVD"} <= set(summary)
+
+
 def test_predict_writes_labels_on_the_input_grid(trained: Path, tmp_path: Path) -> None:
     scan = trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz"
     assert main("predict", ["-d", "601", "-i", str(scan), "-o", str(tmp_path), "-device", "cpu"]) == 0

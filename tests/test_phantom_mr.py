@@ -14,6 +14,13 @@ def quiet() -> object:
     return sample_mr(5, plane_mm=2.0, slice_mm=6.0, top="L2", bias=0.0, noise=0.0)
 
 
+def test_nothing_above_the_highest_level_shown_is_labelled() -> None:
+    """A sliver of the next body reached into most phantoms and counted as a structure of its own."""
+    case = sample_mr(8, plane_mm=2.0, slice_mm=6.0, top="L2", bias=0.0, noise=0.0)
+    found = {name for name, value in VALUE.items() if (case.labels == value).any()}
+    assert "L2" in found and not {"L1", "T12"} & found
+
+
 def test_the_same_seed_gives_the_same_voxels(quiet: object) -> None:
     again = sample_mr(5, plane_mm=2.0, slice_mm=6.0, top="L2", bias=0.0, noise=0.0)
     assert np.array_equal(quiet.image, again.image) and np.array_equal(quiet.labels, again.labels)

@@ -54,7 +54,8 @@ def sample_mr(seed: int, contrast: str = "t2", top: str | None = None, plane_mm:
 
     contrast: "t2", "water" or "fat"; top: highest level shown (default drawn from `TOPS`); plane_mm, slice_mm: in-plane spacing and
     slice distance; bias: standard deviation of the log coil sensitivity; noise: Rician sigma relative to full signal.
-    Bodies (not arches), sacrum and discs that are in the field are labelled, cut ones too. InputError for unknown switches.
+    Bodies (not arches) from `top` down, the sacrum and all discs in the field are labelled, cut ones too; the sliver of the body above
+    `top` is not, as readers leave it out. InputError for unknown switches.
     """
     if contrast not in CONTRASTS:
         raise InputError(f"MR phantom contrast '{contrast}' is unknown; choose one of {', '.join(CONTRASTS)}.")
@@ -86,6 +87,8 @@ def _sample(seed: int, rng: np.random.Generator, generator: torch.Generator, con
     _paint_discs(canvas, subject, tissue, rng, labels)
     _paint_sacrum(canvas, subject, tissue, labels)
     _paint_vertebrae(canvas, subject, tissue, rng, generator, labels)
+    for name in spine.level_names(None)[:spine.level_names(None).index(top)]:
+        labels[labels == VALUE[name]] = 0
     signal = average(canvas.hu, (1, 1, SUBSLICES))
     strength = float(rng.uniform(0.1, 0.3)) if bias is None else bias
     sigma = float(rng.uniform(0.015, 0.05)) if noise is None else noise

@@ -30,23 +30,25 @@ from spineclue_v2.structures import VALUE, in_order
 
 LABELLED, UNLABELLED, TEST = 5, 40, 10
 MEASURED = 5           # of the test phantoms: inference takes as long as training here
-EPOCHS = 4
+EPOCHS = 8
 CPU = torch.device("cpu")
-BODIES = ("S", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9", "T8")
-PHANTOM_CLASSES = (*BODIES, "L5/S", "L4/L5", "L3/L4", "L2/L3", "L1/L2", "T12/L1", "T11/T12", "T10/T11", "T9/T10", "T8/T9")
+BODIES = ("S", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
+DISCS = ("L5/S", "L4/L5", "L3/L4", "L2/L3", "L1/L2", "T12/L1", "T11/T12", "T10/T11", "T9/T10")
+PHANTOM_CLASSES = (*BODIES[:-2], *DISCS[:-1])      # what the labelled phantoms of this seed show
 ARMS = ("supervised 2D", "+ CPS", "3D alone", "hybrid, no attention", "full")
 
 
-def plans(classes: tuple[str, ...], spacing: tuple[float, float, float], steps: tuple[int, int], ramp: int = 2) -> Plans:
+def plans(classes: tuple[str, ...], spacing: tuple[float, float, float], steps: tuple[int, int], ramp: int = EPOCHS // 2) -> Plans:
     """The light plan of the tables: 96 x 64 pixel crops at twice the in-plane spacing, `steps` optimiser steps of 2D and 3D, the weight of
     cross pseudo supervision rising over `ramp` of the EPOCHS."""
     data = MRData(spacing, "PIL", (0.5, 99.5), classes, tuple(VALUE[name] for name in classes))
-    run_2d = Hybrid2DRun(4, 4, EPOCHS, steps[0] // EPOCHS, 2e-3, 1e-4, (3,), 1.0, ramp, 3, (0.25, 0.5), 15.0, 16, 0.25)
-    run_3d = Hybrid3DRun(2, EPOCHS, steps[1] // EPOCHS, 2e-3, 1e-4, (3,), 1.0, 15.0, 2, 0.25)
+    half, shapes = EPOCHS // 2, (1.0, 20.0, (0.7, 1.35))
+    run_2d = Hybrid2DRun(5, 4, EPOCHS, steps[0] // EPOCHS, 3e-3, 1e-4, (round(0.7 * EPOCHS),), 1.0, ramp, 3, (0.25, 0.5), *shapes, 16, 0.25)
+    run_3d = Hybrid3DRun(1, half, steps[1] // half, 3e-3, 1e-4, (round(0.7 * half),), 1.0, *shapes, 2, 0.25)
     return Plans("Light", "benchmark", "Dataset601_Benchmark", "", {}, {
-        "hybrid_2d": StagePlan(data, Hybrid2DNetwork("tu-resnet10t", 64, (1, 2, 3), "subpixel", 2, (96, 64)), run_2d),
-        "hybrid_3d": StagePlan(data, Hybrid3DNetwork((8, 96, 96), (48, 16), 16, (1, 1, 1, 1), 1, 64, (1, 2, 3), 0.1, "subpixel", True, True,
-                                                     16, 1), run_3d)})
+        "hybrid_2d": StagePlan(data, Hybrid2DNetwork("tu-test_resnet", 64, (1, 2, 3), "detail", 2, (96, 64), 0.1), run_2d),
+        "hybrid_3d": StagePlan(data, Hybrid3DNetwork((8, 96, 96), (48, 16), 16, (1, 1, 1, 1), 1, 64, (1, 2, 3), 0.1, "detail", True, True,
+                                                     True, 16, 1), run_3d)})
 
 
 def changed(base: Plans, stage: str, group: str, **values: object) -> Plans:
@@ -85,11 +87,24 @@ def phantom_data(out: Path, plan: Plans) -> tuple[PreprocessedDataset, list[str]
     folder = out / "preprocessed" / plan.stage("hybrid_2d").data_fingerprint
     failures = preprocess_mr_dataset(RawDataset(raw_folder), data, folder, progress=False)
     assert not any(failures.values()), failures
-    return PreprocessedDataset(folder), names[:LABELLED], names[LABELLED:LABELLED + MEASURED]
+    prepared = PreprocessedDataset(folder)
+    labelled = covering(prepared, names, data.classes)
+    others = [name for name in names if name not in labelled]
+    return prepared, labelled, others[:MEASURED]
+
+
+def covering(data: PreprocessedDataset, cases: list[str], classes: tuple[str, ...]) -> list[str]:
+    """LABELLED of `cases` that show every class at least once: a class without a label cannot be learned by any arm. Rarest first."""
+    shown = {case: set(data.properties(case)["structures"]) for case in cases}
+    chosen: list[str] = []
+    for name in sorted(classes, key=lambda name: sum(name in found for found in shown.values())):
+        if not any(name in shown[case] for case in chosen):
+            chosen.append(next(case for case in cases if name in shown[case]))
+    return (chosen + [case for case in cases if case not in chosen])[:LABELLED]
 
 
 def phantoms(out: Path, seeds: list[int], steps: tuple[int, int], arms: tuple[str, ...] = ARMS) -> None:
-    base = plans(PHANTOM_CLASSES, (4.4, 1.0, 1.0), steps)
+    base = plans(PHANTOM_CLASSES, (4.4, 1.5, 1.5), steps)
     data, train, test = phantom_data(out, base)
     supervised = changed(base, "hybrid_2d", "run", unlabelled_batch_size=0)
     for seed in seeds:
@@ -140,7 +155,7 @@ def vb3(out: Path, source: Path, folds: list[int], steps: tuple[int, int], metho
     """Five folds in nnU-Net's order; 4 of the training cases keep their labels, the others are only seen."""
     from spineclue_v2.dataset import make_splits
 
-    base = plans(tuple(in_order(["L1", "L2", "L3", "L4", "L5"])), (4.0, 1.0, 1.0), steps, ramp=EPOCHS)
+    base = plans(tuple(in_order(["L1", "L2", "L3", "L4", "L5"])), (4.0, 1.167, 1.167), steps)    # 96 rows of 2D show the 224 mm
     data, names = vb3_data(source, out, base)
     supervised = changed(base, "hybrid_2d", "run", unlabelled_batch_size=0)
     for fold in folds:
@@ -168,7 +183,7 @@ def paper_step() -> None:
     from spineclue_v2.training.device import autocast
 
     facts = {"num_cases": 172, "num_unlabelled": 43, "slice_mm_p50": 4.4, "in_plane_mm_p50": 0.345, "slices_p50": 15,
-             "fov_mm_p95": [300, 300], "structures": {name: {"value": VALUE[name]} for name in PHANTOM_CLASSES if "8" not in name}}
+             "fov_mm_p95": [300, 300], "structures": {name: {"value": VALUE[name]} for name in (*BODIES, *DISCS)}}
     plan = SSHSNetPaperPlanner(".", {"mr": facts, "dataset_name": "", "dataset_hash": ""}, 32, "cuda").plan()
     for stage in ("hybrid_2d", "hybrid_3d"):
         started = time.process_time()
@@ -203,7 +218,7 @@ def volume() -> None:
     from spineclue_v2.stages.hybrid.network import build_network
     from spineclue_v2.volume import Geometry, Volume
 
-    plan = plans(PHANTOM_CLASSES, (4.4, 1.0, 1.0), (4, 4))
+    plan = plans(PHANTOM_CLASSES, (4.4, 1.5, 1.5), (EPOCHS, EPOCHS))
     stages = {stage: StageModel([build_network(stage, plan).eval()], [{}], [{}], [""]) for stage in plan.stages}
     array = np.random.default_rng(0).integers(0, 900, (15, 512, 512)).astype(np.int16)
     scan = Volume(array, Geometry(array.shape, (4.4, 0.6, 0.6), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]])))

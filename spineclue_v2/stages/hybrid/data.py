@@ -15,6 +15,7 @@ from ...dataset import PreprocessedDataset
 from .cutmix import box_mask
 from .network import NEIGHBOURS, shrink
 
+OPEN_ARRAYS = 256   # opened at a time: systems allow a process about 1000 files
 MARGIN = 1.15  # crops are taken this much larger, so that rotation and scaling bring in real pixels instead of padding
 
 
@@ -40,16 +41,26 @@ class _Batches:
     cases: list[str]
     seed: int
     rotation_deg: float
+    scaling: tuple[float, float]
     augment: bool
 
     def __post_init__(self) -> None:
         self._open: dict[Path, PreprocessedDataset] = {}
+        self._arrays: dict[tuple[Path, str, str], Any] = {}
         self._transform: Any = None
 
     def dataset(self, folder: Path) -> PreprocessedDataset:
         if folder not in self._open:
             self._open[folder] = PreprocessedDataset(folder)
         return self._open[folder]
+
+    def array(self, folder: Path, case: str, what: str) -> Any:
+        """The "image" or "labels" of a case, sliced lazily; opened once, since opening takes as long as reading a crop."""
+        if (folder, case, what) not in self._arrays:
+            if len(self._arrays) >= OPEN_ARRAYS:
+                self._arrays.clear()
+            self._arrays[folder, case, what] = getattr(self.dataset(folder), what)(case)
+        return self._arrays[folder, case, what]
 
     def generator(self, index: int) -> np.random.Generator:
         rng = np.random.default_rng([self.seed, index])
@@ -64,7 +75,7 @@ class _Batches:
         if not self.augment:
             return sample
         if self._transform is None:
-            self._transform = mr_transforms(size, self.rotation_deg)
+            self._transform = mr_transforms(size, self.rotation_deg, self.scaling)
         return self._transform(**sample)
 
 
@@ -99,18 +110,17 @@ class SliceBatches(_Batches):
 
     def _labelled(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         case = self.cases[int(rng.integers(len(self.cases)))]
-        data = self.dataset(self.folder)
-        structures = list(data.properties(case)["structures"].values())
+        structures = list(self.dataset(self.folder).properties(case)["structures"].values())
         if not structures:
-            return self._crop(data, case, self._anywhere(data.image(case).shape, rng), True)
+            return self._crop(self.folder, case, self._anywhere(self.folder, case, rng), True)
         weights = np.array([s["voxels"] for s in structures], float)
         places = structures[int(rng.choice(len(structures), p=weights / weights.sum()))]["locations"]
-        return self._crop(data, case, self._around(np.array(places[int(rng.integers(len(places)))]), data.image(case).shape, rng), True)
+        shape = self.array(self.folder, case, "image").shape
+        return self._crop(self.folder, case, self._around(np.array(places[int(rng.integers(len(places)))]), shape, rng), True)
 
     def _unlabelled(self, rng: np.random.Generator) -> torch.Tensor:
         case = self.unlabelled_cases[int(rng.integers(len(self.unlabelled_cases)))]
-        data = self.dataset(self.unlabelled_folder)
-        return self._crop(data, case, self._anywhere(data.image(case).shape, rng), False)["image"]
+        return self._crop(self.unlabelled_folder, case, self._anywhere(self.unlabelled_folder, case, rng), False)["image"]
 
     def _voxels(self) -> np.ndarray:
         margin = MARGIN if self.augment else 1.0
@@ -121,19 +131,19 @@ class SliceBatches(_Batches):
         start = voxel[1:] - (rng.uniform(0.1, 0.9, 2) * size).astype(int)
         return np.array([voxel[0], *inside(start, size, shape[1:])])
 
-    def _anywhere(self, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-        size = self._voxels()
+    def _anywhere(self, folder: Path, case: str, rng: np.random.Generator) -> np.ndarray:
+        size, shape = self._voxels(), self.array(folder, case, "image").shape
         start = (rng.random(2) * (np.asarray(shape[1:]) - size + 1)).astype(int)
         return np.array([int(rng.integers(shape[0])), *inside(start, size, shape[1:])])
 
-    def _crop(self, data: PreprocessedDataset, case: str, place: np.ndarray, labelled: bool) -> dict[str, torch.Tensor]:
+    def _crop(self, folder: Path, case: str, place: np.ndarray, labelled: bool) -> dict[str, torch.Tensor]:
         """Slice `place[0]` with its neighbours from row and column `place[1:]` on."""
         size = self._voxels()
-        image = crop_and_pad(data.image(case), [place[0] - NEIGHBOURS // 2, *place[1:]], [NEIGHBOURS, *size])
+        image = crop_and_pad(self.array(folder, case, "image"), [place[0] - NEIGHBOURS // 2, *place[1:]], [NEIGHBOURS, *size])
         pixels = shrink(torch.from_numpy(image.astype(np.float32)), self.factor)
         labels = None
         if labelled:
-            stored = torch.from_numpy(crop_and_pad(data.labels(case), place, [1, *size]).astype(np.int16))
+            stored = torch.from_numpy(crop_and_pad(self.array(folder, case, "labels"), place, [1, *size]).astype(np.int16))
             labels = labels_of_pixels(stored, self.factor, self.classes)
         return self.transformed(self.crop_size, pixels, labels)
 
@@ -142,11 +152,14 @@ class SliceBatches(_Batches):
 class PatchBatches(_Batches):
     """For the 3D network: patches of one volume, placed on a voxel of a random class or anywhere.
 
-    A batch: region (B, D + 2, H + 2 c0, W + 2 c1), the patch with its context and one slice more on both ends; target (B, 1, D, H, W).
+    A batch: image (B, D + 2, H + 2 c0, W + 2 c1), the patch with its context and one slice more on both ends; corner (B, 2), row and
+    column of the patch in it, multiples of `step`; target (B, 1, D, H, W). The context lies where the scan is, as windows do at
+    inference: a patch at the upper end keeps the sacrum in view.
     """
 
     patch_size: tuple[int, int, int]
     context: tuple[int, int]
+    step: int
     batch_size: int
     class_placed_share: float
 
@@ -154,23 +167,24 @@ class PatchBatches(_Batches):
         rng = self.generator(index)
         case = self.cases[int(rng.integers(len(self.cases)))]
         samples = [self._patch(case, rng) for _ in range(self.batch_size)]
-        return {"region": torch.stack([s[0] for s in samples]), "target": torch.stack([s[1] for s in samples])}
+        return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
 
-    def _patch(self, case: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        data = self.dataset(self.folder)
-        image, size = data.image(case), np.array(self.patch_size)
-        structures = list(data.properties(case)["structures"].values())
+    def _patch(self, case: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        image, size = self.array(self.folder, case, "image"), np.array(self.patch_size)
+        structures = list(self.dataset(self.folder).properties(case)["structures"].values())
         if structures and rng.random() < self.class_placed_share:
             places = structures[int(rng.integers(len(structures)))]["locations"]
             start = np.array(places[int(rng.integers(len(places)))]) - (rng.uniform(0.2, 0.8, 3) * size).astype(int)
         else:
             start = (rng.random(3) * (np.array(image.shape) - size + 1)).astype(int)
         start = inside(start, size, image.shape)
-        around = np.array([1, *self.context])
-        region = crop_and_pad(image, start - around, size + 2 * around)
-        labels = crop_and_pad(data.labels(case), start - [0, *self.context], size + [0, 2 * self.context[0], 2 * self.context[1]])
+        context, corner = np.array([0, *self.context]), np.zeros(3, int)
+        corner[1:] = (start - inside(start - context, size + 2 * context, image.shape))[1:]
+        corner[1:] = np.clip(np.round(corner[1:] / self.step).astype(int) * self.step, 0, 2 * context[1:])
+        region = crop_and_pad(image, start - corner - [1, 0, 0], size + 2 * context + [2, 0, 0])
+        labels = crop_and_pad(self.array(self.folder, case, "labels"), start - corner, size + 2 * context)
         sample = self.transformed(tuple(region.shape[1:]), torch.from_numpy(region.astype(np.float32)),
                                   torch.from_numpy(labels.astype(np.int16)))
-        rows, columns = self.context
-        target = sample["segmentation"][:, rows:rows + size[1], columns:columns + size[2]]
-        return sample["image"], target[None]
+        row, column = corner[1:]
+        target = sample["segmentation"][:, row:row + size[1], column:column + size[2]]
+        return {"image": sample["image"], "corner": torch.from_numpy(corner[1:]), "target": target[None]}

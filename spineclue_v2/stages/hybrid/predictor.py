@@ -12,6 +12,8 @@ from ...plans import Plans, StagePlan
 from ...training.device import autocast
 from .network import FEATURE_STRIDE, STRIDE_IN_PLANE, HybridNetwork, TwoBranches, neighbour_stacks, shrink
 
+_Box = tuple[slice, ...]
+
 
 def predict_2d(image: np.ndarray, networks: Sequence[TwoBranches], plan: StagePlan, device: torch.device,
                mirror: bool = False) -> np.ndarray:
@@ -21,7 +23,7 @@ def predict_2d(image: np.ndarray, networks: Sequence[TwoBranches], plan: StagePl
     """
     shape, total = image.shape, None
     for turned in _turns(mirror):
-        padded = _padded(image[::-1] if turned else image, plan.network.crop_size, plan.network.in_plane_factor)
+        padded, box = _padded(image[::-1] if turned else image, plan.network.crop_size, plan.network.in_plane_factor)
         for network in networks:
             _, prior = look(padded, network, plan, device)
             prior = prior.flip(1) if turned else prior
@@ -33,7 +35,7 @@ def predict_2d(image: np.ndarray, networks: Sequence[TwoBranches], plan: StagePl
     for number in range(shape[0]):
         pixels = total[:, number][None]
         voxels = F.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False) if factor > 1 else pixels
-        result[:, number] = voxels[0, :, :shape[1], :shape[2]].numpy()
+        result[:, number] = voxels[(0, slice(None), *box[1:])].numpy()
     return result
 
 
@@ -41,13 +43,13 @@ def predict_3d(image: np.ndarray, networks: Sequence[HybridNetwork], plans: Plan
                mirror: bool = False) -> np.ndarray:
     """Class probabilities (C, S, rows, columns) float32 of the 3D stage, mean of all folds; each fold looks through its own 2D branches."""
     plan, plan_2d = plans.stage("hybrid_3d"), plans.stage("hybrid_2d")
-    shape, factor, total = image.shape, plan_2d.network.in_plane_factor, None
+    factor, total = plan_2d.network.in_plane_factor, None
     for turned in _turns(mirror):
-        padded = _padded(image[::-1] if turned else image, plan_2d.network.crop_size, factor, plan.network.patch_size)
+        padded, box = _padded(image[::-1] if turned else image, plan_2d.network.crop_size, factor, plan.network.patch_size)
         for network in networks:
             probability = _windows_3d(padded, network, plan, plan_2d, device)
             # Padding on the slice axis lies behind the image's slices, which run backwards in the mirrored one.
-            probability = probability[:, :shape[0], :shape[1], :shape[2]]
+            probability = probability[(slice(None), *box)]
             probability = probability.flip(1) if turned else probability
             total = probability if total is None else total + probability
     assert total is not None
@@ -109,16 +111,20 @@ def _turns(mirror: bool) -> tuple[bool, ...]:
     return (False, True) if mirror else (False,)
 
 
-def _padded(image: np.ndarray, crop_size: Sequence[int], factor: int, patch: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
-    """Image (S, rows, columns) with zeros behind: at least one window on each axis, rows and columns whole for the networks."""
+def _padded(image: np.ndarray, crop_size: Sequence[int], factor: int, patch: Sequence[int] = (1, 1, 1)) -> tuple[torch.Tensor, _Box]:
+    """Image (S, rows, columns) with zeros around: at least one window on each axis, rows and columns whole for the networks; and the box
+    of the image in it. Where a crop shows more than the image the image lies in its middle, as crops of training have it: networks
+    learn where in a scan a level stands."""
     whole = STRIDE_IN_PLANE * factor
-    wanted = [max(image.shape[0], patch[0])]
+    wanted, box = [max(image.shape[0], patch[0])], [slice(0, image.shape[0])]
     for axis in (1, 2):
-        least = max(image.shape[axis], crop_size[axis - 1] * factor, patch[axis])
-        wanted.append(-(-least // whole) * whole)
+        window, length = crop_size[axis - 1] * factor, image.shape[axis]
+        wanted.append(-(-max(length, window, patch[axis]) // whole) * whole)
+        before = max(0, window - length) // 2
+        box.append(slice(before, before + length))
     result = torch.zeros(wanted)
-    result[tuple(slice(0, n) for n in image.shape)] = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
-    return result
+    result[tuple(box)] = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+    return result, tuple(box)
 
 
 def _starts(shape: Sequence[int], size: Sequence[int], overlap: float, step: int) -> Iterator[tuple[int, ...]]:

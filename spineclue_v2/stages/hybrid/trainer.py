@@ -20,7 +20,8 @@ from .. import default_trainer_name
 from .cps import cross_supervision, pseudo_labels, ramp
 from .cutmix import mix
 from .data import PatchBatches, SliceBatches
-from .network import HybridNetwork, TwoBranches, build_network
+from .naming import name_levels
+from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, build_network
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -41,21 +42,32 @@ class _MRTrainer(BaseTrainer):
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
 
     def criterion(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Dice + cross entropy in float32; logits (B, C, ...), target (B, 1, ...)."""
+        """Dice + cross entropy in float32 of the classes and, weighted, of their kinds; logits (B, C, ...), target (B, 1, ...)."""
         with torch.autocast(self.device.type, enabled=False):
-            return self._criterion(logits.float(), target)
+            logits, weight = logits.float(), self.plan.run.kind_weight
+            loss = self._criterion(logits, target)
+            if weight:
+                kinds = kinds_of_classes(self.plan.data.classes).to(target.device)
+                loss = loss + weight * self._criterion(by_kind(logits, kinds), kinds[target.long()])
+            return loss
 
     def probability(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities (C, S, rows, columns) of a whole image in model space."""
         raise NotImplementedError
 
     def validate_cases(self) -> dict[str, Any]:
-        """Whole validation cases: Dice per class, mean over the classes present, over bodies (VB) and discs (IVD)."""
-        rows = []
+        """Whole validation cases: Dice per class, mean over the classes present, over bodies (VB) and discs (IVD).
+
+        "as_voxels_say" holds the same means for each voxel's own largest probability, before names were made to follow one another.
+        """
+        data, rows, plain = self.plan.data, [], []
         for case in self.val_cases or self.train_cases:
-            predicted = self.probability(self.dataset.image(case)[:].astype(np.float32)).argmax(0)
-            rows.append({"case": case, "Dice": dice_per_class(predicted, self.dataset.labels(case)[:], self.plan.data.classes)})
-        return {"stage": self.stage, **summarise_dice([row["Dice"] for row in rows]), "metric_per_case": rows}
+            probability, truth = self.probability(self.dataset.image(case)[:].astype(np.float32)), self.dataset.labels(case)[:]
+            plain.append(dice_per_class(probability.argmax(0), truth, data.classes))
+            rows.append({"case": case, "Dice": dice_per_class(name_levels(probability, data).argmax(0), truth, data.classes)})
+        before = summarise_dice(plain)
+        return {"stage": self.stage, **summarise_dice([row["Dice"] for row in rows]),
+                "as_voxels_say": {key: before[key] for key in ("foreground_mean", "VB", "IVD")}, "metric_per_case": rows}
 
 
 class Hybrid2DTrainer(_MRTrainer):
@@ -85,8 +97,8 @@ class Hybrid2DTrainer(_MRTrainer):
         if training:
             used = len(unlabelled) if run.unlabelled_batch_size else 0
             logger.info("%d of %d unlabelled cases are learned from.", used, len(unlabelled))
-        return SliceBatches(self.dataset.folder, self.batch_cases(training),
-                            self.seed + (0 if training else 1), run.rotation_deg, training, folder, unlabelled, network.crop_size,
+        return SliceBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
+                            run.rotation_deg, run.scaling, training, folder, unlabelled, network.crop_size,
                             network.in_plane_factor, self.classes, run.batch_size, run.unlabelled_batch_size if training else 0,
                             run.cutmix_boxes, run.cutmix_area)
 
@@ -154,15 +166,15 @@ class Hybrid3DTrainer(_MRTrainer):
 
     def batch_maker(self, training: bool) -> PatchBatches:
         network, run = self.plan.network, self.plan.run
-        return PatchBatches(self.dataset.folder, self.batch_cases(training),
-                            self.seed + (0 if training else 1), run.rotation_deg, training, network.patch_size, network.context,
-                            run.batch_size, run.class_placed_share)
+        return PatchBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
+                            run.rotation_deg, run.scaling, training, network.patch_size, network.context,
+                            FEATURE_STRIDE * self.plans.stage("hybrid_2d").network.in_plane_factor, run.batch_size, run.class_placed_share)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        return self.criterion(self.network(batch["region"]), batch["target"]), {}
+        return self.criterion(self.network(batch["image"], batch["corner"]), batch["target"]), {}
 
     def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
-        logits = self.network(batch["region"]).float()
+        logits = self.network(batch["image"], batch["corner"]).float()
         return {"loss": float(self.criterion(logits, batch["target"])),
                 "score": batch_dice(logits.argmax(1), batch["target"][:, 0], self.classes)}
 
@@ -170,6 +182,21 @@ class Hybrid3DTrainer(_MRTrainer):
         from .predictor import predict_3d
 
         return predict_3d(image, [self.network], self.plans, self.device)
+
+
+def kinds_of_classes(classes: tuple[str, ...]) -> torch.Tensor:
+    """(classes + 1,) int64: 0 for the background, then 1, 2, ... for the kinds (bodies, discs, others) that there are."""
+    found = [kind(name) for name in classes]
+    there = [k for k in ("body", "disc", "other") if k in found]
+    return torch.tensor([0] + [1 + there.index(k) for k in found])
+
+
+def by_kind(logits: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    """Logits (B, C, ...) of classes -> (B, kinds, ...): their softmax is the summed probability of each kind's classes.
+
+    What is a body is plain long before which body it is; without this the doubt about names drowns it.
+    """
+    return torch.stack([logits[:, kinds == k].logsumexp(1) for k in range(int(kinds.max()) + 1)], 1)
 
 
 def batch_dice(predicted: torch.Tensor, target: torch.Tensor, classes: int) -> float:

@@ -1,0 +1,182 @@
+"""Names of the MR stages' levels: what a whole spine says against what single voxels say, and the loss of kinds."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from spineclue_v2.plans import MRData
+from spineclue_v2.stages.hybrid.naming import best_path, name_levels
+from spineclue_v2.stages.hybrid.trainer import by_kind, kinds_of_classes
+
+CLASSES = ("S", "L5", "L4", "L3", "L5/S", "L4/L5", "L3/L4", "canal")
+NUMBER = {name: i for i, name in enumerate(CLASSES, 1)}
+DATA = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), CLASSES, tuple(range(1, 9)))
+BODY, DISC, SLICES, COLUMNS = 12, 4, 4, 20      # rows of a body and of a disc: 24 and 8 mm
+
+
+def column(names: list[str], votes: dict[str, dict[str, float]] | None = None, data: MRData = DATA) -> tuple[np.ndarray, dict[str, slice]]:
+    """Probabilities of a straight spine of `names` from below, discs between, and the rows of each body. A body whose name is in `votes`
+    has those shares instead of its own name; discs are called L5/S all along."""
+    number = {name: i for i, name in enumerate(data.classes, 1)}
+    rows = len(names) * (BODY + DISC) + 8
+    probability = np.zeros((len(data.classes) + 1, SLICES, rows, COLUMNS), np.float32)
+    places, bottom = {}, rows - 4
+    for k, name in enumerate(names):
+        places[name] = slice(bottom - BODY, bottom)
+        for said, share in ((votes or {}).get(name) or {name: 1.0}).items():
+            probability[number[said], :, places[name], 5:15] = share
+        if k + 1 < len(names) and "L5/S" in number:
+            probability[number["L5/S"], :, bottom - BODY - DISC:bottom - BODY, 5:15] = 1.0
+        bottom -= BODY + DISC
+    probability[0] = 1 - probability[1:].sum(0)
+    return probability, places
+
+
+def named(probability: np.ndarray, data: MRData = DATA) -> np.ndarray:
+    found = name_levels(probability, data)
+    assert np.allclose(found.sum(0), 1, atol=1e-5)
+    return found.argmax(0)
+
+
+def test_a_body_split_between_two_names_takes_the_one_that_the_others_leave() -> None:
+    probability, places = column(["S", "L5", "L4", "L3"])
+    rows = places["L4"]
+    probability[:, 2:, rows, 5:15] = 0
+    probability[NUMBER["L5"], 2:, rows, 5:15] = 1      # half of its slices call L4 by its neighbour's name
+    found = named(probability)
+    assert all((found[:, place, 5:15] == NUMBER[name]).all() for name, place in places.items())
+
+
+def test_discs_are_named_by_the_bodies_beside_them() -> None:
+    probability, places = column(["S", "L5", "L4", "L3"])
+    found = named(probability)
+    for lower, upper in (("S", "L5"), ("L5", "L4"), ("L4", "L3")):
+        between = found[:, places[upper].stop:places[lower].start, 5:15]
+        assert (between == NUMBER[f"{upper}/{lower}"]).all()
+
+
+def test_a_level_counted_twice_moves_those_above() -> None:
+    probability, places = column(["S", "L5", "L4", "L3"], {"L4": {"L5": 0.6, "L4": 0.4}, "L3": {"L4": 0.55, "L3": 0.45}})
+    assert (probability.argmax(0)[:, places["L4"], 5:15] == NUMBER["L5"]).all()
+    found = named(probability)
+    assert all((found[:, place, 5:15] == NUMBER[name]).all() for name, place in places.items())
+
+
+def test_a_body_too_many_is_left_out_and_other_classes_stay() -> None:
+    probability, places = column(["S", "L5", "L4", "L3", "canal"], {"canal": {"L3": 0.6, "canal": 0.4}})
+    probability[NUMBER["canal"], :, :, 17:] = 1.0
+    probability[0] = 1 - probability[1:].sum(0)
+    found = named(probability)
+    assert (found[:, places["L3"], 5:15] == NUMBER["L3"]).all() and (found[:, places["canal"], 5:15] == 0).all()
+    assert (found[:, :, 17:] == NUMBER["canal"]).all()
+
+
+def test_what_the_sacrum_says_outweighs_a_wrong_size_repeated_all_the_way_up() -> None:
+    """A tall spine: from L4 on every body is called by the name above, which is one level too far for the space there is."""
+    data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("S", "L5", "L4", "L3", "L2", "L1"), (1, 2, 3, 4, 5, 6))
+    names = ["S", "L5", "L4", "L3", "L2"]
+    wrong = {"L5": {"L5": 0.6, "L4": 0.4}} | {name: {above: 0.95, name: 0.05} for name, above in (("L4", "L3"), ("L3", "L2"), ("L2", "L1"))}
+    probability, places = column(names, wrong, data)
+    found = named(probability, data)
+    assert all((found[:, place, 5:15] == data.classes.index(name) + 1).all() for name, place in places.items())
+
+
+@pytest.mark.parametrize("bridge", [(slice(None), slice(13, 15)), (slice(1, 2), slice(5, 15)), (slice(0, 2), slice(5, 15))])
+def test_a_disc_missed_in_part_does_not_join_two_bodies(bridge: tuple[slice, slice]) -> None:
+    """Behind, in all slices; in one slice of four; in two, so that the bodies part only further inside."""
+    data = replace(DATA, spacing_mm=(3.5, 2.0, 2.0))
+    probability, places = column(["L5", "L4"])
+    between = (bridge[0], slice(places["L4"].stop, places["L5"].start), bridge[1])
+    probability[(slice(None), *between)] = 0
+    probability[(NUMBER["L5"], *between)] = 1
+    found = named(probability, data)
+    assert (found[:, places["L4"], 5:13] == NUMBER["L4"]).all() and (found[:, places["L5"], 5:13] == NUMBER["L5"]).all()
+
+
+def test_two_bodies_in_one_piece_are_two_levels() -> None:
+    data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("S", "L5", "L4", "L3", "L2", "L1"), (1, 2, 3, 4, 5, 6))
+    probability, places = column(["S", "L5", "L4", "L3", "L2"], data=data)
+    merged = slice(places["L3"].start, places["L4"].stop)
+    probability[:, :, merged, 5:15] = 0
+    probability[4, :, merged, 5:15] = 1                # L3 throughout, its disc missed
+    found = named(probability, data)
+    for name in ("L5", "L2"):
+        assert (found[:, places[name], 5:15] == data.classes.index(name) + 1).all()
+    for name in ("L4", "L3"):
+        assert (found[:, places[name], 5:15] == data.classes.index(name) + 1).mean() > 0.8
+
+
+def test_a_faint_disc_still_parts_two_bodies() -> None:
+    probability, places = column(["L5", "L4"])
+    between = slice(places["L4"].stop, places["L5"].start)
+    probability[NUMBER["L5/S"], :, between, 5:15] = 0.4
+    probability[NUMBER["L5"], :, between, 5:15] = 0.6
+    found = named(probability)
+    assert (found[:, places["L4"], 5:15] == NUMBER["L4"]).all() and (found[:, places["L5"], 5:15] == NUMBER["L5"]).all()
+
+
+def test_names_stay_where_there_is_nothing_to_order() -> None:
+    empty = np.zeros((len(CLASSES) + 1, SLICES, 20, COLUMNS), np.float32)
+    empty[0] = 1
+    assert np.array_equal(name_levels(empty, DATA), empty)
+    one = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("L5", "L5/S"), (1, 2))
+    probability, _ = column(["L5"], data=one)
+    assert np.array_equal(name_levels(probability, one), probability)
+
+
+def test_a_disc_keeps_its_name_where_its_lower_body_is_no_class() -> None:
+    data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("L5", "L4", "L5/S", "L4/L5"), (1, 2, 3, 4))
+    probability, places = column(["L5", "L4"], data=data)
+    below = slice(places["L5"].stop, places["L5"].stop + 3)
+    probability[:, :, below, 5:15] = 0
+    probability[4, :, below, 5:15] = 1                 # called L4/L5
+    found = named(probability, data)
+    assert (found[:, below, 5:15] == 3).all()
+
+
+@pytest.mark.parametrize(("said", "expected"), [
+    ([0, 1, 2], [0, 1, 2]), ([0, None, 2], [0, 1, 2]), ([1, 2, 2], [0, 1, 2]), ([0, 2, 3], [0, 1, 2]), ([2, 3], [2, 3])])
+def test_paths_follow_one_another(said: list[int | None], expected: list[int]) -> None:
+    """Votes as names of single bodies (None: never heard of): levels of the best path."""
+    votes = np.log(np.array([[0.1 if s is None else 0.7 if s == j else 0.1 for j in range(4)] for s in said]))
+    if said == [1, 2, 2]:
+        votes[0, 0] = np.log(0.6)                      # the second choice of one body decides
+        votes[1, 1] = np.log(0.6)
+    if said == [0, 2, 3]:
+        votes[1, 1] = votes[2, 2] = np.log(0.5)        # a jump is dear
+    assert best_path(votes, ["S", "L5", "L4", "L3"], [10.0] * len(said), [10.0] * len(said)) == expected
+
+
+def test_a_small_part_is_dropped_before_a_whole_body() -> None:
+    """A sixth body at the upper border, where five have names: votes speak for shifting all, sizes against it."""
+    votes = np.log(np.array([[0.2, 0.4, 0.4], [0.1, 0.3, 0.6], [0.1, 0.2, 0.7], [0.1, 0.1, 0.8]]))
+    assert best_path(votes, ["L5", "L4", "L3"], [30.0] * 4, [10.0, 10.0, 10.0, 1.0]) == [0, 1, 2, -1]
+    assert best_path(votes, ["L5", "L4", "L3"], [30.0] * 4, [1.0, 10.0, 10.0, 10.0]) == [-1, 0, 1, 2]
+
+
+def test_levels_that_most_people_lack_are_jumped_for_nothing() -> None:
+    votes = np.log(np.array([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9]]))
+    assert best_path(votes, ["S", "L6", "L5"], [10.0, 10.0], [10.0, 10.0]) == [0, 2]
+
+
+def test_a_missed_body_leaves_a_gap_in_the_names_only_where_it_leaves_one_in_space() -> None:
+    said = {"L4": {"L3": 1.0}}
+    probability, places = column(["S", "L5", "L4"], said)
+    assert (named(probability)[:, places["L4"], 5:15] == NUMBER["L4"]).all()
+    names = ["S", "L5", "L4", "L3"]
+    probability, places = column(names)
+    hole = slice(places["L4"].start - DISC, places["L4"].stop + DISC)
+    probability[1:, :, hole], probability[0, :, hole] = 0, 1
+    assert (named(probability)[:, places["L3"], 5:15] == NUMBER["L3"]).all()
+
+
+def test_probability_of_a_kind_is_the_sum_of_its_classes() -> None:
+    kinds = kinds_of_classes(CLASSES)
+    assert kinds.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 3] and kinds_of_classes(("L5", "canal")).tolist() == [0, 1, 2]
+    logits = torch.randn(2, 9, 3, 4, generator=torch.Generator().manual_seed(0))
+    share = logits.softmax(1)
+    expected = torch.stack([share[:, kinds == k].sum(1) for k in range(4)], 1)
+    assert torch.allclose(by_kind(logits, kinds).softmax(1), expected, atol=1e-6)
