@@ -281,5 +281,9 @@ def test_the_picture_marks_missing_height(tmp_path) -> None:
     vertebrae, geometry, scan = stacked()
     texts = [t.get_text() for t in spine_figure(SpineResult(add_heights(vertebrae, geometry, scan), True), geometry, scan, "x").texts]
     assert sum("↓" in text and "%" in text for text in texts) == 1 and any("body height missing" in text for text in texts)
+    # A loss that is no grade yet is shown too: of 15 % here, below Genant's 20 %.
+    slight = [replace(v, heights=BodyHeights(17.0, 20.0, 20.0, (20.0, 20.0, 20.0), "neighbours", 0)) for v in vertebrae[:1]]
+    texts = [t.get_text() for t in spine_figure(SpineResult((*slight, *vertebrae[1:]), True), geometry, scan, "x").texts]
+    assert any("↓15 %" in text for text in texts)
     plain = spine_figure(SpineResult(vertebrae, True), geometry, scan, "x")
     assert not any("↓" in t.get_text() for t in plain.texts)

@@ -228,12 +228,17 @@ def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebra
 
 
 def _height_mark(vertebra: Vertebra) -> str:
-    """Largest loss of height where it amounts to a grade, the grade given (above 0), and whether network and heights disagree."""
+    """Largest loss of height where the body no longer counts as intact, the grade given (above 0), and whether the two disagree.
+
+    A loss is shown before it amounts to a grade: readers grade by eye, and earlier than arithmetic.
+    """
+    from ..stages.grade.comparison import GRADED, INTACT
     from ..stages.grade.predictor import disagree, grade_given
 
     mark = ""
-    if vertebra.heights is not None and vertebra.heights.grade and vertebra.heights.loss is not None:
-        mark += f" ↓{100 * max(vertebra.heights.loss):.0f} %"
+    loss = None if vertebra.heights is None else vertebra.heights.loss
+    if loss is not None and vertebra.level in GRADED and max(loss) >= INTACT:
+        mark += f" ↓{100 * max(loss):.0f} %"
     if grade := grade_given(vertebra):
         mark += f" G{grade}"
     return mark + (" ≠" if disagree(vertebra) else "")
