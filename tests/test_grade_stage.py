@@ -236,7 +236,7 @@ def test_weights_of_network_and_heights_are_learnt() -> None:
 def test_losses_of_stored_cases(graded: Path) -> None:
     dataset = dataset_of(graded)
     for case in dataset.cases:
-        losses = stored_losses(dataset, case)
+        losses = stored_losses(dataset.folder, case)
         assert set(losses) <= set(LEVELS) and all(-0.3 < loss < 0.3 for loss in losses.values())
     assert losses
 

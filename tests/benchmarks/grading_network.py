@@ -1,7 +1,7 @@
 """Network, heights and both on synthetic CT (documentation/grading.md); the training goes through the ordinary commands' functions.
 
     python -m tests.benchmarks.grading_network data -o DIR                  # training, out-of-fold and test scans
-    python -m tests.benchmarks.grading_network train -o DIR -arm ARM        # once per arm, CPU
+    python -m tests.benchmarks.grading_network train -o DIR                 # every arm, CPU
     python -m tests.benchmarks.grading_network table -o DIR                 # true masks: every arm, heights, both
     python -m tests.benchmarks.grading_network predicted -o DIR -arm ARM    # masks predicted with the shipped weights
 
@@ -100,9 +100,10 @@ def make_data(args: argparse.Namespace) -> None:
 def train_arm(args: argparse.Namespace) -> None:
     from spineclue_v2.training.run import train
 
-    resume = any((args.o / "results" / DATASET).glob(f"*__{PLANS}_{args.arm}__grade/fold_0/checkpoint_latest.pth"))
-    folder, summary = train(DATASET, "grade", 0, plans_name=f"{PLANS}_{args.arm}", device="cpu", resume=resume)
-    print(folder, json.dumps(summary["per_vertebra"]), Checkpoint.load(folder / CHECKPOINT_NAME).meta["fitted"])
+    for arm in args.arm or ARMS:
+        resume = any((args.o / "results" / DATASET).glob(f"*__{PLANS}_{arm}__grade/fold_0/checkpoint_latest.pth"))
+        folder, summary = train(DATASET, "grade", 0, plans_name=f"{PLANS}_{arm}", device="cpu", resume=resume)
+        print(arm, json.dumps(summary["per_vertebra"]), Checkpoint.load(folder / CHECKPOINT_NAME).meta["fitted"], flush=True)
 
 
 def trained(home: Path, arm: str) -> tuple[Plans, StageModel] | None:
@@ -172,7 +173,7 @@ def predicted(args: argparse.Namespace) -> None:
     from spineclue_v2.inference.predict import predict
 
     model: Model = load_shipped(torch.device("cpu"))
-    found = trained(args.o, args.arm) if args.arm else None
+    found = trained(args.o, args.arm[0]) if args.arm else None
     if found is not None:
         plans, stage = found
         model.stages["grade"], model.plans = stage, replace(model.plans, stages=model.plans.stages | plans.stages)
@@ -185,11 +186,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["data", "train", "table", "predicted"])
     parser.add_argument("-o", required=True, type=Path)
-    parser.add_argument("-arm", choices=list(ARMS), help="for train and predicted (left out there: heights alone)")
+    parser.add_argument("-arm", nargs="+", choices=list(ARMS), help="train: all when left out; predicted: one, heights alone when left out")
     parser.add_argument("-training", type=int, default=80, help="training scans")
     parser.add_argument("-left_out", type=int, default=50, help="scans on which network and heights are weighed")
     parser.add_argument("-test", type=int, default=60, help="test scans")
-    parser.add_argument("-epochs", type=int, default=16, help="of 25 iterations")
+    parser.add_argument("-epochs", type=int, default=4, help="of 25 iterations")
     args = parser.parse_args()
     for variable in ("spineclue_raw", "spineclue_preprocessed", "spineclue_results", "nnUNet_raw"):
         os.environ.pop(variable, None)

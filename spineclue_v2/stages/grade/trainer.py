@@ -73,7 +73,7 @@ class GradeTrainer(BaseTrainer):
             return
         self.network.eval()
         rows, found = self._validation_rows()
-        losses = [stored_losses(self.dataset, case).get(level) for case, level, _ in rows]
+        losses = [stored_losses(self.dataset.folder, case).get(level) for case, level, _ in rows]
         known = np.array([loss is not None for loss in losses], dtype=bool)
         combined = Combination.fit(np.array([grade for _, _, grade in rows])[known], found[known],
                                    [loss for loss in losses if loss is not None])
