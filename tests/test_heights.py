@@ -256,6 +256,20 @@ def test_the_scan_may_lie_on_another_grid() -> None:
     assert [v.heights for v in without] == [v.heights for v in found] and all(v.trabecular_hu is None for v in without)
 
 
+def test_a_patient_may_lie_on_one_side() -> None:
+    """Then all arches point sideways: backwards is where they lie together."""
+    vertebrae, geometry, _ = stacked()
+    turned_over = []
+    for v in vertebrae:
+        z, y, x = geometry.world_to_index(np.array(v.body_centre))
+        start = (v.mask_start[0], v.mask_start[2], v.mask_start[1])
+        turned_over.append(replace(v, mask=v.mask.swapaxes(1, 2), mask_start=start, body_centre=tuple(geometry.index_to_world(
+            np.array([z, x, y])))))
+    found = add_heights(tuple(turned_over), geometry)
+    assert [v.heights.grade for v in found] == [0, 2, 0, 0]
+    np.testing.assert_allclose(found[1].heights.measured, (15, 24, 26), atol=0.7)
+
+
 def test_no_heights_for_axis_and_for_cut_bodies() -> None:
     vertebrae, geometry, scan = stacked()
     renamed = (replace(vertebrae[0], level="C2"), *vertebrae[1:])
