@@ -23,13 +23,15 @@ import numpy as np
 import torch
 
 from spineclue_v2 import anatomy
-from spineclue_v2.dataset import GRADES_FILE, RawDataset
+from spineclue_v2.dataset import GRADES_FILE, PreprocessedDataset, RawDataset
 from spineclue_v2.evaluation.grading import summarise
 from spineclue_v2.inference.model import CHECKPOINT_NAME, Model, StageModel, load_shipped, stage_folder_name, stage_model
 from spineclue_v2.inference.relabel import find_bodies, to_vertebra
 from spineclue_v2.plans import GradeNetwork, GradeRun, Plans, StagePlan
 from spineclue_v2.preprocessing import preprocess_dataset, to_model_space
+from spineclue_v2.stages.grade.combination import Combination, grade_of_probabilities
 from spineclue_v2.stages.grade.comparison import GRADED
+from spineclue_v2.stages.grade.data import graded_rows, stored_losses
 from spineclue_v2.stages.grade.predictor import add_grades, add_heights, grade_given
 from spineclue_v2.storage import read_json, write_json
 from spineclue_v2.training.checkpoint import Checkpoint
@@ -44,6 +46,7 @@ SPACING = 1.5                     # of the shipped weights' model space
 TRAINING, LEFT_OUT, TEST = 610_000, 620_000, 970_000    # first seeds
 BROKEN = 6                        # fractures in every training scan
 PLANS = "SpineCLUEPlans"
+SILENT = (0.25, 0.25, 0.25, 0.25)   # a network that says nothing
 # Smaller than the laptop's plan, which needs an hour of one core: crops of 64 and twice the features.
 NETWORK = GradeNetwork((32, 48, 48), (8, 16, 32, 64), (1, 1, 1, 1), 128, ((-60.0, 140.0), (-350.0, 1150.0)))
 RUN = GradeRun(12, 16, 25, 1e-3, 1e-4, 1.0, 0.07, True, False)
@@ -120,12 +123,15 @@ def table(args: argparse.Namespace) -> None:
     """Every graded vertebra of the test scans with its true mask, seen by heights and by every arm that is trained."""
     arms = {arm: found for arm in ARMS if (found := trained(args.o, arm))}
     rows: list[dict[str, Any]] = []
+    alone = fitted_heights(args.o)
+    print("heights alone, fitted:", alone)
     for path in sorted((args.o / "scans").glob("test_*.nii.gz")):
         case = path.name[:-len(".nii.gz")]
         truth = read_json(args.o / "truth" / f"{case}_grades.json", "grades")
         seen = {arm: {v.level: v for v in found} for arm, found in case_rows(args.o, case, arms).items()}
         for level, grade in truth.items():
-            rows.append({"patient": case, "level": level, "grade": grade} | {arm: given(found[level]) for arm, found in seen.items()})
+            said = {arm: given(found[level], alone) for arm, found in seen.items()}
+            rows.append({"patient": case, "level": level, "grade": grade} | said)
     write_json(args.o / "rows.json", rows)
     report(rows, list(arms))
 
@@ -142,23 +148,37 @@ def case_rows(home: Path, case: str, arms: dict[str, tuple[Plans, StageModel]]) 
     return {arm: add_grades(measured, image, model, plans.stage("grade"), torch.device("cpu")) for arm, (plans, model) in arms.items()}
 
 
-def given(v: Vertebra) -> dict[str, tuple[int, float]]:
+def fitted_heights(home: Path) -> Combination:
+    """Heights alone, their limits fitted to the fold left out as those of both are: what of the gain the network has no part in."""
+    base = home / "preprocessed" / DATASET
+    plan = Plans.load(base / f"{PLANS}_{next(iter(ARMS))}.json").stage("grade")
+    data = PreprocessedDataset(base / plan.data_fingerprint)
+    rows = graded_rows(data, read_json(base / "splits_final.json", "splits")[0]["val"])
+    known = [(grade, loss) for case, level, grade in rows if (loss := stored_losses(data.folder, case).get(level)) is not None]
+    grades, losses = zip(*known, strict=True)
+    found = Combination.fit(grades, np.tile(SILENT, (len(grades), 1)), losses)
+    assert found is not None
+    return found
+
+
+def given(v: Vertebra, alone: Combination) -> dict[str, tuple[int, float]]:
     """Grade and score (grows with the suspicion) by heights, network and both; grade 0 where they are silent."""
     loss = max(v.heights.loss) if v.heights is not None and v.heights.loss is not None else None
     network, both = v.grade_probabilities, v.combined_grade_probabilities
-    return {"heights": (v.heights.grade or 0, loss) if loss is not None else (0, 0.0),
+    fitted = (0, 0.0) if loss is None else (grade_of_probabilities(alone.probabilities(np.array([SILENT]), [loss])[0]), loss)
+    return {"heights": (v.heights.grade or 0, loss) if loss is not None else (0, 0.0), "heights, fitted limits": fitted,
             "network": (int(np.argmax(network)), 1 - network[0]) if network else (0, 0.0),
             "both": (grade_given(v), 1 - both[0]) if both else (0, 0.0)}
 
 
 def report(rows: list[dict[str, Any]], arms: list[str]) -> None:
     for arm in arms:
-        for source in ("heights", "network", "both"):
-            if source == "heights" and arm != arms[0]:
+        for source in rows[0][arm]:
+            if source.startswith("heights") and arm != arms[0]:
                 continue
             grades, scores = zip(*(row[arm][source] for row in rows), strict=True)
             found = summarise([row["grade"] for row in rows], grades, scores, [row["patient"] for row in rows])
-            print(source if source == "heights" else f"{arm} {source}", found["counts"])
+            print(source if source.startswith("heights") else f"{arm} {source}", found["counts"])
             for key in ("macro_f1", "auc_1", "auc_2", "sensitivity_at_specificity_0.99", "sensitivity", "specificity"):
                 low, high = found["interval"]["per_vertebra"][key]
                 print(f"   {key} {found['per_vertebra'][key]:.3f} ({low:.3f}-{high:.3f})", end="")
