@@ -55,6 +55,7 @@ class Vertebra:
     heights: BodyHeights | None = None
     trabecular_hu: float | None = None                   # median HU of the middle of the body; contrast raises it
     grade_probabilities: tuple[float, float, float, float] | None = None  # of Genant grades 0..3, by the network
+    combined_grade_probabilities: tuple[float, float, float, float] | None = None  # by network and heights together
     mask_probability: np.ndarray | None = field(default=None, repr=False)  # uint8 on the crop of `mask`, see on_the_masks_side
     log_probabilities: np.ndarray | None = field(default=None, repr=False)  # (25,) levels and "not a vertebra", all witnesses together
 

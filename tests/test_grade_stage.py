@@ -15,14 +15,19 @@ from spineclue_v2.cli._common import main
 from spineclue_v2.dataset import PreprocessedDataset, RawDataset
 from spineclue_v2.errors import InputError
 from spineclue_v2.evaluation import grading
+from spineclue_v2.inference.export import case_record
 from spineclue_v2.planning import memory, rules
 from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
 from spineclue_v2.plans import CORE_STAGES, GradeNetwork, Plans
-from spineclue_v2.stages.grade.data import GradeBatches, grade_crop, graded_rows
+from spineclue_v2.stages.grade.combination import Combination, grade_of_probabilities
+from spineclue_v2.stages.grade.comparison import grade_of
+from spineclue_v2.stages.grade.data import GradeBatches, grade_crop, graded_rows, stored_losses
 from spineclue_v2.stages.grade.network import build_network
 from spineclue_v2.stages.grade.predictor import add_grades, add_heights
 from spineclue_v2.stages.grade.trainer import GradeTrainer, targets
 from spineclue_v2.storage import write_json
+from spineclue_v2.training.checkpoint import Checkpoint
+from spineclue_v2.vertebra import SpineResult
 
 CPU = torch.device("cpu")
 WINDOWS = ((-60.0, 140.0), (-350.0, 1150.0))
@@ -147,7 +152,9 @@ def test_the_stage_trains_and_validates(graded: Path, tmp_path: Path, monkeypatc
     rows = json.loads((fold / "validation" / "grades.json").read_text())
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert len(rows) == summary["vertebrae"] > 0 and all(sum(r["probabilities"]) == pytest.approx(1, abs=1e-3) for r in rows)
-    assert (fold / "checkpoint_final.pth").is_file() and set(summary["per_vertebra"]["recall"]) == {"0", "1", "2", "3"}
+    fitted = Checkpoint.load(fold / "checkpoint_final.pth").meta["fitted"]
+    assert Combination.from_json(fitted["combination"]).limits[0] == pytest.approx(0.2, abs=0.15) and "true masks" in fitted["fitted_on"]
+    assert set(summary["per_vertebra"]["recall"]) == {"0", "1", "2", "3"}
 
 
 def test_a_dataset_without_grades_cannot_train_it(tiny: Path, graded: Path, tmp_path: Path) -> None:
@@ -161,20 +168,77 @@ def test_the_network_grades_thoracic_and_lumbar_vertebrae() -> None:
     vertebrae, geometry, scan = stacked()
     vertebrae = (replace(vertebrae[0], level="C7"), *vertebrae[1:])
 
+    plan = replace(planned().stage("grade"), network=SMALL)
+    model = folds([1.0, 0, 0, 0], [0.0, 0, 1, 0])
+    measured = add_heights(vertebrae, geometry, scan)
+    found = add_grades(measured, scan, model, plan, CPU)
+    assert found[0].grade_probabilities is None and all(v.grade_probabilities == (0.5, 0, 0.5, 0) for v in found[1:])
+    assert all(v.combined_grade_probabilities is None for v in found)
+    # It sees what it was trained on: the windows of its own plan, not those of the other stages.
+    wanted = grade_crop(scan.array, vertebrae[1].mask, vertebrae[1].mask_start, SMALL.crop_size, WINDOWS)
+    np.testing.assert_array_equal(model.networks[0].seen[0], wanted)
+
+
+def folds(*rows: list[float], fitted: dict | None = None):
+    """A model whose folds say the same of every vertebra; `seen` is what a fold was shown last."""
     class Fold(torch.nn.Module):
         def __init__(self, row: list[float]) -> None:
             super().__init__()
             self.row = row
 
         def probabilities(self, x: torch.Tensor) -> torch.Tensor:
-            assert x.shape[1:] == (3, 16, 32, 32)
+            self.seen = x.numpy()
             return torch.tensor(self.row).repeat(len(x), 1)
 
-    plans = planned()
-    plan = replace(plans.stage("grade"), network=SMALL)
-    model = type("Folds", (), {"networks": [Fold([1.0, 0, 0, 0]), Fold([0.0, 0, 1, 0])]})()
-    found = add_grades(add_heights(vertebrae, geometry, scan), scan, model, plan, CPU)
-    assert found[0].grade_probabilities is None and all(v.grade_probabilities == (0.5, 0, 0.5, 0) for v in found[1:])
+    return type("Folds", (), {"networks": [Fold(row) for row in rows], "fitted": [fitted or {}] * len(rows)})()
+
+
+def test_network_and_heights_are_heard_together() -> None:
+    """L1 is wedged by 40 %, the others are intact; a network that is unsure leaves it at that, a sure one moves the borderline."""
+    vertebrae, geometry, scan = stacked()
+    plan = replace(planned().stage("grade"), network=SMALL)
+    measured = add_heights(vertebrae, geometry, scan)
+    measured = (replace(measured[0], heights=None), *measured[1:])
+    fitted = {"combination": Combination(60.0, 0.02, (0.2, 0.25, 0.4)).to_json()}
+    unsure, sure = ([0.5, 0.25, 0.2, 0.05], [0.02, 0.03, 0.05, 0.9])
+    found = add_grades(measured, scan, folds(unsure, fitted=fitted), plan, CPU)
+    assert found[0].combined_grade_probabilities == pytest.approx(unsure)     # no heights: the network's word alone
+    given = [grade_of_probabilities(v.combined_grade_probabilities) for v in found[1:]]
+    assert given == [2, 0, 0] and all(sum(v.combined_grade_probabilities) == pytest.approx(1) for v in found)
+    content = case_record(SpineResult(found, True))["vertebrae"][1]["grading"]
+    assert content["grade"] == 0 and content["combined"]["grade"] == 2 and content["disagrees_with_heights"] is True
+    higher = add_grades(measured, scan, folds(sure, fitted=fitted), plan, CPU)
+    assert grade_of_probabilities(higher[1].combined_grade_probabilities) == 3
+    with_one_fold_less = folds(unsure, sure, fitted=fitted)
+    with_one_fold_less.fitted[1] = {}
+    assert add_grades(measured, scan, with_one_fold_less, plan, CPU)[1].combined_grade_probabilities is not None
+
+
+def test_weights_of_network_and_heights_are_learnt() -> None:
+    rng = np.random.default_rng(3)
+    true_loss = np.concatenate([rng.normal(0, 0.05, 400), rng.uniform(0.2, 0.6, 60)])
+    grades = np.array([grade_of(loss) for loss in true_loss])
+    measured = true_loss + rng.normal(0, 0.06, len(grades))
+    logits = -4.0 * np.abs(np.arange(4)[None] - (grades + rng.normal(0, 0.5, len(grades)))[:, None])
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    both = Combination.fit(grades, probabilities, measured)
+    assert Combination.from_json(json.loads(json.dumps(both.to_json()))) == both and both.trust > 0.005
+    given = [grade_of_probabilities(row) for row in both.probabilities(probabilities, measured)]
+    alone = [grade_of(loss) for loss in measured]
+    scores = [grading.macro_f1(grades, np.asarray(answer)) for answer in (given, alone, probabilities.argmax(1))]
+    assert scores[0] == max(scores) > scores[1] and both.limits == tuple(sorted(both.limits))
+    # A network that guesses is not believed.
+    guessed = rng.permutation(probabilities)
+    assert abs(Combination.fit(grades, guessed, measured).trust) < 0.003
+    assert Combination.fit(np.zeros(9, int), probabilities[:9], measured[:9]) is None
+
+
+def test_losses_of_stored_cases(graded: Path) -> None:
+    dataset = dataset_of(graded)
+    for case in dataset.cases:
+        losses = stored_losses(dataset.folder, case)
+        assert set(losses) <= set(LEVELS) and all(-0.3 < loss < 0.3 for loss in losses.values())
+    assert losses
 
 
 # ---- plan -------------------------------------------------------------------------------------------------------------------
@@ -307,13 +371,15 @@ def test_evaluate_reports_grades(raw: Path, tmp_path: Path, capsys) -> None:
     for number in range(3):
         write_json(raw / "gradesTr" / f"case_{number:02d}.json", {"L1": 2, "L2": 0, "L3": 0})
         vertebrae = [{"level": level, "heights": {"implied_grade": grade, "loss": [loss, 0.0, 0.0]},
-                      "grading": {"grade": 0, "probabilities": [0.9, 0.1, 0, 0]}}
+                      "grading": {"grade": 0, "probabilities": [0.9, 0.1, 0, 0],
+                                  "combined": {"grade": grade, "probabilities": [0.3, 0.1, 0.6, 0]} if level == "L1" else None}}
                      for level, grade, loss in (("L1", 2 if number else 0, 0.3 if number else 0.1), ("L2", 0, 0.05))]
         write_json(out / f"case_{number:02d}.json", {"vertebrae": vertebrae})
     assert main("evaluate", ["-ref", str(raw / "labelsTr"), "-pred", str(out), "-np", "0"]) == 0
     found = json.loads((out / "summary.json").read_text())["spineclue"]["grading"]
     assert found["heights"]["per_vertebra"]["recall"]["2"] == pytest.approx(2 / 3) and found["heights"]["per_vertebra"]["auc_1"] == 1.0
     assert found["heights"]["without_grade"] == 3 and found["network"]["per_vertebra"]["sensitivity"] == 0.0
-    assert found["heights"]["patients"] == 3
+    assert found["heights"]["patients"] == 3 and found["both"]["per_vertebra"]["recall"] == found["heights"]["per_vertebra"]["recall"]
+    assert found["both"]["without_grade"] == 6 and found["both"]["per_vertebra"]["auc_1"] == 1.0
     said = capsys.readouterr().out
     assert "Genant grades by heights: 9 vertebrae" in said and "Genant grades by network" in said

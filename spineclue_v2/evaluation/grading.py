@@ -116,10 +116,10 @@ def grading_of(cases: Sequence[CaseFiles]) -> dict[str, Any] | None:
     """Figures of the grades in the predictions' `CASE.json` against the reference's `gradesTr/CASE.json` (gradesTs beside labelsTs, or
     `CASE_grades.json` beside the label map); None when no case has reference grades.
 
-    "heights" judges the grade that heights imply, "network" the stage grade's, where there are any. A graded vertebra that the prediction
-    does not have, or could not measure, counts as grade 0 and is counted in "without_grade".
+    "heights" judges the grade that heights imply, "network" the stage grade's, "both" their combination, where there are any. A graded
+    vertebra that the prediction does not have, or could not measure, counts as grade 0 and is counted in "without_grade".
     """
-    rows: dict[str, list[tuple[int, int, float, str]]] = {"heights": [], "network": []}
+    rows: dict[str, list[tuple[int, int, float, str]]] = {"heights": [], "network": [], "both": []}
     missing = dict.fromkeys(rows, 0)
     used = set()
     for files in cases:
@@ -152,7 +152,7 @@ def reference_grades(labels: Path) -> dict[str, int]:
 
 
 def predicted_grades(labels: Path | None) -> dict[str, dict[str, tuple[int, float]]]:
-    """level -> {"heights": (grade, largest loss), "network": (grade, probability of grade >= 1)} of the record beside a prediction."""
+    """level -> {"heights": (grade, largest loss), "network" and "both": (grade, probability of grade >= 1)} of a prediction's record."""
     path = None if labels is None else labels.parent / f"{stem(labels)}.json"
     record = read_json(path, "record") if path is not None and path.is_file() else {}
     found: dict[str, dict[str, tuple[int, float]]] = {}
@@ -163,6 +163,8 @@ def predicted_grades(labels: Path | None) -> dict[str, dict[str, tuple[int, floa
             given["heights"] = (heights["implied_grade"], max(heights["loss"]))
         if grading:
             given["network"] = (grading["grade"], 1 - grading["probabilities"][0])
+            if combined := grading.get("combined"):
+                given["both"] = (combined["grade"], 1 - combined["probabilities"][0])
     return found
 
 

@@ -188,7 +188,7 @@ def _merged(group: list[tuple[Vertebra, Geometry]], mask: np.ndarray, probabilit
         return tuple(map(float, value)) if isinstance(known[0], tuple) else value if value.ndim else float(value)
 
     means = {name: mean(name) for name in ("box_centre", "body_centre", "score", "probabilities", "uncertainty", "trabecular_hu",
-                                           "grade_probabilities")}
+                                           "grade_probabilities", "combined_grade_probabilities")}
     log_mean = np.logaddexp.reduce([v.log_probabilities for v in own], axis=0) - np.log(len(own))
     voxel = float(np.prod(grid.spacing))
     return replace(own[0], **means, log_probabilities=log_mean, mask=mask, mask_start=tuple(int(n) for n in first),

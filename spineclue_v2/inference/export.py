@@ -184,13 +184,15 @@ def _heights_record(heights: BodyHeights | None) -> dict[str, Any] | None:
 
 
 def _grading_record(vertebra: Vertebra) -> dict[str, Any] | None:
-    """The network's Genant grade, beside whether the heights contradict it."""
+    """The network's Genant grade, beside whether the heights contradict it, and what both say together."""
     if vertebra.grade_probabilities is None:
         return None
-    from ..stages.grade.predictor import disagree
+    from ..stages.grade.predictor import disagree, grade_given
 
+    both = vertebra.combined_grade_probabilities
     return {"grade": int(np.argmax(vertebra.grade_probabilities)), "probabilities": [round(p, 4) for p in vertebra.grade_probabilities],
-            "disagrees_with_heights": disagree(vertebra)}
+            "disagrees_with_heights": disagree(vertebra),
+            "combined": None if both is None else {"grade": grade_given(vertebra), "probabilities": [round(p, 4) for p in both]}}
 
 
 def _number(value: float | None, decimals: int) -> float | None:

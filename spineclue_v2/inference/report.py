@@ -228,13 +228,18 @@ def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebra
 
 
 def _height_mark(vertebra: Vertebra) -> str:
-    """Largest loss of height where it amounts to a grade, the network's grade above 0, and whether the two contradict each other."""
-    from ..stages.grade.predictor import disagree
+    """Largest loss of height where the body no longer counts as intact, the grade given (above 0), and whether the two disagree.
+
+    A loss is shown before it amounts to a grade: readers grade by eye, and earlier than arithmetic.
+    """
+    from ..stages.grade.comparison import GRADED, INTACT
+    from ..stages.grade.predictor import disagree, grade_given
 
     mark = ""
-    if vertebra.heights is not None and vertebra.heights.grade and vertebra.heights.loss is not None:
-        mark += f" ↓{100 * max(vertebra.heights.loss):.0f} %"
-    if vertebra.grade_probabilities is not None and (grade := int(np.argmax(vertebra.grade_probabilities))):
+    loss = None if vertebra.heights is None else vertebra.heights.loss
+    if loss is not None and vertebra.level in GRADED and max(loss) >= INTACT:
+        mark += f" ↓{100 * max(loss):.0f} %"
+    if grade := grade_given(vertebra):
         mark += f" G{grade}"
     return mark + (" ≠" if disagree(vertebra) else "")
 
@@ -264,7 +269,7 @@ def _draw_text(figure: Any, result: SpineResult, title: str, size: tuple[float, 
     if any(_height_mark(v) for v in result.vertebrae):
         foot.append("↓: body height missing")
     if any(v.grade_probabilities for v in result.vertebrae):
-        foot.append("G: grade by the network, ≠: heights disagree")
+        foot.append("G: grade with the network, ≠: heights disagree")
     figure.text(x, 0.34 / height, " · ".join(foot), color=FAINT, fontsize=8.5, va="center")
     figure.text(x, 0.16 / height, " ".join(result.notes), color=WARNING, fontsize=8.5, va="center")
     figure.text(1 - x, 0.34 / height, "not a medical device", color=FAINT, fontsize=8.5, va="center", ha="right")

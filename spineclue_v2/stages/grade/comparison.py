@@ -17,6 +17,7 @@ INTACT = 0.12            # neighbours that have lost more do not tell what is no
 REACH = 6                # levels up and down that count as neighbours
 DECAY = 3.0              # levels after which a neighbour counts 1/e
 ENOUGH = 1.2             # sum of neighbours' weights (about two of the nearest) from which they decide
+TALLER = 0.25            # no body is higher than expected by more: its mask holds some of a neighbour's body
 CRUSHED_BACK = 0.5       # share of the largest loss that the posterior wall must have lost for a crush
 
 # Course of the heights along the spine (mm): posterior after Panjabi et al. 1991 and 1992; front from the physiological wedging after
@@ -39,13 +40,16 @@ def compare(levels: Sequence[str | None], heights: Sequence[tuple[float, float, 
 
     Expected is, per height, the usual one times the weighted geometric mean of (height / usual) over the neighbours that are intact
     themselves; without enough of them, the usual proportion to the own posterior wall. A vertebra of no known level is compared with
-    nothing.
+    nothing. Where one is far higher than it can be, its mask and its direct neighbours' are not drawn apart: they are None in the result.
     """
     known = [i for i, (level, value) in enumerate(zip(levels, heights, strict=True)) if value is not None and level in USUAL]
     place = np.array([ORDER_INDEX[levels[i]] for i in known], dtype=float)  # type: ignore[index]
     measured = np.array([heights[i] for i in known], dtype=float).reshape(-1, 3)
     usual = np.array([USUAL[levels[i]] for i in known]).reshape(-1, 3)  # type: ignore[index]
     expected, by_neighbours = _expected(place, measured, usual)
+    if (mixed := _mixed_up(place, measured, expected)).any():
+        left_out = {known[i] for i in np.flatnonzero(mixed)}
+        return compare(levels, [None if i in left_out else value for i, value in enumerate(heights)])
     result: list[BodyHeights | None] = [None if value is None else BodyHeights(*value) for value in heights]
     for i, value, wanted, neighbours in zip(known, measured, expected, by_neighbours, strict=True):
         loss = 1 - value / wanted
@@ -55,6 +59,13 @@ def compare(levels: Sequence[str | None], heights: Sequence[tuple[float, float, 
                                 "neighbours" if neighbours else "own posterior wall", grade if graded else None,
                                 shape_of(loss) if graded and grade else None)
     return result
+
+
+def _mixed_up(place: np.ndarray, measured: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Bool (n,): bodies that are too high by TALLER, which they must have from a neighbour, and those next to them."""
+    rank = np.argsort(np.argsort(place))  # not the place itself: between T12 and L1 there is room for a T13
+    high = (measured > (1 + TALLER) * expected).any(axis=1)
+    return (np.abs(rank[:, None] - rank[None, high]) <= 1).any(axis=1)
 
 
 def _expected(place: np.ndarray, measured: np.ndarray, usual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,9 +21,15 @@ FITTED = 0.9                    # share of the depth that is looked at: the rims
 PLACES = (-0.85, 0.0, 0.85)     # where heights are taken, as a share of half the depth: -1 anterior wall, 1 posterior wall
 PATCH = 0.3                     # half length of the patch of end plate behind each height, same unit
 DEPTH_MM = (8.0, 60.0)          # plausible distance of the walls
-ROUGHEST_MM = 2.5               # residual of the fit above which there is no end plate
+HOLE_MM = 2.0                   # holes of a ragged mask up to here are passed on the way to the end plates
+ROUGHEST_MM = 1.5               # residual of the fit above which there is no end plate: 0.7 at most in whole masks of 1 mm
+CONSISTENT = 0.15               # share by which two ways to a height may differ: 0.06 at most in whole masks of 1 mm
+MOST_TURNED_DEG = 35.0          # an arch further aside than scoliosis turns a vertebra is half an arch
 ITERATIONS = 8
 SETTLED = 0.003                 # slope of the mean end plate at which the frame has settled (0.2 degrees)
+WAIST = 0.5                     # share of the height round its middle in which the walls are looked for
+LEANING = 0.03                  # slope of the walls that is left to be
+MOST_SKEWED = 0.6               # slope beyond which it is the frame that is wrong
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,14 @@ class Measurement:
     residual_mm: float
 
 
-def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float] | None = None) -> Measurement | None:
-    """Heights of the vertebra `mask` (bool or 0..1, (z, y, x), roughly LPS); None where no body with two end plates is found.
+def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float] | None = None,
+            back: Sequence[float] = (0.0, 1.0, 0.0)) -> Measurement | None:
+    """Heights of the vertebra `mask` (bool or 0..1, (z, y, x), roughly LPS); None where no body with two end plates is found, or where
+    the end plates are too ragged to say the same twice.
 
     `spacing_mm` (z, y, x). `axis`: the spine's direction here (z, y, x) towards the head, where neighbours tell it; the end plates
-    themselves decide in the end. C1 (no body) and C2 (the dens) have no heights in this sense: the caller leaves them out.
+    themselves decide in the end. `back`: roughly where the arch must lie (z, y, x); half an arch points elsewhere. C1 (no body) and C2
+    (the dens) have no heights in this sense: the caller leaves them out.
     """
     mask = np.asarray(mask)
     spacing = np.asarray(spacing_mm, dtype=float)
@@ -56,7 +65,7 @@ def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float]
     starts = [np.asarray(axis, dtype=float)] if axis is not None else []
     starts += [np.array([1.0, t, 0.0]) for t in (0.0, 0.45, -0.45)]
     for start in starts:
-        found = _settled(values, spacing, centre + 1, start, middle)
+        found = _settled(values, spacing, centre + 1, start, middle, np.asarray(back, dtype=float))
         if found is not None:
             return found
     return None
@@ -72,28 +81,31 @@ def axes_along(centres_mm: np.ndarray) -> list[np.ndarray]:
     return [(row / max(np.linalg.norm(row), 1e-6))[::-1] for row in mean]
 
 
-def _settled(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, start: np.ndarray, middle_of_mask: np.ndarray
-             ) -> Measurement | None:
+def _settled(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, start: np.ndarray, middle_of_mask: np.ndarray,
+             back: np.ndarray) -> Measurement | None:
     """Turn and shift the frame until the mean end plate is level and the centre lies in the middle; None when it does not come to that."""
-    axes = _frame(start, _towards_arch(spacing, centre, middle_of_mask))
-    found = None
+    axes = _frame(start, _towards_arch(spacing, centre, middle_of_mask, back))
+    found, skew, sound = None, 0.0, False
     for _ in range(ITERATIONS):
-        profile = _profile(values, spacing, centre, axes)
+        profile = _profile(values, spacing, centre, axes, skew)
         if profile is None:
             return None
-        top, bottom, walls, sides, heights, residual = profile
+        top, bottom, walls, lean, sides, heights, residual = profile
         middle = 0.5 * (walls[0] + walls[1])
         half = 0.5 * (walls[1] - walls[0])
         found = Measurement(centre - 1, axes, walls, heights, 0.5 * (sides[1] - sides[0]), residual)
+        sound = _says_the_same(heights, top - bottom)
         slope_y = 0.5 * (top[1] + bottom[1]) / half
         slope_x = 0.5 * (top[3] + bottom[3]) / REACH_MM[2]
         lift = 0.5 * (top[0] + bottom[0])
         aside = 0.5 * (sides[0] + sides[1])
         centre = centre + (lift * axes[0] + middle * axes[1] + aside * axes[2]) / spacing
-        if max(abs(slope_y), abs(slope_x)) < SETTLED and max(abs(middle), abs(lift), abs(aside)) < 0.3:
+        if max(abs(slope_y), abs(slope_x)) < SETTLED and max(abs(middle), abs(lift), abs(aside)) < 0.3 and abs(lean) < LEANING:
             break
-        axes = _frame(axes[0] - slope_y * axes[1] - slope_x * axes[2], _towards_arch(spacing, centre, middle_of_mask))
-    if found is None or found.residual_mm > ROUGHEST_MM or min(found.heights_mm) < 2 * Z_STEP_MM:
+        # What the walls will still lean once the frame has been turned: turning level plates by their slope takes as much off the walls.
+        skew = float(np.clip(skew + lean + slope_y, -MOST_SKEWED, MOST_SKEWED))
+        axes = _frame(axes[0] - slope_y * axes[1] - slope_x * axes[2], _towards_arch(spacing, centre, middle_of_mask, back))
+    if found is None or found.residual_mm > ROUGHEST_MM or min(found.heights_mm) < 2 * Z_STEP_MM or not sound:
         return None
     return found
 
@@ -106,13 +118,18 @@ def _frame(axis: np.ndarray, back: np.ndarray) -> np.ndarray:
     return np.stack([up, back, np.cross(up, back)])
 
 
-def _towards_arch(spacing: np.ndarray, centre: np.ndarray, middle_of_mask: np.ndarray) -> np.ndarray:
+def _towards_arch(spacing: np.ndarray, centre: np.ndarray, middle_of_mask: np.ndarray, back: np.ndarray) -> np.ndarray:
     """Direction (z, y, x) mm from the body's centre to the middle of the whole mask: the arch pulls it backwards.
 
-    Without an arch the two coincide; then backwards is the array's y.
+    Without an arch the two coincide, and with half of one it lies aside; then it is `back`.
     """
     offset = (middle_of_mask - centre) * spacing
-    return offset if np.linalg.norm(offset) > 3.0 else np.array([0.0, 1.0, 0.0])
+    if np.linalg.norm(offset) <= 3.0:
+        return back
+    # Seen from above: how far forwards or backwards the vertebra leans is no matter here.
+    flat, wanted = offset[1:], back[1:]
+    along = flat @ wanted / max(np.linalg.norm(flat) * np.linalg.norm(wanted), 1e-6)
+    return offset if along >= np.cos(np.radians(MOST_TURNED_DEG)) else back
 
 
 def sample(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: np.ndarray, along: Sequence[np.ndarray]) -> np.ndarray:
@@ -124,22 +141,23 @@ def sample(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: np
     return map_coordinates(values, np.moveaxis(index, -1, 0), order=1, mode="constant", output=np.float32)
 
 
-def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: np.ndarray
-             ) -> tuple[np.ndarray, np.ndarray, tuple[float, float], tuple[float, float], tuple[float, float, float], float] | None:
-    """In one frame: fitted upper and lower end plate, walls (y' mm), sides (x' mm), heights and residual; None without a body there."""
+def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: np.ndarray, skew: float
+             ) -> tuple[np.ndarray, np.ndarray, tuple[float, float], float, tuple[float, float], tuple[float, float, float], float] | None:
+    """In one frame: fitted upper and lower end plate, walls (y' mm), how far these still lean, sides (x' mm), heights and residual; None
+    without a body there. `skew`: mm along y' per mm along z' by which the walls lean, so that columns run along them."""
+    axes = np.stack([axes[0] + skew * axes[1], axes[1], axes[2]])
     z = np.arange(-REACH_MM[0], REACH_MM[0] + Z_STEP_MM, Z_STEP_MM)
     y = np.arange(-REACH_MM[1], REACH_MM[1] + STEP_MM, STEP_MM)
     x = np.arange(-REACH_MM[2], REACH_MM[2] + 2 * STEP_MM, 2 * STEP_MM)
     box = sample(values, spacing, centre, axes, (z, y, x))
     zero = len(z) // 2
-    inside = box[zero] >= 0.5
     row = np.flatnonzero(np.abs(x) <= 5.0)
-    walls = _ends(box[zero][:, row].mean(1), y)
-    if walls is None or not DEPTH_MM[0] <= walls[1] - walls[0] <= DEPTH_MM[1]:
+    upright = _walls(box[:, :, row].mean(2), z, y)
+    if upright is None or not DEPTH_MM[0] <= upright[1] - upright[0] <= DEPTH_MM[1]:
         return None
-    front, back = walls
+    front, back, lean = upright
     s = (y - 0.5 * (front + back)) / (0.5 * (back - front))
-    used = inside & (np.abs(s) <= FITTED)[:, None]
+    used = (np.abs(s) <= FITTED)[:, None]
     upper, lower = _crossing(box[zero:]) * Z_STEP_MM, -_crossing(box[zero::-1]) * Z_STEP_MM
     where = np.argwhere(used & np.isfinite(upper) & np.isfinite(lower))
     if len(where) < 30:
@@ -155,7 +173,27 @@ def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: 
     if not len(sides):
         return None
     low, high = np.median(sides, axis=0)
-    return top, bottom, walls, (float(low), float(high)), heights, max(rough_top, rough_bottom)
+    return top, bottom, (front, back), lean, (float(low), float(high)), heights, max(rough_top, rough_bottom)
+
+
+def _walls(plane: np.ndarray, z: np.ndarray, y: np.ndarray) -> tuple[float, float, float] | None:
+    """Anterior and posterior wall (y' mm) of the mid-sagittal `plane` (n_z, n_y), and the mean slope of both (mm per mm); None without.
+
+    Medians over the middle of the height: single rows may run on through crumbs of mask in the canal.
+    """
+    column = _ends(plane[:, len(y) // 2], z)
+    if column is None:
+        return None
+    rows = np.flatnonzero((z > WAIST * column[0]) & (z < WAIST * column[1]))
+    found = [(z[i], *ends) for i in rows if (ends := _ends(plane[i], y)) is not None]
+    if not found:
+        return None
+    height, front, back = np.array(found).T
+    apart = height[:, None] - height[None, :]
+    far = apart >= 0.5 * np.ptp(height) if len(found) > 4 else np.zeros_like(apart, bool)
+    slopes = [float(np.median((wall[:, None] - wall[None, :])[far] / apart[far])) if far.any() else 0.0 for wall in (front, back)]
+    places = [float(np.median(wall - slope * height)) for wall, slope in zip((front, back), slopes, strict=True)]
+    return places[0], places[1], 0.5 * sum(slopes)
 
 
 def _heights(s: np.ndarray, x: np.ndarray, thickness: np.ndarray) -> tuple[float, float, float] | None:
@@ -167,6 +205,13 @@ def _heights(s: np.ndarray, x: np.ndarray, thickness: np.ndarray) -> tuple[float
             return None
         found.append(float(_fit(s[near] - place, x[near], thickness[near], curved=place == 0.0)[0][0]))
     return tuple(found)  # type: ignore[return-value]
+
+
+def _says_the_same(heights: tuple[float, float, float], thickness: np.ndarray) -> bool:
+    """Whether heights from their own patches agree with `thickness`, the fit (a, b, c, ...) to the whole end plates: where a corner of
+    the mask is missing, or where something clings to it, they part."""
+    whole = np.polynomial.polynomial.polyval(PLACES, thickness[:3])
+    return bool((np.abs(whole - heights) <= CONSISTENT * np.maximum(whole, heights)).all())
 
 
 def _ends(line: np.ndarray, place: np.ndarray) -> tuple[float, float] | None:
@@ -185,8 +230,10 @@ def _ends(line: np.ndarray, place: np.ndarray) -> tuple[float, float] | None:
 
 
 def _crossing(box: np.ndarray) -> np.ndarray:
-    """Samples from the first plane of `box` (n, ny, nx) until it falls below one half, interpolated; nan where it never does."""
-    outside = box < 0.5
+    """Samples from the first plane of `box` (n, ny, nx) until it falls below one half for good (holes of HOLE_MM do not count),
+    interpolated; nan where it never does."""
+    below = np.pad(box < 0.5, ((0, int(HOLE_MM / Z_STEP_MM)), (0, 0), (0, 0)), constant_values=True)
+    outside = np.lib.stride_tricks.sliding_window_view(below, int(HOLE_MM / Z_STEP_MM) + 1, axis=0).all(-1)
     first = outside.argmax(0)
     last = np.take_along_axis(box, np.maximum(first - 1, 0)[None], 0)[0]
     after = np.take_along_axis(box, first[None], 0)[0]
@@ -197,17 +244,18 @@ def _crossing(box: np.ndarray) -> np.ndarray:
 def _fit(s: np.ndarray, x: np.ndarray, height: np.ndarray, curved: bool = True) -> tuple[np.ndarray, float]:
     """Robust least squares of height = a + b s + c s^2 + d x + e x^2 (Tukey weights); coefficients and the residual's deviation.
 
-    `curved` False: c = 0, for a patch that lies all on one side.
+    `curved` False: c = 0, for a patch that lies all on one side. It begins at the median, which crumbs of mask beside the body cannot
+    draw away.
     """
     design = np.stack([np.ones_like(s), s, s * s if curved else np.zeros_like(s), x, x * x], axis=1)
-    weight = np.ones_like(height)
-    for _ in range(4):
+    residual = height - np.median(height)
+    for _ in range(5):
+        scale = max(1.4826 * float(np.median(np.abs(residual))), 0.2)
+        weight = np.square(np.clip(1 - np.square(residual / (4.685 * scale)), 0, 1))
         root = np.sqrt(weight)[:, None]
         coefficients = np.linalg.lstsq(design * root, height * root[:, 0], rcond=None)[0]
         residual = height - design @ coefficients
-        scale = max(1.4826 * float(np.median(np.abs(residual))), 0.2)
-        weight = np.square(np.clip(1 - np.square(residual / (4.685 * scale)), 0, 1))
-    return coefficients, scale
+    return coefficients, max(1.4826 * float(np.median(np.abs(residual))), 0.2)
 
 
 def body_mask(mask: np.ndarray, spacing_mm: Sequence[float], body: Measurement) -> np.ndarray:

@@ -12,6 +12,7 @@ from ...preprocessing import oriented_view
 from ...training.device import autocast
 from ...vertebra import BodyHeights, Vertebra
 from ...volume import Geometry, Volume
+from .combination import Combination, grade_of_probabilities
 from .comparison import GRADED, USUAL, compare
 from .heights import Measurement, axes_along, measure, trabecular_points
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 FEWEST_POINTS = 50
 SIDE_MM = 9.0            # heights are measured within this distance of the mid-sagittal plane
 INFERENCE_BATCH = 4
+ENOUGH_ARCHES = 3
 
 
 def add_heights(vertebrae: tuple[Vertebra, ...], geometry: Geometry, scan: Volume | None = None) -> tuple[Vertebra, ...]:
@@ -32,19 +34,30 @@ def add_heights(vertebrae: tuple[Vertebra, ...], geometry: Geometry, scan: Volum
     if not vertebrae:
         return vertebrae
     axes = axes_along(np.array([v.body_centre for v in vertebrae]))
-    field = geometry if scan is None else scan.geometry
-    bodies = [_whole_body(v, geometry, axis, field) for v, axis in zip(vertebrae, axes, strict=True)]
+    field, back = geometry if scan is None else scan.geometry, _backwards(vertebrae, geometry)
+    bodies = [_whole_body(v, geometry, axis, back, field) for v, axis in zip(vertebrae, axes, strict=True)]
     heights = compare([v.level for v in vertebrae], [None if body is None else body.heights_mm for body in bodies])
     view = None if scan is None else oriented_view(scan)
     return tuple(replace(v, heights=h, trabecular_hu=None if view is None or body is None else trabecular_hu(v, body, geometry, view))
                  for v, h, body in zip(vertebrae, heights, bodies, strict=True))
 
 
-def _whole_body(vertebra: Vertebra, geometry: Geometry, axis: np.ndarray, field: Geometry) -> Measurement | None:
+def _backwards(vertebrae: tuple[Vertebra, ...], geometry: Geometry) -> np.ndarray:
+    """Direction (z, y, x) in which the arches lie: the median of all, so that a half arch, or a patient on one side, does not matter."""
+    ways = []
+    for v in vertebrae:
+        if v.mask is not None and v.level in USUAL:
+            middle = np.argwhere(v.mask).mean(0) + np.array(v.mask_start)
+            way = (middle - geometry.world_to_index(np.array(v.body_centre))) * geometry.spacing
+            ways.append(way / max(np.linalg.norm(way), 1e-6))
+    return np.median(ways, axis=0) if len(ways) >= ENOUGH_ARCHES else np.array([0.0, 1.0, 0.0])
+
+
+def _whole_body(vertebra: Vertebra, geometry: Geometry, axis: np.ndarray, back: np.ndarray, field: Geometry) -> Measurement | None:
     """The vertebra's measurement, if its level has heights and what they are measured on lies inside `field` (processes may be cut)."""
     if vertebra.mask is None or vertebra.level not in USUAL:
         return None
-    body = measure(vertebra.mask, geometry.spacing, axis)
+    body = measure(vertebra.mask, geometry.spacing, axis, back)
     if body is None:
         return None
     half = max(body.heights_mm) / 2
@@ -70,23 +83,41 @@ def trabecular_hu(vertebra: Vertebra, body: Measurement, geometry: Geometry, sca
 
 def add_grades(vertebrae: tuple[Vertebra, ...], image: Volume, model: StageModel, plan: StagePlan, device: torch.device
                ) -> tuple[Vertebra, ...]:
-    """Thoracic and lumbar vertebrae with `grade_probabilities`, the mean over the folds. `image`: HU on the masks' grid."""
+    """Thoracic and lumbar vertebrae with `grade_probabilities`, the mean over the folds, and, where the folds were weighed against heights,
+    `combined_grade_probabilities`. `image`: HU on the masks' grid; `vertebrae` with their heights."""
     from .data import grade_crop
 
     chosen = [i for i, v in enumerate(vertebrae)
               if v.mask is not None and v.level in GRADED and (v.heights is not None or not v.touches_border)]
-    probabilities = np.zeros((len(chosen), 4))
+    losses = [max(loss) if (h := vertebrae[i].heights) is not None and (loss := h.loss) is not None else None for i in chosen]
+    rows = [np.zeros((0, 4))] * len(model.networks)
     for begin in range(0, len(chosen), INFERENCE_BATCH):
         part = [vertebrae[i] for i in chosen[begin:begin + INFERENCE_BATCH]]
-        crops = torch.from_numpy(np.stack([grade_crop(image.array, v.mask, v.mask_start, plan.network.crop_size, plan.data.windows_hu)
+        crops = torch.from_numpy(np.stack([grade_crop(image.array, v.mask, v.mask_start, plan.network.crop_size,
+                                           plan.network.windows_hu)
                                            for v in part])).to(device)
         with torch.inference_mode(), autocast(device):
-            for network in model.networks:
-                probabilities[begin:begin + len(part)] += network.probabilities(crops).float().cpu().numpy() / len(model.networks)
+            rows = [np.concatenate([known, network.probabilities(crops).float().cpu().numpy()])
+                    for known, network in zip(rows, model.networks, strict=True)]
+    weighed = [(row, Combination.from_json(fitted["combination"])) for row, fitted in zip(rows, model.fitted, strict=True)
+               if "combination" in fitted]
+    combined = np.mean([both.probabilities(row, losses) for row, both in weighed], axis=0) if weighed else None
     result = list(vertebrae)
-    for i, row in zip(chosen, probabilities, strict=True):
-        result[i] = replace(vertebrae[i], grade_probabilities=tuple(float(p) for p in row))
+    for number, i in enumerate(chosen):
+        result[i] = replace(vertebrae[i], grade_probabilities=_plain(np.mean([row[number] for row in rows], axis=0)),
+                            combined_grade_probabilities=None if combined is None else _plain(combined[number]))
     return tuple(result)
+
+
+def _plain(row: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(p) for p in row)
+
+
+def grade_given(vertebra: Vertebra) -> int | None:
+    """The grade of network and heights together; of the network alone where they were not weighed; None without a network."""
+    if vertebra.combined_grade_probabilities is not None:
+        return grade_of_probabilities(vertebra.combined_grade_probabilities)
+    return None if vertebra.grade_probabilities is None else int(np.argmax(vertebra.grade_probabilities))
 
 
 def disagree(vertebra: Vertebra) -> bool | None:

@@ -1,6 +1,7 @@
-"""Trainer of stage `grade`: supervised contrastive loss on two views and a classifier, in one phase."""
+"""Trainer of stage `grade`: supervised contrastive loss on two views and a classifier, in one phase; then heights are heard beside it."""
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from ...storage import write_json
 from ...training.device import autocast
 from ...training.trainer import BaseTrainer
 from ..identify.losses import supervised_contrastive
-from .data import GradeBatches, graded_rows, stored_crop
+from .combination import Combination
+from .data import GradeBatches, graded_rows, stored_crop, stored_losses
 from .network import GRADES, GradeNet, build_network
+
+logger = logging.getLogger("spineclue_v2.training")
 
 FORM = "out"              # Khosla et al. 2020, Eq. 2
 FAR = 2.0                 # ordinal targets: each grade further away gets e^-2 of the one before
@@ -62,17 +66,23 @@ class GradeTrainer(BaseTrainer):
         loss = F.cross_entropy(logits, targets(batch["grade"], self.plan.run.ordinal))
         return {"loss": float(loss), "score": area if area == area else 0.5}
 
-    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Weigh the network against the heights on the validation cases (true masks), whose vertebrae it has not seen."""
+        if not self.val_cases or not self.has_samples(self.val_cases):
+            logger.warning("No graded validation case in this fold: the network's grade will not be combined with the heights.")
+            return
+        self.network.eval()
+        rows, found = self._validation_rows()
+        losses = [stored_losses(self.dataset.folder, case).get(level) for case, level, _ in rows]
+        known = np.array([loss is not None for loss in losses], dtype=bool)
+        combined = Combination.fit(np.array([grade for _, _, grade in rows])[known], found[known],
+                                   [loss for loss in losses if loss is not None])
+        if combined is not None:
+            self.fitted = {"combination": combined.to_json(), "fitted_on": f"{int(known.sum())} vertebrae, true masks"}
+
     def validate_cases(self) -> dict[str, Any]:
         """Every graded vertebra of the validation cases with its true mask; rows go to validation/grades.json."""
-        rows, probabilities = graded_rows(self.dataset, self.batch_cases(training=False)), []
-        network = self.plan.network
-        for begin in range(0, len(rows), VALIDATION_CROPS):
-            crops = [stored_crop(self.dataset, case, level, network.crop_size, network.windows_hu)
-                     for case, level, _ in rows[begin:begin + VALIDATION_CROPS]]
-            with autocast(self.device):
-                probabilities.append(self.network.probabilities(torch.from_numpy(np.stack(crops)).to(self.device)).cpu().numpy())
-        found = np.concatenate(probabilities)
+        rows, found = self._validation_rows()
         (self.folder / "validation").mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "validation" / "grades.json", [
             {"case": case, "level": level, "grade": grade, "probabilities": [round(float(p), 5) for p in row]}
@@ -81,6 +91,18 @@ class GradeTrainer(BaseTrainer):
         summary = summarise([grade for _, _, grade in rows], found.argmax(1), 1 - found[:, 0],
                             [patients.get(case, case) for case, _, _ in rows])
         return {"stage": self.stage, "macro_f1": summary["per_vertebra"]["macro_f1"], "auc_1": summary["per_vertebra"]["auc_1"], **summary}
+
+    @torch.no_grad()
+    def _validation_rows(self) -> tuple[list[tuple[str, str, int]], np.ndarray]:
+        """Graded vertebrae of the validation cases and the network's probabilities (n, 4) of them."""
+        rows, probabilities = graded_rows(self.dataset, self.batch_cases(training=False)), []
+        network = self.plan.network
+        for begin in range(0, len(rows), VALIDATION_CROPS):
+            crops = [stored_crop(self.dataset, case, level, network.crop_size, network.windows_hu)
+                     for case, level, _ in rows[begin:begin + VALIDATION_CROPS]]
+            with autocast(self.device):
+                probabilities.append(self.network.probabilities(torch.from_numpy(np.stack(crops)).to(self.device)).cpu().numpy())
+        return rows, np.concatenate(probabilities)
 
     def patients(self) -> dict[str, str]:
         """case -> patient, as the dataset describes them."""

@@ -1,0 +1,86 @@
+"""Network and heights heard together: an ordinal logistic regression (proportional odds, McCullagh 1980) on one figure of each.
+
+P(grade >= k) = sigmoid(slope * (loss + trust * word - limit_k)): `loss` is the largest missing share of height, `word` the network's
+mean log odds of being at least of grade 1, 2 and 3. So the network moves a loss up or down, and limits are shares of height as Genant's.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .comparison import GRADE_LIMITS
+
+SURE = 6.0                          # log odds beyond this say nothing more
+# What few rows leave open stays near Genant's limits on the loss, some 2 % of height wide, and a network that is heard little.
+USUAL = (np.log(60.0), 0.0, GRADE_LIMITS[0], *np.log(np.diff(GRADE_LIMITS)))
+SPREAD = (1.0, 0.03, 0.05, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """`slope` per share of height; `trust` share of height per log odds of the network; `limits` of grades 1, 2, 3, rising."""
+
+    slope: float
+    trust: float
+    limits: tuple[float, float, float]
+
+    @staticmethod
+    def fit(grades: Sequence[int], probabilities: np.ndarray, losses: Sequence[float]) -> Combination | None:
+        """Maximum a posteriori on vertebrae that the network was not trained on: Genant grades (n,), the network's probabilities (n, 4),
+        largest losses (n,). None without vertebrae of at least two grades."""
+        from scipy.optimize import minimize
+
+        grades, losses, words = np.asarray(grades, dtype=int), np.asarray(losses, dtype=float), word(np.asarray(probabilities))
+        if len(np.unique(grades)) < 2:
+            return None
+        centre, spread = np.array(USUAL), np.array(SPREAD)
+
+        def cost(moved: np.ndarray) -> float:
+            found = _from_vector(centre + spread * moved).of(words, losses)[np.arange(len(grades)), grades]
+            return float(0.5 * moved @ moved - np.log(np.maximum(found, 1e-9)).sum())
+        return _from_vector(centre + spread * minimize(cost, np.zeros(5), method="L-BFGS-B").x)
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> Combination:
+        return Combination(float(content["slope"]), float(content["trust"]), tuple(map(float, content["limits"])))  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"limits": list(self.limits)}
+
+    def probabilities(self, probabilities: np.ndarray, losses: Sequence[float | None]) -> np.ndarray:
+        """(n, 4) of both together, from the network's (n, 4); where no loss is known (None) the network's own."""
+        probabilities = np.asarray(probabilities, dtype=float)
+        known = np.array([loss is not None for loss in losses], dtype=bool)
+        result = probabilities.copy()
+        result[known] = self.of(word(probabilities[known]), np.array([loss for loss in losses if loss is not None], dtype=float))
+        return result
+
+    def of(self, words: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        """(n, 4) probabilities of grades from the network's `word` (n,) and the largest losses (n,)."""
+        from scipy.special import expit
+
+        reached = expit(self.slope * ((losses + self.trust * words)[:, None] - np.array(self.limits)))
+        padded = np.column_stack([np.ones(len(losses)), reached, np.zeros(len(losses))])
+        return padded[:, :-1] - padded[:, 1:]
+
+
+def word(probabilities: np.ndarray) -> np.ndarray:
+    """Mean log odds (n,) of grade >= 1, >= 2 and >= 3 in probabilities (n, 4): one figure that grows with the grade."""
+    at_least = np.cumsum(probabilities[:, ::-1], axis=1)[:, 2::-1]
+    least = 1 / (1 + np.exp(SURE))
+    inside = np.clip(at_least, least, 1 - least)
+    return np.log(inside / (1 - inside)).mean(axis=1)
+
+
+def grade_of_probabilities(probabilities: Sequence[float]) -> int:
+    """The grade that half of the probability reaches: the median of an ordered scale."""
+    return int((np.cumsum(np.asarray(probabilities)[::-1])[2::-1] >= 0.5).sum())
+
+
+def _from_vector(values: np.ndarray) -> Combination:
+    slope, trust, first, second, third = (float(v) for v in values)
+    limits = (first, first + float(np.exp(second)), first + float(np.exp(second) + np.exp(third)))
+    return Combination(float(np.exp(slope)), trust, limits)
