@@ -24,7 +24,7 @@ DEPTH_MM = (8.0, 60.0)          # plausible distance of the walls
 HOLE_MM = 2.0                   # holes of a ragged mask up to here are passed on the way to the end plates
 ROUGHEST_MM = 1.5               # residual of the fit above which there is no end plate: 0.7 at most in whole masks of 1 mm
 CONSISTENT = 0.15               # share by which two ways to a height may differ: 0.06 at most in whole masks of 1 mm
-MOST_TURNED_DEG = 35.0          # an arch further aside than scoliosis turns a vertebra is half an arch
+MOST_TURNED_DEG = 42.0          # an arch further aside than scoliosis turns a vertebra is half an arch
 ITERATIONS = 8
 SETTLED = 0.003                 # slope of the mean end plate at which the frame has settled (0.2 degrees)
 WAIST = 0.5                     # share of the height round its middle in which the walls are looked for
@@ -90,7 +90,7 @@ def _settled(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, start:
         profile = _profile(values, spacing, centre, axes, skew)
         if profile is None:
             return None
-        top, bottom, walls, lean, sides, heights, residual = profile
+        top, bottom, walls, (lean, stair), sides, heights, residual = profile
         middle = 0.5 * (walls[0] + walls[1])
         half = 0.5 * (walls[1] - walls[0])
         found = Measurement(centre - 1, axes, walls, heights, 0.5 * (sides[1] - sides[0]), residual)
@@ -100,10 +100,14 @@ def _settled(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, start:
         lift = 0.5 * (top[0] + bottom[0])
         aside = 0.5 * (sides[0] + sides[1])
         centre = centre + (lift * axes[0] + middle * axes[1] + aside * axes[2]) / spacing
-        if max(abs(slope_y), abs(slope_x)) < SETTLED and max(abs(middle), abs(lift), abs(aside)) < 0.3 and abs(lean) < LEANING:
+        # What the walls will lean once the frame has been turned: turning level plates by their slope takes as much off the walls. Less
+        # than a stair of voxels makes of upright walls is no leaning.
+        leaning = skew + lean + slope_y
+        wanted = float(np.clip(np.sign(leaning) * max(0.0, abs(leaning) - stair), -MOST_SKEWED, MOST_SKEWED))
+        if (max(abs(slope_y), abs(slope_x)) < SETTLED and max(abs(middle), abs(lift), abs(aside)) < 0.3
+                and abs(wanted - skew) < LEANING):
             break
-        # What the walls will still lean once the frame has been turned: turning level plates by their slope takes as much off the walls.
-        skew = float(np.clip(skew + lean + slope_y, -MOST_SKEWED, MOST_SKEWED))
+        skew = wanted
         axes = _frame(axes[0] - slope_y * axes[1] - slope_x * axes[2], _towards_arch(spacing, centre, middle_of_mask, back))
     if found is None or found.residual_mm > ROUGHEST_MM or min(found.heights_mm) < 2 * Z_STEP_MM or not sound:
         return None
@@ -142,9 +146,11 @@ def sample(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: np
 
 
 def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: np.ndarray, skew: float
-             ) -> tuple[np.ndarray, np.ndarray, tuple[float, float], float, tuple[float, float], tuple[float, float, float], float] | None:
-    """In one frame: fitted upper and lower end plate, walls (y' mm), how far these still lean, sides (x' mm), heights and residual; None
-    without a body there. `skew`: mm along y' per mm along z' by which the walls lean, so that columns run along them."""
+             ) -> tuple[np.ndarray, np.ndarray, tuple[float, float], tuple[float, float], tuple[float, float],
+                        tuple[float, float, float], float] | None:
+    """In one frame: fitted upper and lower end plate, walls (y' mm), how far these still lean and how well that is known, sides (x' mm),
+    heights and residual; None without a body there. `skew`: mm along y' per mm along z' by which the walls lean, so that columns run
+    along them."""
     axes = np.stack([axes[0] + skew * axes[1], axes[1], axes[2]])
     z = np.arange(-REACH_MM[0], REACH_MM[0] + Z_STEP_MM, Z_STEP_MM)
     y = np.arange(-REACH_MM[1], REACH_MM[1] + STEP_MM, STEP_MM)
@@ -152,10 +158,10 @@ def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: 
     box = sample(values, spacing, centre, axes, (z, y, x))
     zero = len(z) // 2
     row = np.flatnonzero(np.abs(x) <= 5.0)
-    upright = _walls(box[:, :, row].mean(2), z, y)
+    upright = _walls(box[:, :, row].mean(2), z, y, float(np.linalg.norm(axes[1] * spacing)))
     if upright is None or not DEPTH_MM[0] <= upright[1] - upright[0] <= DEPTH_MM[1]:
         return None
-    front, back, lean = upright
+    front, back, lean, stair = upright
     s = (y - 0.5 * (front + back)) / (0.5 * (back - front))
     used = (np.abs(s) <= FITTED)[:, None]
     upper, lower = _crossing(box[zero:]) * Z_STEP_MM, -_crossing(box[zero::-1]) * Z_STEP_MM
@@ -173,11 +179,11 @@ def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: 
     if not len(sides):
         return None
     low, high = np.median(sides, axis=0)
-    return top, bottom, (front, back), lean, (float(low), float(high)), heights, max(rough_top, rough_bottom)
+    return top, bottom, (front, back), (lean, stair), (float(low), float(high)), heights, max(rough_top, rough_bottom)
 
 
-def _walls(plane: np.ndarray, z: np.ndarray, y: np.ndarray) -> tuple[float, float, float] | None:
-    """Anterior and posterior wall (y' mm) of the mid-sagittal `plane` (n_z, n_y), and the mean slope of both (mm per mm); None without.
+def _walls(plane: np.ndarray, z: np.ndarray, y: np.ndarray, voxel_mm: float) -> tuple[float, float, float, float] | None:
+    """Anterior and posterior wall (y' mm) of the mid-sagittal `plane` (n_z, n_y), by how much both lean (mm per mm) and what one step of the stair that voxels make of a wall adds to it; None without.
 
     Medians over the middle of the height: single rows may run on through crumbs of mask in the canal.
     """
@@ -193,7 +199,9 @@ def _walls(plane: np.ndarray, z: np.ndarray, y: np.ndarray) -> tuple[float, floa
     far = apart >= 0.5 * np.ptp(height) if len(found) > 4 else np.zeros_like(apart, bool)
     slopes = [float(np.median((wall[:, None] - wall[None, :])[far] / apart[far])) if far.any() else 0.0 for wall in (front, back)]
     places = [float(np.median(wall - slope * height)) for wall, slope in zip((front, back), slopes, strict=True)]
-    return places[0], places[1], 0.5 * sum(slopes)
+    # A wall that leans alone is no leaning body: a corner is missing.
+    lean = min(slopes, key=abs) if min(slopes) > 0 or max(slopes) < 0 else 0.0
+    return places[0], places[1], lean, voxel_mm / max(float(np.ptp(height)), voxel_mm)
 
 
 def _heights(s: np.ndarray, x: np.ndarray, thickness: np.ndarray) -> tuple[float, float, float] | None:
