@@ -183,7 +183,8 @@ def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: 
 
 
 def _walls(plane: np.ndarray, z: np.ndarray, y: np.ndarray, voxel_mm: float) -> tuple[float, float, float, float] | None:
-    """Anterior and posterior wall (y' mm) of the mid-sagittal `plane` (n_z, n_y), by how much both lean (mm per mm) and what one step of the stair that voxels make of a wall adds to it; None without.
+    """Anterior and posterior wall (y' mm) of the mid-sagittal `plane` (n_z, n_y), by how much both lean (mm per mm) and what one step of
+    the stair that voxels make of a wall adds to it; None without.
 
     Medians over the middle of the height: single rows may run on through crumbs of mask in the canal.
     """
