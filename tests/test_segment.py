@@ -187,6 +187,40 @@ def test_a_vertebra_located_twice_is_kept_once():
     assert [v.score for v in found] == [0.9, 0.9] and [v.mask_start[0] for v in found] == [24, 10]
 
 
+class Reaching(torch.nn.Module):
+    """Bone up to so many slices above and below the heat map's peak, the surer the nearer: (reach, strength) of each crop of a batch."""
+
+    def __init__(self, *reaches: tuple[float, float]) -> None:
+        super().__init__()
+        self.reaches = reaches
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((len(crops), 2, *crops.shape[2:]), -4.0)
+        for i, (reach, strength) in enumerate(self.reaches[:len(crops)]):
+            peak = int(crops[i, -1].flatten(1).amax(1).argmax())
+            away = (torch.arange(crops.shape[2]) - peak).abs()[:, None, None]
+            logits[i, 1] = torch.where(crops[i, 1] > 0.25, strength * (reach - away), torch.tensor(-4.0))
+        logits[:, 0] = -logits[:, 1]
+        return logits
+
+
+def test_of_two_masks_that_each_hold_a_part_of_the_other_vertebra_both_are_kept():
+    plan = replace(PLAN, run=replace(PLAN.run, overlap_dice=0.6))
+    array = scan((10, 12, 14), (18, 12, 14))                                       # one column of bone, Dice of the two masks about 0.4
+    pair = [located((22, 18.5, 21.5), 0.9), located((14, 18.5, 21.5), 0.4)]
+    found = segment(hu_volume(array, plan), pair, [Reaching((6.5, 1.0), (6.5, 1.0))], plan, CPU)
+    assert [v.score for v in found] == [0.9, 0.4]
+    assert [(v.mask_start[0], v.mask.shape[0]) for v in found] == [(18, 8), (10, 8)]
+
+
+def test_a_mask_that_mostly_belongs_to_its_neighbours_is_no_vertebra():
+    plan = replace(PLAN, run=replace(PLAN.run, overlap_dice=0.9, min_volume_ml=0.1))
+    array = scan((10, 12, 14), (18, 12, 14))
+    row = [located((22, 18.5, 21.5), 0.4), located((18, 18.5, 21.5), 0.9), located((14, 18.5, 21.5), 0.4)]
+    found = segment(hu_volume(array, plan), row, [Reaching((4.5, 1.0), (3.5, 0.1), (2.5, 1.0))], plan, CPU)
+    assert [(v.mask_start[0], v.mask.shape[0]) for v in found] == [(18, 8), (12, 5)]   # one slice of seven was left of the middle one
+
+
 def test_what_seems_to_be_missed_is_looked_at_alone_and_settled_with_the_rest():
     class Counting(ThresholdSegmenter):
         crops = 0
@@ -198,14 +232,16 @@ def test_what_seems_to_be_missed_is_looked_at_alone_and_settled_with_the_rest():
     array = scan((10, 12, 14), (24, 12, 14), (38, 12, 14))
     network, asked = Counting(), []
 
-    def missed(found: list[Vertebra]) -> list[Vertebra]:
-        asked.append([v.mask_start[0] for v in found])
-        return [located((27, 19, 22), 0.0), located((13, 19, 22), 0.0)]       # one that was missed, one that was found already
+    def missed(found: list[Vertebra], tried: list[Vertebra]) -> list[Vertebra]:
+        asked.append(([v.mask_start[0] for v in found], len(tried)))
+        places = [(27, 19, 22), (13, 19, 22)] if not tried else [(41, 19, 22)]     # one that was missed, the others found already
+        return [located(place, 0.0) for place in places]
 
     ends = [located((41, 19, 22), 0.9), located((13, 19, 22), 0.9)]
     found = segment(hu_volume(array, PLAN), ends, [network], PLAN, CPU, missed=missed)
-    assert asked == [[38, 10]] and network.crops == 4                              # the two ends once, the two candidates once
     assert [(v.mask_start[0], v.score) for v in found] == [(38, 0.9), (10, 0.9), (24, 0.0)]
+    # The ends once, two candidates once; they gave a vertebra, so there was a third look, which gave none and was the last.
+    assert asked == [([38, 10], 0), ([38, 10, 24], 2)] and network.crops == 5
 
 
 def test_one_body_without_holes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from ..volume import THICK_SLICE_MM, Geometry, Volume
 from .model import Model
 
 logger = logging.getLogger(__name__)
-
-MISSING_STEP = 1.6  # a gap this many times the expected one holds a vertebra that was not located
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,10 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
 def segment_located(fine: Volume, located: list[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: Geometry,
                     mirror: bool = False) -> list[Vertebra]:
     """Stage 2 on a model-space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid."""
+    from ..stages.segment.candidates import missed
     from ..stages.segment.predictor import segment
 
-    found = segment(fine, located, networks, plan, device, mirror, missed_between)
+    found = segment(fine, located, networks, plan, device, mirror, partial(missed, geometry=fine.geometry))
     return [mark_border(v, fine.geometry, scan) for v in found]
 
 
@@ -99,26 +99,6 @@ def spine_box(volume: Volume, located: list[Vertebra], plan: StagePlan) -> Volum
     low = np.floor(np.maximum(centres.min(0) - reach, 0)).astype(int)
     high = np.ceil(np.minimum(centres.max(0) + reach + 1, view.array.shape)).astype(int)
     return to_model_space(view.cropped(low, high), plan.data)
-
-
-def missed_between(vertebrae: list[Vertebra]) -> list[Vertebra]:
-    """Candidates where two consecutive vertebrae lie so far apart that others must be between them.
-
-    They get a score of 0: where one turns out to be a vertebra that was found already, the found one stays.
-    """
-    from ..stages.identify.steps import steps_along_spine
-
-    if len(vertebrae) < 3:
-        return []
-    ordered = sorted(vertebrae, key=lambda v: -v.body_centre[2])  # type: ignore[index]
-    candidates = []
-    for upper, lower, step in zip(ordered, ordered[1:], steps_along_spine(np.array([v.body_centre for v in ordered])), strict=False):
-        count = int(round(step)) - 1 if step >= MISSING_STEP else 0
-        for k in range(1, count + 1):
-            share = k / (count + 1)
-            place = (1 - share) * np.array(upper.box_centre) + share * np.array(lower.box_centre)
-            candidates.append(Vertebra(tuple(map(float, place)), upper.extent, 0.0))
-    return candidates
 
 
 def mark_border(vertebra: Vertebra, model: Geometry, scan: Geometry) -> Vertebra:

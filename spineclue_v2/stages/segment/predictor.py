@@ -15,26 +15,35 @@ from ...volume import Volume
 from .data import crop_channels, crop_start
 from .network import foreground_probability
 
+OWN_SHARE = 0.5    # whose neighbours own more than the rest of its mask is no vertebra of its own
+LOOKS = 3          # a vertebra found in a gap may show the next gap
 RECENTRE_MM = 6.0  # a mask whose middle lies farther from the crop's middle is segmented again around its own middle
 
 
 def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
-            mirror: bool = False, missed: Callable[[list[Vertebra]], list[Vertebra]] | None = None) -> list[Vertebra]:
+            mirror: bool = False, missed: Callable[[list[Vertebra], list[Vertebra]], list[Vertebra]] | None = None) -> list[Vertebra]:
     """Vertebrae with mask, centroids, volume and border flag, head to foot as given; those without a plausible mask are dropped.
 
     Args:
         volume: int16 HU in the stage's model space. Only the crops' probabilities exist, never a full-size map per vertebra.
-        missed: gives further candidates, from what was found; they are looked at, too, and all settled together.
+        missed: gives further candidates, from what was found and from those it gave before; they are looked at, too, and all settled
+            together, until there are none or nothing more is found.
     """
     if not vertebrae:
         return []
     probabilities, starts = _crops(volume, vertebrae, networks, plan, device, mirror)
     found = _settled(vertebrae, probabilities, starts, volume, plan)
-    more = missed(list(found.values())) if missed is not None else []
-    if more:
+    tried: list[Vertebra] = []
+    for _ in range(LOOKS if missed is not None else 0):
+        more = missed(list(found.values()), tried)  # type: ignore[misc]
+        if not more:
+            break
         own, (further, further_starts) = list(found), _crops(volume, more, networks, plan, device, mirror)
-        found = _settled([*(vertebrae[i] for i in own), *more], [*(probabilities[i] for i in own), *further],
-                         np.concatenate([starts[own], further_starts]), volume, plan)
+        vertebrae, before, tried = [*(vertebrae[i] for i in own), *more], len(own), tried + more
+        probabilities, starts = [*(probabilities[i] for i in own), *further], np.concatenate([starts[own], further_starts])
+        found = _settled(vertebrae, probabilities, starts, volume, plan)
+        if len(found) <= before:
+            break
     return list(found.values())
 
 
@@ -55,9 +64,14 @@ def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Mo
 
 def _settled(vertebrae: list[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
              ) -> dict[int, Vertebra]:
-    """Finished vertebrae by their place in `vertebrae`, without those that repeat another or have no plausible mask."""
+    """Finished vertebrae by their place in `vertebrae`, without those that repeat others or have no plausible mask."""
     kept = _without_duplicates(probabilities, starts, [v.score for v in vertebrae], plan.run.overlap_dice)
-    masks = resolve_ownership([probabilities[i] for i in kept], starts[kept])
+    while True:
+        masks = resolve_ownership([probabilities[i] for i in kept], starts[kept])
+        own = [mask.sum() / max(1, int((probabilities[i] > 0.5).sum())) for i, mask in zip(kept, masks, strict=True)]
+        if not own or min(own) >= OWN_SHARE:
+            break
+        del kept[int(np.argmin(own))]
     return {i: finished for i, mask in zip(kept, masks, strict=True)
             if (finished := _finish(vertebrae[i], mask, probabilities[i], starts[i], volume, plan)) is not None}
 
