@@ -117,7 +117,7 @@ class SpineCLUEPlanner:
         run = {"batch_size": batch, **self.schedule(1, 1e-3, 1e-4, "AdamW"),
                "inference_batch": Choice(max(4, batch.value), "crops at a time without gradients", {}),
                "centre_jitter_mm": jitter, "min_volume_ml": rules.min_volume_ml(facts),
-               "overlap_dice": Choice(0.6, "of one vertebra found twice the masks share almost everything; neighbours in one mask less", {})}
+               "overlap_dice": Choice(0.6, "of one vertebra found twice the masks share almost all, neighbours in one mask less", {})}
         return stage_plan("segment", data, network, run)
 
     def identify(self, segment: StagePlan) -> StagePlan:

@@ -209,20 +209,31 @@ def test_a_fitted_weight_is_stronger_than_the_plans(monkeypatch):
     vertebrae = [Vertebra((0.0, 0.0, -30.0 * i), (30.0,) * 3, 1.0, body_centre=(0.0, 0.0, -30.0 * i)) for i in range(3)]
     rows = np.log(np.random.default_rng(0).dirichlet(np.ones(NUM_LEVELS + 1), 3))
     monkeypatch.setattr(predictor, "shape_probabilities", lambda *_: (np.full((3, NUM_LEVELS), 1 / NUM_LEVELS), np.zeros(3)))
-    used: list[dict[str, float]] = []
+    rows[2, LEVEL_INDEX["L3"]] = 8.0                          # the last one is all but surely lumbar
+    rows -= np.logaddexp.reduce(rows, axis=1, keepdims=True)
+    used: list[np.ndarray] = []
     combine = predictor.combine_witnesses
-    monkeypatch.setattr(predictor, "combine_witnesses",
-                        lambda p, g, weights, *rest: used.append(dict(weights)) or combine(p, g, weights, *rest))
 
-    def weight_used(plan, weight: float | None) -> float:
+    def listening(p, g, weights, names, heard):
+        used.append(np.zeros(3) if heard is None else weights["appearance"] * heard[:, 0] / rows[:, 0])
+        return combine(p, g, weights, names, heard)
+
+    monkeypatch.setattr(predictor, "combine_witnesses", listening)
+
+    def weight_used(plan, weight: float | dict[str, float] | None) -> np.ndarray:
         witness = AppearanceWitness([], DATA, [], weight)
         monkeypatch.setattr(witness, "log_probabilities", lambda volume, centres: rows)
         predictor.identify(vertebrae, None, None, plan, torch.device("cpu"), Options(), witness, scan())
-        return used[-1]["appearance"]
+        return used[-1]
 
-    assert weight_used(planned, None) == START["appearance"] == 0.45
-    assert weight_used(planned, 0.3) == 0.3
-    assert weight_used(silent, 0.3) == 0.0
+    np.testing.assert_allclose(weight_used(planned, None), START["appearance"])
+    np.testing.assert_allclose(weight_used(planned, 0.3), 0.3)
+    np.testing.assert_allclose(weight_used(silent, 0.3), 0.0)
+    np.testing.assert_allclose(weight_used(planned, dict.fromkeys(("cervical", "thoracic", "lumbar", "none"), 0.3)), 0.3)
+    by_region = weight_used(planned, {"cervical": 0.2, "thoracic": 0.2, "lumbar": 0.6, "none": 0.2})
+    lumbar = np.exp(rows[:, [LEVEL_INDEX[f"L{k}"] for k in range(1, 6)]]).sum(1)
+    np.testing.assert_allclose(by_region, 0.2 + 0.4 * lumbar)
+    assert by_region[2] > 0.58 and by_region[:2].max() < 0.5
 
 
 def test_from_data_with_lists_of_windows(tmp_path):

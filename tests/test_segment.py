@@ -221,6 +221,14 @@ def test_a_mask_that_mostly_belongs_to_its_neighbours_is_no_vertebra():
     assert [(v.mask_start[0], v.mask.shape[0]) for v in found] == [(18, 8), (12, 5)]   # one slice of seven was left of the middle one
 
 
+def test_a_splinter_of_a_mask_is_no_vertebra():
+    plan = replace(PLAN, run=replace(PLAN.run, overlap_dice=0.9, min_volume_ml=0.1))
+    array = scan((10, 12, 14))                                                     # one vertebra, located in its middle and above it
+    pair = [located((17, 18.5, 21.5), 0.9), located((13, 18.5, 21.5), 0.4)]
+    found = segment(hu_volume(array, plan), pair, [Reaching((1.5, 1.0), (3.5, 1.0))], plan, CPU)
+    assert [(v.mask_start[0], v.mask.shape[0], v.score) for v in found] == [(10, 7, 0.4)]
+
+
 def test_what_seems_to_be_missed_is_looked_at_alone_and_settled_with_the_rest():
     class Counting(ThresholdSegmenter):
         crops = 0

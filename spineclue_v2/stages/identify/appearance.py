@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...adapters import crop_and_pad
-from ...anatomy import LABEL_OF_NAME, LEVEL_INDEX_OF_LABEL, NUM_LEVELS
+from ...anatomy import LABEL_OF_NAME, LEVEL_INDEX_OF_LABEL, LEVELS, NUM_LEVELS, region
 from ...dataset import PreprocessedDataset
 from ...errors import InputError
 from ...plans import Data
@@ -38,6 +38,7 @@ POOL_GRID = (2, 2, 1)               # above and below, before and behind; left a
 DROPOUT = 0.3
 LEARNING_RATE = 1e-3
 NOT_A_VERTEBRA = NUM_LEVELS
+REGIONS = (*map(region, LEVELS), "none")   # of the 25 columns, for weights per region
 JITTER_MM = 6.0                     # located centres err by about 4 mm
 FALSE_SHARE = 0.12                  # crops of a batch around places that are no vertebra
 FALSE_DISTANCE_MM = 30.0
@@ -240,6 +241,14 @@ class AppearanceTrainer(BaseTrainer):
                 "metric_per_case": [{"case": case, "vertebrae": len(r), "right": int(r.sum())} for case, r in right.items()]}
 
 
+def trusted(rows: np.ndarray, weight: float | Mapping[str, float]) -> np.ndarray:
+    """(n, 25) log-probabilities times their weight; with weights per region each row's is the mean over what it says it may be."""
+    if not isinstance(weight, Mapping):
+        return rows * weight
+    shares = np.exp(rows - np.logaddexp.reduce(rows, axis=1, keepdims=True))
+    return rows * (shares @ np.array([weight[name] for name in REGIONS]))[:, None]
+
+
 class AppearanceWitness:
     """Trained networks (one per fold) and how far they can be trusted.
 
@@ -247,12 +256,14 @@ class AppearanceWitness:
         networks: in evaluation mode, on `device`.
         data: the model space whose CT windows and HU limits they were trained with.
         temperatures: one per network.
-        weight: of its log-probabilities, where it was fitted; None leaves it to the plan's `witness_weights`.
+        weight: of its log-probabilities, where it was fitted: one number, or one for each of cervical, thoracic, lumbar and none, since
+            what surrounds one region may be learned better than what surrounds another; None leaves it to the plan's `witness_weights`.
         about: plain JSON for the record.
     """
 
-    def __init__(self, networks: Sequence[AppearanceNetwork], data: Data, temperatures: Sequence[float], weight: float | None = None,
-                 about: Mapping[str, Any] | None = None, device: str | torch.device = "cpu"):
+    def __init__(self, networks: Sequence[AppearanceNetwork], data: Data, temperatures: Sequence[float],
+                 weight: float | Mapping[str, float] | None = None, about: Mapping[str, Any] | None = None,
+                 device: str | torch.device = "cpu"):
         self.device = torch.device(device)
         self.networks = [network.eval().to(self.device) for network in networks]
         self.data, self.temperatures, self.weight, self.about = data, list(temperatures), weight, dict(about or {})

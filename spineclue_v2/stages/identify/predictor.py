@@ -13,6 +13,7 @@ from ...plans import StagePlan
 from ...training.device import autocast
 from ...vertebra import SpineResult, Vertebra
 from ...volume import Volume
+from .appearance import trusted
 from .calibration import weighted
 from .data import mask_crop
 from .decoder import Decoder, Prices
@@ -56,13 +57,13 @@ def identify(vertebrae: list[Vertebra], model: StageModel, geometry: Any, plan: 
     steps = steps_along_spine(centres)
     probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, device, whole_positions(steps))
     weights = dict(plan.run.witness_weights)
-    if getattr(appearance, "weight", None) is not None and weights.get("appearance", 1.0) > 0:
-        weights["appearance"] = appearance.weight  # fitted: it knows better than the plan, unless the plan does not want to hear it
     heard = [name for name in options.witnesses if weights.get(name, 1.0) > 0]
     by_geometry = geometry.log_probabilities(centres) if geometry is not None and "geometry" in heard else None
     by_appearance = None
     if appearance is not None and scan is not None and "appearance" in heard:
         by_appearance = appearance.log_probabilities(scan, centres)
+        if appearance.weight is not None:  # fitted: it knows better than the plan, unless the plan does not want to hear it
+            by_appearance, weights["appearance"] = trusted(by_appearance, appearance.weight), 1.0
     log_probabilities = combine_witnesses(probabilities, by_geometry, weights, options.witnesses, by_appearance)
     decoder = Decoder(Prices.from_dict(plan.run.decoder_prices), options.forbid_anomalies)
     numbering = decoder.decode(log_probabilities, steps)

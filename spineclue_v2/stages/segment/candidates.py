@@ -15,8 +15,8 @@ INSIDE_MM = 4.0       # a candidate's middle lies at least so far inside the vol
 def missed(found: list[Vertebra], tried: list[Vertebra], geometry: Geometry) -> list[Vertebra]:
     """Candidates (score 0: of two that turn out the same vertebra, the located one stays) from segmented vertebrae.
 
-    One step beyond the uppermost and the lowest vertebra is looked at once, unless the mask there ends at the volume's border. Whether it is
-    a vertebra at all (below L5 there is a sacrum) is for identify to say.
+    One step beyond the uppermost and the lowest vertebra is looked at once, unless the mask there ends at the volume's border. Whether
+    it is a vertebra at all (below L5 there is a sacrum) is for identify to say.
 
     Args:
         found: vertebrae with masks, in any order.

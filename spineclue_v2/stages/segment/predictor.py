@@ -15,7 +15,8 @@ from ...volume import Volume
 from .data import crop_channels, crop_start
 from .network import foreground_probability
 
-OWN_SHARE = 0.5    # whose neighbours own more than the rest of its mask is no vertebra of its own
+OWN_SHARE = 0.5    # whose neighbours own more than the rest of its mask is no vertebra of its own,
+CONTESTED_DICE, SPLINTER = 0.2, 0.4   # nor is what is this small beside a mask it shares so much with
 LOOKS = 3          # a vertebra found in a gap may show the next gap
 RECENTRE_MM = 6.0  # a mask whose middle lies farther from the crop's middle is segmented again around its own middle
 
@@ -65,13 +66,15 @@ def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Mo
 def _settled(vertebrae: list[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
              ) -> dict[int, Vertebra]:
     """Finished vertebrae by their place in `vertebrae`, without those that repeat others or have no plausible mask."""
-    kept = _without_duplicates(probabilities, starts, [v.score for v in vertebrae], plan.run.overlap_dice)
+    dice = _pair_dice(probabilities, starts)
+    kept = _without_duplicates(dice, [v.score for v in vertebrae], plan.run.overlap_dice)
+    whole = [max(1, int((p > 0.5).sum())) for p in probabilities]
     while True:
         masks = resolve_ownership([probabilities[i] for i in kept], starts[kept])
-        own = [mask.sum() / max(1, int((probabilities[i] > 0.5).sum())) for i, mask in zip(kept, masks, strict=True)]
-        if not own or min(own) >= OWN_SHARE:
+        rest = _no_vertebra_of_its_own(kept, dice, whole, [int(mask.sum()) for mask in masks])
+        if rest is None:
             break
-        del kept[int(np.argmin(own))]
+        kept.remove(rest)
     return {i: finished for i, mask in zip(kept, masks, strict=True)
             if (finished := _finish(vertebrae[i], mask, probabilities[i], starts[i], volume, plan)) is not None}
 
@@ -118,21 +121,40 @@ def _overlap(start_a: np.ndarray, start_b: np.ndarray, shape: tuple[int, ...]) -
             tuple(slice(int(p - s), int(q - s)) for p, q, s in zip(low, high, start_b, strict=True)))
 
 
-def _without_duplicates(probabilities: list[np.ndarray], starts: np.ndarray, scores: list[float], limit: float) -> list[int]:
-    """Indices to keep: of two crops whose masks overlap by more than `limit` Dice, the one with the lower score goes."""
+def _pair_dice(probabilities: list[np.ndarray], starts: np.ndarray) -> np.ndarray:
+    """Dice (n, n) of the masks of all pairs of crops; 0 where crops do not meet, and of each with itself."""
     masks = [p > 0.5 for p in probabilities]
     sizes = [int(m.sum()) for m in masks]
-    kept: list[int] = []
-    for i in sorted(range(len(masks)), key=lambda k: -scores[k]):
-        for j in kept:
+    dice = np.zeros((len(masks), len(masks)))
+    for i in range(len(masks)):
+        for j in range(i):
             boxes = _overlap(starts[i], starts[j], masks[i].shape)
             if boxes is not None:
                 shared = int((masks[i][boxes[0]] & masks[j][boxes[1]]).sum())
-                if 2 * shared > limit * (sizes[i] + sizes[j]):
-                    break
-        else:
+                dice[i, j] = dice[j, i] = 2 * shared / max(1, sizes[i] + sizes[j])
+    return dice
+
+
+def _without_duplicates(dice: np.ndarray, scores: list[float], limit: float) -> list[int]:
+    """Indices to keep: of two crops whose masks overlap by more than `limit` Dice, the one with the lower score goes."""
+    kept: list[int] = []
+    for i in sorted(range(len(scores)), key=lambda k: -scores[k]):
+        if all(dice[i, j] <= limit for j in kept):
             kept.append(i)
     return sorted(kept)
+
+
+def _no_vertebra_of_its_own(kept: list[int], dice: np.ndarray, whole: list[int], owned: list[int]) -> int | None:
+    """The crop of `kept` that holds least of its own: neighbours own most of its mask (`whole`, voxels), or what it owns (`owned`, in
+    the order of `kept`) is a splinter of a mask that it shares. None where each holds a vertebra."""
+    share = {i: own / whole[i] for i, own in zip(kept, owned, strict=True)}
+    size = dict(zip(kept, owned, strict=True))
+    for i in kept:
+        others = [size[j] for j in kept if dice[i, j] > CONTESTED_DICE]
+        if others and size[i] < SPLINTER * max(others):
+            share[i] = min(share[i], 0.0)
+    least = min(kept, key=lambda i: share[i], default=None)
+    return least if least is not None and share[least] < OWN_SHARE else None
 
 
 def resolve_ownership(probabilities: list[np.ndarray], starts: np.ndarray) -> list[np.ndarray]:
