@@ -29,9 +29,9 @@ STEPS = ("data", "found", "shape", "geometry", "appearance", "fit")
 REPEATS = 6                   # a scan's found centres among the geometry witness's examples
 FITTED_PRICES = ("missed", "false_detection", "evidence")   # the rare numberings are too few here
 GEOMETRY = "geometry.pth"
-APPEARANCE_PLANS, APPEARANCE_EPOCHS = "AppearancePlans", 80
-APPEARANCE_WEIGHT = 0.2
-"""By hand. Phantoms alone would have it at 0.4 to 0.6; at the top of two real chests it was off by one, and sure of it."""
+APPEARANCE_PLANS, APPEARANCE_EPOCHS = "AppearancePlans", 100
+APPEARANCE_WEIGHT = {"cervical": 0.3, "thoracic": 0.3, "lumbar": 0.5, "none": 0.3}
+"""By hand. Phantoms alone would have 0.4 to 0.8 everywhere; at the top of two real chests it is off by one, around real loins it is not."""
 
 
 @functools.cache

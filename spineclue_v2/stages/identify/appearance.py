@@ -45,7 +45,9 @@ FALSE_DISTANCE_MM = 30.0
 BEYOND_SHARE = 0.6                  # of them just beyond C1 or the last lumbar vertebra: a sacrum looks like one more vertebra
 BEYOND_MM = 8.0
 CUT_SHARE = 0.4                     # crops whose upper or lower end is cut off, as fields of view do
-GAIN, OFFSET, NOISE = 0.15, 0.08, 0.04   # of windowed intensities 0..1
+GAIN, OFFSET, NOISE = 0.25, 0.12, 0.06   # of windowed intensities 0..1
+GAMMA, SHADING, SHADING_GRID = 0.4, 0.12, (3, 4, 4)   # logarithm of the exponent; slow changes across the crop and their grid
+BLUR_SHARE, HIDDEN_SHARE = 0.3, 0.5     # crops that are blurred; crops with a box of random intensity
 
 
 class AppearanceNetwork(nn.Module):
@@ -175,12 +177,25 @@ class AppearanceBatches:
 
 
 def augmented(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Random movement with left-right mirror, contrast, brightness, noise, and ends of the field of view cut off (air)."""
-    count, size = len(images), np.array(images.shape[2:])
+    """Random movement with left-right mirror, contrast, brightness, shading, blur, noise, boxes that hide a part, and ends of the field
+    of view cut off (air): what a patient's surroundings have in common with a phantom's must do."""
+    count, channels, size = len(images), images.shape[1], np.array(images.shape[2:])
+
+    def draw(spread: float, *shape: int) -> Tensor:
+        return torch.from_numpy(rng.uniform(-spread, spread, (count, *shape))).float()
+
     moved = functional.grid_sample(images, moving_grid(count, size, rng, SPACING_MM), align_corners=False, padding_mode="border")
-    gain, offset = (torch.from_numpy(rng.uniform(-a, a, (count, images.shape[1], 1, 1, 1))).float() for a in (GAIN, OFFSET))
+    blurred = torch.from_numpy(rng.random(count) < BLUR_SHARE)
+    moved[blurred] = functional.avg_pool3d(moved[blurred], 3, 1, 1, count_include_pad=False)
+    moved = moved.clamp_(0, 1) ** draw(GAMMA, channels, 1, 1, 1).exp()
+    shading = functional.interpolate(draw(SHADING, channels, *SHADING_GRID), images.shape[2:], mode="trilinear", align_corners=True)
     noise = torch.from_numpy(rng.normal(0, NOISE * rng.random(), moved.shape).astype(np.float32))
-    moved = (moved * (1 + gain) + offset + noise).clamp_(0, 1)
+    moved = (moved * (1 + draw(GAIN, channels, 1, 1, 1)) + draw(OFFSET, channels, 1, 1, 1) + shading + noise).clamp_(0, 1)
+    for i in np.flatnonzero(rng.random(count) < HIDDEN_SHARE):
+        hidden = np.rint(size * rng.uniform(0.2, 0.5, 3)).astype(int)
+        start = rng.integers(0, size - hidden + 1)
+        box = tuple(slice(int(s), int(s + h)) for s, h in zip(start, hidden, strict=True))
+        moved[(i, slice(None), *box)] = torch.from_numpy(rng.random(channels).astype(np.float32))[:, None, None, None]
     for i in np.flatnonzero(rng.random(count) < CUT_SHARE):
         kept = int(rng.integers(size[0] // 2 + 1, size[0]))  # the vertebra itself stays
         moved[i, :, slice(kept, None) if rng.random() < 0.5 else slice(0, int(size[0]) - kept)] = 0
