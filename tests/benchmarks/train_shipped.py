@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, default=None, help="folder of real scans (shared/data); only labelled ones are used")
     parser.add_argument("--leave-out", nargs="*", default=[], help="real scans kept for measuring (verse008 ...)")
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
+    parser.add_argument("--mean", action="store_true", help="export the mean of the trained weights and those they started from")
     parser.add_argument("-device", default=None)
     parser.add_argument("-np", type=int, default=1)
     args = parser.parse_args()
@@ -167,7 +168,23 @@ def main() -> None:
 
         for stage in STAGES:  # a stage that was not trained keeps the shipped weights
             for found in (args.o / "results" / DATASET).glob(f"*__{stage}/fold_0/checkpoint_final.pth"):
+                found = halfway(found, stage) if args.mean else found
                 print(write_shipped_stage(found, args.o / "weights" / f"{stage}.pth"))
+
+
+def halfway(checkpoint: Path, stage: str) -> Path:
+    """Writes checkpoint_mean.pth beside `checkpoint`: each weight the mean of the trained and the shipped one, from which it started."""
+    from spineclue_v2 import paths
+    from spineclue_v2.training.checkpoint import Checkpoint
+
+    trained, start = Checkpoint.load(checkpoint), Checkpoint.load(paths.weights_folder() / f"{stage}.pth")
+    means: dict[int, Any] = {}  # networks register some tensors under several names; they stay one tensor
+    for name, value in trained.network.items():
+        means.setdefault(value.data_ptr(), (value + start.network[name]) / 2 if value.is_floating_point() else value)
+    mean = {name: means[value.data_ptr()] for name, value in trained.network.items()}
+    target = checkpoint.with_name("checkpoint_mean.pth")
+    dataclasses.replace(trained, network=mean).save(target)
+    return target
 
 
 if __name__ == "__main__":
