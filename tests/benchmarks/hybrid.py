@@ -42,7 +42,7 @@ def plans(classes: tuple[str, ...], spacing: tuple[float, float, float], steps: 
     """The light plan of the tables: 96 x 64 pixel crops at twice the in-plane spacing, `steps` optimiser steps of 2D and 3D, the weight of
     cross pseudo supervision rising over `ramp` of the EPOCHS."""
     data = MRData(spacing, "PIL", (0.5, 99.5), classes, tuple(VALUE[name] for name in classes))
-    half, shapes = EPOCHS // 2, (1.0, 20.0, (0.7, 1.35))
+    half, shapes = EPOCHS // 2, (1.0, 20.0, (0.7, 1.35), 0.7)
     run_2d = Hybrid2DRun(5, 4, EPOCHS, steps[0] // EPOCHS, 3e-3, 1e-4, (round(0.7 * EPOCHS),), 1.0, ramp, 3, (0.25, 0.5), *shapes, 16, 0.25)
     run_3d = Hybrid3DRun(1, half, steps[1] // half, 3e-3, 1e-4, (round(0.7 * half),), 1.0, *shapes, 2, 0.25)
     return Plans("Light", "benchmark", "Dataset601_Benchmark", "", {}, {
