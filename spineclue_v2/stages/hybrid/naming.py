@@ -21,6 +21,7 @@ DEEPER_MM = (6.0, 7.0, 8.0)   # where a core falls apart further inside, it was 
 DISC_COUNTS = 2.0      # where a disc is half as likely as a body the cores end: a faint disc still parts two bodies
 SAME_LEVEL_MM = 12.5   # parts of bodies whose centres lie closer along the rows are one body; levels are 15 mm apart at least
 TALL = 1.6             # times the usual height: two bodies whose disc was missed
+LONGER, SPEAKS = 3.2, 0.1   # times the usual height, and share of its voxels with another name: a sacrum that L5 is part of
 SMALLEST = 0.1         # of the median body: less is no body
 FLOOR = 0.05           # smallest share that counts: no single vote may outweigh all others
 SKIPPED = 30.0         # cost of a level without a body, between neighbours at the usual distance
@@ -29,6 +30,8 @@ FAR_SACRUM = 2.2       # the same above the sacrum, whose centre lies lower: it 
 SACRUM_COUNTS = 6.0    # votes of what looks like the sacrum: its shape tells it, the others are told by where they stand and err together
 DROPPED = 10.0         # cost of a body without a level; less for a small one, which may be a part cut off by the border
 BEYOND = 0.3           # of that cost, for one that lies where no level of the plan lay in training: T12 over L1, say
+WHOLE = 0.5            # of the median body: from here on dropping one costs all of it
+ABOVE_ALL = 0.5        # of that cost, for the uppermost body: readers leave it out where the border cuts it, or it has no class
 VARIANTS = ("T13", "L6")   # levels that most people do not have: jumping them costs nothing
 
 
@@ -47,6 +50,8 @@ def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any]
     bodies = _bodies(body > np.maximum(DISC_COUNTS * disc, 1 - body - disc), data)
     if not bodies:
         return probability
+    if SACRUM in chain:
+        bodies = _off_the_sacrum(bodies, probability[number[SACRUM]] < body / 2, data)
     votes = np.array([[probability[number[name]][at].mean() for name in chain] for at in bodies]) + 1e-6
     shares = votes / votes.sum(1, keepdims=True)
     sacral = shares[:, [name == SACRUM for name in chain]].sum(1)
@@ -96,7 +101,8 @@ def _prices(bodies: list[tuple[np.ndarray, ...]], sacral: np.ndarray, data: MRDa
     """Costs for each body: of a level jumped below it, by its distance (sagittal plane) from the body there; of dropping it, by size.
     `sacral` (bodies,): each one's share of the sacrum."""
     sizes = np.array([len(at[0]) for at in bodies])
-    drops = DROPPED * np.minimum(1.0, sizes / np.median(sizes))
+    drops = DROPPED * np.minimum(1.0, sizes / np.median(sizes) / WHOLE)
+    drops[-1] *= ABOVE_ALL
     centres = np.array([[at[1].mean(), at[2].mean()] for at in bodies]) * np.array(data.spacing_mm[1:])
     apart = np.linalg.norm(np.diff(centres, axis=0), axis=1)
     usual = np.percentile(apart, 25) if len(apart) else 0.0
@@ -148,6 +154,24 @@ def _halved(at: tuple[np.ndarray, ...], bodies: list[tuple[np.ndarray, ...]], k:
     lines = np.linspace(at[1].max() + 1, at[1].min(), count + 1)
     pieces = [(at[1] < high) & (at[1] >= low) for high, low in zip(lines, lines[1:], strict=False)]
     return [tuple(axis[piece] for axis in at) for piece in pieces if piece.any()]
+
+
+def _off_the_sacrum(bodies: list[tuple[np.ndarray, ...]], other: np.ndarray, data: MRData) -> list[tuple[np.ndarray, ...]]:
+    """L5 and the sacrum apart where they are one piece: longer than the part of a sacrum that scans show, and speaking of both.
+
+    `other` (slices, rows, columns): where a body is more likely anything but the sacrum.
+    """
+    lowest, rest = bodies[0], bodies[1:]
+    if len(rest) < 2 or not SPEAKS < other[lowest].mean() < 1 - SPEAKS:
+        return bodies
+    plane = np.stack(lowest[1:], 1) * np.array(data.spacing_mm[1:])
+    axis = np.linalg.svd(plane - plane.mean(0), full_matrices=False)[2][0]      # tilted: rows alone are no measure of its length
+    down = plane @ axis * np.sign(axis[0])
+    usual = float(np.median([np.ptp(at[1]) for at in rest])) * data.spacing_mm[1] + 2 * CORE_MM
+    if np.ptp(down) + 2 * CORE_MM < LONGER * usual:
+        return bodies
+    upper = down < down.min() + usual - CORE_MM
+    return [tuple(axis[~upper] for axis in lowest), tuple(axis[upper] for axis in lowest), *rest]
 
 
 def _connected(mask: np.ndarray) -> list[tuple[np.ndarray, ...]]:
