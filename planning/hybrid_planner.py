@@ -17,6 +17,7 @@ from .rules import Choice
 NAMING_MM = 288.0        # rows of a crop: a lumbar scan with its sacrum, from which levels are counted
 THIN_MM = 3.0            # slices closer than this are averaged: sagittal structures change little from one to the next
 POSITIONS = 4096         # of one slice, between which the spatial attention is computed
+DISC_SIGNAL = 0.7        # of discs in training: about the spread between young and degenerated ones in T2
 WHOLE = 16               # what the 2D branches pool
 
 
@@ -160,7 +161,9 @@ class SSHSNetPlanner:
         return {"kind_weight": Choice(1.0, "bodies and discs are told apart before they are named; none in the paper", {}),
                 "rotation_deg": Choice(20.0, "sacra tilt, patients hardly; 45 in the paper", {}),
                 "scaling": Choice((0.7, 1.35), "field drawn into a crop: people differ by less, but size must not tell the level; 0.8 "
-                                  "to 1.2 in the paper", {})}
+                                  "to 1.2 in the paper", {}),
+                "disc_signal": Choice(DISC_SIGNAL, "z-scores: a nucleus is bright or dark by degeneration, of which few labelled spines "
+                                      "show all; none in the paper", {})}
 
     def inference(self, batch: int) -> dict[str, Choice]:
         return {"inference_batch": Choice(batch, "windows at a time, without gradients", {}),
@@ -203,7 +206,8 @@ class SSHSNetPaperPlanner(SSHSNetPlanner):
         return overridden(super().hybrid_3d(), network=network, run=run)
 
     def papers_augmentation(self) -> dict[str, Choice]:
-        return {"kind_weight": paper(0.0, "classes only"), "rotation_deg": paper(45.0), "scaling": paper((0.8, 1.2))}
+        return {"kind_weight": paper(0.0, "classes only"), "rotation_deg": paper(45.0), "scaling": paper((0.8, 1.2)),
+                "disc_signal": paper(0.0, "none")}
 
 
 def paper(value: Any, what: str = "") -> Choice:

@@ -159,6 +159,7 @@ class Hybrid2DRun:
     kind_weight: float                # of Dice + cross entropy of body, disc and background as such, beside that of every class
     rotation_deg: float
     scaling: tuple[float, float]      # smallest and largest field, relative to a crop's, that is drawn into a training crop
+    disc_signal: float                # standard deviation of the random offset of labelled discs' signal, in z-scores; 0: none
     inference_batch: int
     overlap: float                    # of neighbouring windows, share of their size
 
@@ -193,6 +194,7 @@ class Hybrid3DRun:
     kind_weight: float
     rotation_deg: float
     scaling: tuple[float, float]
+    disc_signal: float
     inference_batch: int
     overlap: float
 

@@ -81,13 +81,15 @@ def test_unlabelled_scans_are_kept_apart(home: Path) -> None:
 def test_batches_open_a_case_once_and_depend_on_seed_and_number_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from spineclue_v2.dataset import PreprocessedDataset
     from spineclue_v2.stages.hybrid.data import SliceBatches
+    from spineclue_v2.structures import kind
 
     plan = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_2d")
     folder, opened = home / "preprocessed" / NAME / plan.data_fingerprint, []
     image = PreprocessedDataset.image
     monkeypatch.setattr(PreprocessedDataset, "image", lambda self, case: opened.append((self.folder, case)) or image(self, case))
     cases, others = PreprocessedDataset(folder).cases, PreprocessedDataset(folder / "unlabelled").cases
-    makers = [SliceBatches(folder, cases, 7, 20.0, (0.7, 1.35), True, folder / "unlabelled", others, (32, 32), 2,
+    discs = torch.tensor([False] + [kind(name) == "disc" for name in plan.data.classes])
+    makers = [SliceBatches(folder, cases, 7, 20.0, (0.7, 1.35), discs, 0.7, True, folder / "unlabelled", others, (32, 32), 2,
                            len(plan.data.classes) + 1, 4, 2, 3, (0.25, 0.5)) for _ in range(2)]
     batches = [makers[0](i) for i in range(4)]
     assert len(opened) == len(set(opened)) <= len(cases) + len(others)
@@ -123,6 +125,35 @@ def test_prediction_does_not_depend_on_how_the_scan_is_stored(trained: Path, tmp
     first, _ = predict_mr_volume(scan, model)
     turned, _ = predict_mr_volume(scan.reoriented("RAS"), model)
     assert np.array_equal(turned.reoriented(scan.geometry.orientation).array, first.array)
+
+
+def test_where_levels_lay_in_training_goes_with_the_weights(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spineclue_v2.inference.model import load_trained
+    from spineclue_v2.inference.mr import predict_mr_volume
+    from spineclue_v2.stages.hybrid import naming
+
+    model, given = load_trained(trained / "results" / NAME, None, torch.device("cpu")), []
+    monkeypatch.setattr(naming, "name_levels", lambda probability, data, places: given.append(places) or probability)
+    predict_mr_volume(read_volume(trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz"), model)
+    assert given == [fitted["places"] for fitted in model.stages["hybrid_3d"].fitted]
+    middle = given[0]["from_anchor_mm"]
+    assert middle["S"] > middle["L5"] + 15 > middle["L4"] + 30 and given[0]["spread_mm"] >= 8.0
+
+
+def test_branches_agree_on_kinds_as_well_as_names(home: Path, tmp_path: Path) -> None:
+    from spineclue_v2.dataset import PreprocessedDataset
+    from spineclue_v2.stages.hybrid.trainer import Hybrid2DTrainer
+
+    plans, found = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json"), []
+    plan = plans.stage("hybrid_2d")
+    data = PreprocessedDataset(home / "preprocessed" / NAME / plan.data_fingerprint)
+    for weight in (0.0, 1.0, 2.0):
+        edited = replace(plans, stages=plans.stages | {"hybrid_2d": replace(plan, run=replace(plan.run, kind_weight=weight))})
+        trainer = Hybrid2DTrainer(edited, 0, data, data.cases, [], tmp_path, torch.device("cpu"), seed=1, workers=0)
+        batch = trainer.batch_maker(True)(0)
+        torch.manual_seed(0)     # dropout
+        found.append(trainer.loss(batch)[1]["cps"])
+    assert found[0] < found[1] and found[2] - found[0] == pytest.approx(2 * (found[1] - found[0]), rel=1e-3)
 
 
 def test_one_slice_and_odd_sizes_can_be_predicted(trained: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from spineclue_v2.plans import Hybrid2DNetwork, Hybrid3DNetwork, MRData
 from spineclue_v2.stages.hybrid.attention import ChannelAttention, CrossTriAttention, SliceAttention, SpatialAttention
 from spineclue_v2.stages.hybrid.cps import cross_supervision, pseudo_labels, ramp
 from spineclue_v2.stages.hybrid.cutmix import box_mask, mix
-from spineclue_v2.stages.hybrid.data import inside, labels_of_pixels
+from spineclue_v2.stages.hybrid.data import inside, labels_of_pixels, other_discs
 from spineclue_v2.stages.hybrid.network import HybridNetwork, PixelHead, TwoBranches
 from spineclue_v2.stages.hybrid.trainer import batch_dice, dice_per_class, summarise_dice
 from spineclue_v2.structures import DISCS, LABELS, canonical, canonical_values, in_order, kind
@@ -24,6 +24,11 @@ from spineclue_v2.volume import Geometry, Volume
 
 FLAT = Hybrid2DNetwork("tu-resnet10t", 8, (1, 2, 3), "detail", 2, (32, 32), 0.1)
 DEEP = Hybrid3DNetwork((3, 32, 32), (16, 16), 4, (1, 1, 1, 1), 1, 8, (1, 2, 3), 0.0, "detail", True, True, True, 4, 1)
+
+
+def kinds(classes: int) -> torch.Tensor:
+    """Of a background, one body and discs."""
+    return torch.arange(classes).clamp(max=2)
 
 
 def features(channels: int, slices: int = 3, rows: int = 4, columns: int = 6, seed: int = 0) -> torch.Tensor:
@@ -116,7 +121,7 @@ def test_cross_supervision_by_hand() -> None:
 
 
 def test_each_branch_learns_only_from_the_other() -> None:
-    branches = TwoBranches(FLAT, 4)
+    branches = TwoBranches(FLAT, kinds(4))
     image = torch.randn(2, 3, 32, 32)
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
     with torch.no_grad():
@@ -134,7 +139,7 @@ def test_ramp_rises_to_one() -> None:
 # ---- networks ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("edit", [{}, {"attention": False}, {"use_2d": False}, {"attention_stride": 2}])
 def test_the_3d_network_gives_logits_of_the_patch_and_leaves_the_branches_alone(edit: dict[str, object]) -> None:
-    network = HybridNetwork(replace(DEEP, **edit), FLAT, 5).train()
+    network = HybridNetwork(replace(DEEP, **edit), FLAT, kinds(5)).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items() if name.startswith("branches.")}
     logits = network(torch.randn(1, 5, 64, 64))
     assert logits.shape == (1, 5, 3, 32, 32)
@@ -147,14 +152,14 @@ def test_the_3d_network_gives_logits_of_the_patch_and_leaves_the_branches_alone(
 @settings(max_examples=4, deadline=None)
 @given(st.integers(1, 9), st.sampled_from([32, 64]), st.sampled_from([32, 64]))
 def test_any_patch_size_and_number_of_slices(slices: int, rows: int, columns: int) -> None:
-    network = HybridNetwork(DEEP, FLAT, 3).eval()
+    network = HybridNetwork(DEEP, FLAT, kinds(3)).eval()
     with torch.no_grad():
         assert network(torch.randn(1, slices + 2, rows + 32, columns + 32)).shape == (1, 3, slices, rows, columns)
 
 
 def test_with_gains_at_zero_the_full_network_is_the_one_without_attention() -> None:
-    full = HybridNetwork(DEEP, FLAT, 3).eval()
-    plain = HybridNetwork(replace(DEEP, attention=False), FLAT, 3).eval()
+    full = HybridNetwork(DEEP, FLAT, kinds(3)).eval()
+    plain = HybridNetwork(replace(DEEP, attention=False), FLAT, kinds(3)).eval()
     plain.load_state_dict({name: tensor for name, tensor in full.state_dict().items() if not name.startswith("attention.")})
     image = torch.randn(1, 5, 64, 64)
     with torch.no_grad():
@@ -164,14 +169,14 @@ def test_with_gains_at_zero_the_full_network_is_the_one_without_attention() -> N
 def test_the_hybrid_starts_as_the_2d_answer_and_may_leave_it() -> None:
     image = torch.randn(1, 5, 64, 64, generator=torch.Generator().manual_seed(4))
     for residual in (True, False):
-        network = HybridNetwork(replace(DEEP, residual=residual), FLAT, 4).eval()
+        network = HybridNetwork(replace(DEEP, residual=residual), FLAT, kinds(4)).eval()
         with torch.no_grad():
             found, (_, prior) = network(image).softmax(1), network.look(image)
             wanted = torch.nn.functional.interpolate(prior[..., 8:24, 8:24], size=found.shape[2:], mode="trilinear", align_corners=False)
         assert torch.allclose(found, wanted, atol=2e-3) is residual
-    network = HybridNetwork(DEEP, FLAT, 4).train()
+    network = HybridNetwork(DEEP, FLAT, kinds(4)).train()
     network(image).softmax(1)[:, 1].mean().backward()
-    assert network.head.project.weight.grad.abs().sum() > 0
+    assert network.head.names.weight.grad.abs().sum() > 0 and network.head.decide[-1].weight.grad.abs().sum() > 0
 
 
 def test_the_head_of_light_networks_sees_single_pixels() -> None:
@@ -181,10 +186,33 @@ def test_the_head_of_light_networks_sees_single_pixels() -> None:
     other[0, :, 9, 10] += 3.0
     with torch.no_grad():
         for kind in ("detail", "bilinear"):
-            head = PixelHead(16, 5, kind, 3)
+            head = PixelHead(16, kinds(5), kind, 3)
             change = (head(features, image) - head(features, other)).abs().amax((0, 1))
             assert change.shape == (32, 32)
             assert (change[8:11, 9:12].min() > 10 * change[20:].max()) if kind == "detail" else not change.any()
+
+
+def test_edges_of_light_networks_are_those_of_kinds() -> None:
+    """Every disc has the same full-resolution part: a name follows from the features alone."""
+    torch.manual_seed(0)
+    features, head = torch.randn(1, 16, 8, 8), PixelHead(16, torch.tensor([0, 1, 1, 2, 2]), "detail", 3)
+    with torch.no_grad():
+        first, second = (head(features, torch.randn(1, 3, 32, 32))[0] for _ in range(2))
+    assert (first - second).abs().max() > 1e-3
+    for one, other in ((1, 2), (3, 4)):
+        assert torch.allclose(first[one] - first[other], second[one] - second[other], atol=1e-5)
+
+
+def test_discs_get_another_signal_and_nothing_else_does() -> None:
+    labels = torch.zeros(2, 24, 24, dtype=torch.int16)
+    labels[:, 2:9, 4:20], labels[:, 9:15, 4:20], labels[:, 18:23, 4:20] = 1, 2, 3
+    image, discs = torch.randn(2, 24, 24), torch.tensor([False, False, True, True])
+    changes = torch.stack([other_discs(image, labels, discs, 0.7, np.random.default_rng(k)) - image for k in range(200)])
+    assert not changes[..., labels < 2].any()
+    middles = changes[:, 0, [11, 20], 12]
+    assert (middles.std(0) - 0.7).abs().max() < 0.1 and abs(float(torch.corrcoef(middles.T)[0, 1]) - 0.5) < 0.2
+    assert (changes[:, 0, 9, 4].abs() < 0.5 * changes[:, 0, 11, 12].abs()).all()     # less at its border
+    assert torch.equal(other_discs(image, labels, discs, 0.0, np.random.default_rng(0)), image)
 
 
 def test_networks_of_slices_keep_channels_last() -> None:
@@ -207,7 +235,7 @@ def test_a_scan_smaller_than_a_crop_is_seen_where_training_had_it() -> None:
     from spineclue_v2.stages.hybrid.predictor import predict_2d
 
     torch.manual_seed(2)
-    network = TwoBranches(FLAT, 4).eval()
+    network = TwoBranches(FLAT, kinds(4)).eval()
     image = np.random.default_rng(0).normal(size=(1, 40, 48)).astype(np.float32)
     plan = SimpleNamespace(network=FLAT, run=SimpleNamespace(inference_batch=2, overlap=0.25))
     found = predict_2d(image, [network], plan, torch.device("cpu"))
@@ -220,7 +248,7 @@ def test_a_scan_smaller_than_a_crop_is_seen_where_training_had_it() -> None:
 
 
 def test_a_patch_is_answered_where_its_corner_lies() -> None:
-    network = HybridNetwork(replace(DEEP, residual=False), FLAT, 3).eval()
+    network = HybridNetwork(replace(DEEP, residual=False), FLAT, kinds(3)).eval()
     wide = torch.randn(1, 5, 64, 64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         middle, upper = network(wide), network(wide, torch.tensor([[0, 16]]))
@@ -241,7 +269,9 @@ def test_context_of_a_patch_stays_in_the_scan_and_labels_lie_on_the_image(tmp_pa
     write_volume(Volume((rows + 10).astype(np.int16), grid), tmp_path / "image.nii.gz")
     write_volume(Volume((rows >= 60).astype(np.uint8), grid), tmp_path / "label.nii.gz")
     preprocess_mr_case(tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", tmp_path / "made", "a", data, {1: 1})
-    make, seen = PatchBatches(tmp_path / "made", ["a"], 3, 0.0, (1.0, 1.0), False, (3, 32, 32), (16, 16), 8, 2, 0.5), set()
+    make = PatchBatches(tmp_path / "made", ["a"], 3, 0.0, (1.0, 1.0), torch.zeros(2, dtype=torch.bool), 0.0, False, (3, 32, 32),
+                        (16, 16), 8, 2, 0.5)
+    seen = set()
     for number in range(12):
         batch = make(number)
         for image, corner, target in zip(batch["image"], batch["corner"].tolist(), batch["target"], strict=True):
@@ -305,4 +335,4 @@ def test_names_are_recognised_however_written() -> None:
 
 def test_unknown_encoder_is_said_in_one_sentence() -> None:
     with pytest.raises(InputError, match="resnet999.*cannot be built"):
-        TwoBranches(replace(FLAT, encoder="resnet999"), 3)
+        TwoBranches(replace(FLAT, encoder="resnet999"), kinds(3))

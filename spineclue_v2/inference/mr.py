@@ -34,6 +34,7 @@ def mr_stage(model: Model) -> str:
 def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False) -> tuple[Volume, dict[str, float]]:
     """Label map on the grid of `volume` with the dataset's own values (uint8 or uint16), and seconds per step."""
     from ..stages.hybrid.naming import name_levels
+    from ..stages.hybrid.places import pooled
     from ..stages.hybrid.predictor import predict_2d, predict_3d
 
     seconds, started = {}, time.perf_counter()
@@ -49,7 +50,8 @@ def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False) -> tup
         probability = predict_2d(scan.array, networks, model.plans.stage(stage), model.device, mirror)
     seconds[stage] = time.perf_counter() - started
     started = time.perf_counter()
-    named = name_levels(probability, replace(data, spacing_mm=scan.geometry.spacing))
+    places = pooled([fitted.get("places", {}) for fitted in model.stages[stage].fitted])
+    named = name_levels(probability, replace(data, spacing_mm=scan.geometry.spacing), places)
     classes = most_likely(named, scan.geometry, volume.geometry, data.orientation)
     values = np.array([0, *data.label_values], np.uint8 if max(data.label_values) < 256 else np.uint16)
     seconds["export"] = time.perf_counter() - started

@@ -30,6 +30,7 @@ from spineclue_v2.structures import VALUE, in_order
 
 LABELLED, UNLABELLED, TEST = 5, 40, 10
 MEASURED = 5           # of the test phantoms: inference takes as long as training here
+RAREST = 3
 EPOCHS = 8
 CPU = torch.device("cpu")
 BODIES = ("S", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
@@ -42,7 +43,7 @@ def plans(classes: tuple[str, ...], spacing: tuple[float, float, float], steps: 
     """The light plan of the tables: 96 x 64 pixel crops at twice the in-plane spacing, `steps` optimiser steps of 2D and 3D, the weight of
     cross pseudo supervision rising over `ramp` of the EPOCHS."""
     data = MRData(spacing, "PIL", (0.5, 99.5), classes, tuple(VALUE[name] for name in classes))
-    half, shapes = EPOCHS // 2, (1.0, 20.0, (0.7, 1.35))
+    half, shapes = EPOCHS // 2, (1.0, 20.0, (0.7, 1.35), 0.7)
     run_2d = Hybrid2DRun(5, 4, EPOCHS, steps[0] // EPOCHS, 3e-3, 1e-4, (round(0.7 * EPOCHS),), 1.0, ramp, 3, (0.25, 0.5), *shapes, 16, 0.25)
     run_3d = Hybrid3DRun(1, half, steps[1] // half, 3e-3, 1e-4, (round(0.7 * half),), 1.0, *shapes, 2, 0.25)
     return Plans("Light", "benchmark", "Dataset601_Benchmark", "", {}, {
@@ -103,6 +104,12 @@ def covering(data: PreprocessedDataset, cases: list[str], classes: tuple[str, ..
     return (chosen + [case for case in cases if case not in chosen])[:LABELLED]
 
 
+def rarest(data: PreprocessedDataset, cases: list[str], classes: tuple[str, ...]) -> list[str]:
+    """The RAREST classes with the fewest labelled voxels."""
+    voxels = {name: sum(data.properties(case)["structures"].get(name, {"voxels": 0})["voxels"] for case in cases) for name in classes}
+    return sorted(classes, key=lambda name: voxels[name])[:RAREST]
+
+
 def phantoms(out: Path, seeds: list[int], steps: tuple[int, int], arms: tuple[str, ...] = ARMS) -> None:
     base = plans(PHANTOM_CLASSES, (4.4, 1.5, 1.5), steps)
     data, train, test = phantom_data(out, base)
@@ -121,7 +128,9 @@ def phantoms(out: Path, seeds: list[int], steps: tuple[int, int], arms: tuple[st
                 if arm == "full, placed anywhere":
                     plan = changed(plan, "hybrid_3d", "run", class_placed_share=0.0)
                 row = fit(Hybrid3DTrainer, plan, data, train, test, place / arm, seed, branches=cps)
-            sys.stdout.write(f"seed {seed}, {arm}: VB {row['VB']:.3f}, IVD {row['IVD']:.3f}, {row['train_seconds']:.0f} s\n")
+            rare = [row["mean"][name] for name in rarest(data, train, PHANTOM_CLASSES) if name in row["mean"]]
+            sys.stdout.write(f"seed {seed}, {arm}: VB {row['VB']:.3f}, IVD {row['IVD']:.3f}, rarest {np.mean(rare):.3f} (n = {len(rare)}), "
+                             f"{row['train_seconds']:.0f} s\n")
             sys.stdout.flush()
 
 

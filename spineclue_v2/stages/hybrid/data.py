@@ -16,6 +16,7 @@ from .cutmix import box_mask
 from .network import NEIGHBOURS, shrink
 
 OPEN_ARRAYS = 256   # opened at a time: systems allow a process about 1000 files
+DISC_EDGE = 5       # voxels: discs are changed less nearer to their border than half this
 MARGIN = 1.15  # crops are taken this much larger, so that rotation and scaling bring in real pixels instead of padding
 
 
@@ -25,6 +26,18 @@ def labels_of_pixels(labels: torch.Tensor, factor: int, classes: int) -> torch.T
         return labels
     shares = F.avg_pool2d(F.one_hot(labels.long(), classes).movedim(-1, 1).float(), factor)
     return shares.argmax(1).to(labels.dtype)
+
+
+def other_discs(image: torch.Tensor, labels: torch.Tensor, discs: torch.Tensor, spread: float, rng: np.random.Generator) -> torch.Tensor:
+    """`image` (S, rows, columns) with every disc brighter or darker by a normal offset of standard deviation `spread`, most in its middle.
+
+    `labels` (S, rows, columns) class numbers; `discs` (classes,) which of them are discs. A nucleus is bright in a young disc and dark in
+    a degenerated one; few labelled spines show but some of that. Half of the variance is common to all discs of the image.
+    """
+    offsets = torch.from_numpy((rng.normal(0, spread, len(discs)) + rng.normal(0, spread)) / 2 ** 0.5).float() * discs
+    number = labels.long()
+    depth = F.avg_pool2d(discs.float()[number], DISC_EDGE, stride=1, padding=DISC_EDGE // 2)
+    return image + offsets[number] * depth
 
 
 def inside(start: np.ndarray, size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
@@ -42,6 +55,8 @@ class _Batches:
     seed: int
     rotation_deg: float
     scaling: tuple[float, float]
+    discs: torch.Tensor
+    disc_signal: float
     augment: bool
 
     def __post_init__(self) -> None:
@@ -68,6 +83,10 @@ class _Batches:
         np.random.seed(int(rng.integers(2 ** 31)))
         torch.manual_seed(int(rng.integers(2 ** 31)))
         return rng
+
+    def other_signal(self, image: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """`image` with discs of another signal where batches are augmented so; both (S, rows, columns)."""
+        return other_discs(image, labels, self.discs, self.disc_signal, rng) if self.augment and self.disc_signal else image
 
     def transformed(self, size: tuple[int, int], image: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Augmented and cut to `size` in plane; image (S, rows, columns) float, labels (S', rows, columns)."""
@@ -112,15 +131,15 @@ class SliceBatches(_Batches):
         case = self.cases[int(rng.integers(len(self.cases)))]
         structures = list(self.dataset(self.folder).properties(case)["structures"].values())
         if not structures:
-            return self._crop(self.folder, case, self._anywhere(self.folder, case, rng), True)
+            return self._crop(self.folder, case, self._anywhere(self.folder, case, rng), rng)
         weights = np.array([s["voxels"] for s in structures], float)
         places = structures[int(rng.choice(len(structures), p=weights / weights.sum()))]["locations"]
         shape = self.array(self.folder, case, "image").shape
-        return self._crop(self.folder, case, self._around(np.array(places[int(rng.integers(len(places)))]), shape, rng), True)
+        return self._crop(self.folder, case, self._around(np.array(places[int(rng.integers(len(places)))]), shape, rng), rng)
 
     def _unlabelled(self, rng: np.random.Generator) -> torch.Tensor:
         case = self.unlabelled_cases[int(rng.integers(len(self.unlabelled_cases)))]
-        return self._crop(self.unlabelled_folder, case, self._anywhere(self.unlabelled_folder, case, rng), False)["image"]
+        return self._crop(self.unlabelled_folder, case, self._anywhere(self.unlabelled_folder, case, rng), None)["image"]
 
     def _voxels(self) -> np.ndarray:
         margin = MARGIN if self.augment else 1.0
@@ -136,16 +155,16 @@ class SliceBatches(_Batches):
         start = (rng.random(2) * (np.asarray(shape[1:]) - size + 1)).astype(int)
         return np.array([int(rng.integers(shape[0])), *inside(start, size, shape[1:])])
 
-    def _crop(self, folder: Path, case: str, place: np.ndarray, labelled: bool) -> dict[str, torch.Tensor]:
-        """Slice `place[0]` with its neighbours from row and column `place[1:]` on."""
-        size = self._voxels()
-        image = crop_and_pad(self.array(folder, case, "image"), [place[0] - NEIGHBOURS // 2, *place[1:]], [NEIGHBOURS, *size])
-        pixels = shrink(torch.from_numpy(image.astype(np.float32)), self.factor)
-        labels = None
-        if labelled:
-            stored = torch.from_numpy(crop_and_pad(self.array(folder, case, "labels"), place, [1, *size]).astype(np.int16))
-            labels = labels_of_pixels(stored, self.factor, self.classes)
-        return self.transformed(self.crop_size, pixels, labels)
+    def _crop(self, folder: Path, case: str, place: np.ndarray, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
+        """Slice `place[0]` with its neighbours from row and column `place[1:]` on; with `rng` the label of the middle one too."""
+        middle = NEIGHBOURS // 2
+        box = [place[0] - middle, *place[1:]], [NEIGHBOURS, *self._voxels()]
+        image, labels = torch.from_numpy(crop_and_pad(self.array(folder, case, "image"), *box).astype(np.float32)), None
+        if rng is not None:
+            stored = torch.from_numpy(crop_and_pad(self.array(folder, case, "labels"), *box).astype(np.int16))
+            image = self.other_signal(image, stored, rng)
+            labels = labels_of_pixels(stored[middle:middle + 1], self.factor, self.classes)
+        return self.transformed(self.crop_size, shrink(image, self.factor), labels)
 
 
 @dataclass
@@ -181,10 +200,10 @@ class PatchBatches(_Batches):
         context, corner = np.array([0, *self.context]), np.zeros(3, int)
         corner[1:] = (start - inside(start - context, size + 2 * context, image.shape))[1:]
         corner[1:] = np.clip(np.round(corner[1:] / self.step).astype(int) * self.step, 0, 2 * context[1:])
-        region = crop_and_pad(image, start - corner - [1, 0, 0], size + 2 * context + [2, 0, 0])
-        labels = crop_and_pad(self.array(self.folder, case, "labels"), start - corner, size + 2 * context)
-        sample = self.transformed(tuple(region.shape[1:]), torch.from_numpy(region.astype(np.float32)),
-                                  torch.from_numpy(labels.astype(np.int16)))
+        box = start - corner - [1, 0, 0], size + 2 * context + [2, 0, 0]
+        region = torch.from_numpy(crop_and_pad(image, *box).astype(np.float32))
+        labels = torch.from_numpy(crop_and_pad(self.array(self.folder, case, "labels"), *box).astype(np.int16))
+        sample = self.transformed(tuple(region.shape[1:]), self.other_signal(region, labels, rng), labels[1:-1])
         row, column = corner[1:]
         target = sample["segmentation"][:, row:row + size[1], column:column + size[2]]
         return {"image": sample["image"], "corner": torch.from_numpy(corner[1:]), "target": target[None]}

@@ -7,30 +7,38 @@ body's share of every level's probability being its vote.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from ...plans import MRData
 from ...structures import SACRUM, in_order, kind
+from .places import place_votes
 
 CORE_MM = 5.0          # depth of a body's core: bridges thinner than twice this, such as a disc missed in one slice, join no bodies
 DEEPER_MM = (6.0, 7.0, 8.0)   # where a core falls apart further inside, it was two bodies
 DISC_COUNTS = 2.0      # where a disc is half as likely as a body the cores end: a faint disc still parts two bodies
 SAME_LEVEL_MM = 12.5   # parts of bodies whose centres lie closer along the rows are one body; levels are 15 mm apart at least
 TALL = 1.6             # times the usual height: two bodies whose disc was missed
+LONGER, SPEAKS = 3.2, 0.1   # times the usual height, and share of its voxels with another name: a sacrum that L5 is part of
 SMALLEST = 0.1         # of the median body: less is no body
 FLOOR = 0.05           # smallest share that counts: no single vote may outweigh all others
 SKIPPED = 30.0         # cost of a level without a body, between neighbours at the usual distance
 FAR, SKIPPED_FAR = 1.5, 0.3   # neighbours this many times the usual distance apart have room for one that was missed or merged
-SACRUM_COUNTS = 3.0    # votes of what looks like the sacrum: its shape tells it, the others are told by where they stand and err together
+FAR_SACRUM = 2.2       # the same above the sacrum, whose centre lies lower: it is several levels long
+SACRUM_COUNTS = 6.0    # votes of what looks like the sacrum: its shape tells it, the others are told by where they stand and err together
 DROPPED = 10.0         # cost of a body without a level; less for a small one, which may be a part cut off by the border
+BEYOND = 0.3           # of that cost, for one that lies where no level of the plan lay in training: T12 over L1, say
+WHOLE = 0.5            # of the median body: from here on dropping one costs all of it
+ABOVE_ALL = 0.5        # of that cost, for the uppermost body: readers leave it out where the border cuts it, or it has no class
 VARIANTS = ("T13", "L6")   # levels that most people do not have: jumping them costs nothing
 
 
-def name_levels(probability: np.ndarray, data: MRData) -> np.ndarray:
+def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any] | None = None) -> np.ndarray:
     """`probability` (C, slices, rows, columns) on the grid of `data` with the mass of all bodies given to the level that their body is,
     that of discs to the disc between their neighbours; what is no level or has no class goes to the background. Rows run to the feet.
+    `places`: where levels lay in the fields of the training cases (`level_places`), a witness where no sacrum is found.
 
     Comes back as it is where no body is found, or where the plan knows fewer than two levels.
     """
@@ -42,12 +50,18 @@ def name_levels(probability: np.ndarray, data: MRData) -> np.ndarray:
     bodies = _bodies(body > np.maximum(DISC_COUNTS * disc, 1 - body - disc), data)
     if not bodies:
         return probability
+    if SACRUM in chain:
+        bodies = _off_the_sacrum(bodies, probability[number[SACRUM]] < body / 2, data)
     votes = np.array([[probability[number[name]][at].mean() for name in chain] for at in bodies]) + 1e-6
     shares = votes / votes.sum(1, keepdims=True)
-    counts = 1 + (SACRUM_COUNTS - 1) * shares[:, [name == SACRUM for name in chain]].sum(1, keepdims=True)
+    sacral = shares[:, [name == SACRUM for name in chain]].sum(1)
+    counts = 1 + (SACRUM_COUNTS - 1) * sacral[:, None]
     # Levels are counted from below: further up, a vote more and more repeats a wrong size that was taken for granted.
     counts /= np.arange(1, len(bodies) + 1)[:, None]
-    path = best_path(counts * np.log(np.maximum(shares, FLOOR)), chain, *_prices(bodies, data))
+    # A sacrum in view counts for more than where a few other fields happened to end.
+    placed, beyond = place_votes(bodies, body.shape[1], chain, {} if (sacral > 0.5).any() else places or {}, data)
+    jumps, drops = _prices(bodies, sacral, data)
+    path = best_path(counts * np.log(np.maximum(shares, FLOOR)) + placed, chain, jumps, np.where(beyond, BEYOND, 1.0) * drops)
     names = [chain[level] if level >= 0 else "" for level in path]
     owner = _nearest(bodies, body.shape, data)
     result = np.zeros_like(probability)
@@ -83,14 +97,17 @@ def best_path(votes: np.ndarray, chain: Sequence[str], jumps: Sequence[float], d
     return max(best.values(), key=lambda found: found[0])[1]
 
 
-def _prices(bodies: list[tuple[np.ndarray, ...]], data: MRData) -> tuple[list[float], list[float]]:
-    """Costs for each body: of a level jumped below it, by its distance (sagittal plane) from the body there; of dropping it, by size."""
+def _prices(bodies: list[tuple[np.ndarray, ...]], sacral: np.ndarray, data: MRData) -> tuple[list[float], np.ndarray]:
+    """Costs for each body: of a level jumped below it, by its distance (sagittal plane) from the body there; of dropping it, by size.
+    `sacral` (bodies,): each one's share of the sacrum."""
     sizes = np.array([len(at[0]) for at in bodies])
-    drops = DROPPED * np.minimum(1.0, sizes / np.median(sizes))
+    drops = DROPPED * np.minimum(1.0, sizes / np.median(sizes) / WHOLE)
+    drops[-1] *= ABOVE_ALL
     centres = np.array([[at[1].mean(), at[2].mean()] for at in bodies]) * np.array(data.spacing_mm[1:])
     apart = np.linalg.norm(np.diff(centres, axis=0), axis=1)
     usual = np.percentile(apart, 25) if len(apart) else 0.0
-    return [SKIPPED, *(SKIPPED_FAR if d > FAR * usual else SKIPPED for d in apart)], drops.tolist()
+    far = np.where(sacral[:-1] > 0.5, FAR_SACRUM, FAR) * usual
+    return [SKIPPED, *np.where(apart > far, SKIPPED_FAR, SKIPPED).tolist()], drops
 
 
 def _discs_beside(names: Sequence[str], chain: Sequence[str], number: Mapping[str, int]) -> np.ndarray:
@@ -137,6 +154,24 @@ def _halved(at: tuple[np.ndarray, ...], bodies: list[tuple[np.ndarray, ...]], k:
     lines = np.linspace(at[1].max() + 1, at[1].min(), count + 1)
     pieces = [(at[1] < high) & (at[1] >= low) for high, low in zip(lines, lines[1:], strict=False)]
     return [tuple(axis[piece] for axis in at) for piece in pieces if piece.any()]
+
+
+def _off_the_sacrum(bodies: list[tuple[np.ndarray, ...]], other: np.ndarray, data: MRData) -> list[tuple[np.ndarray, ...]]:
+    """L5 and the sacrum apart where they are one piece: longer than the part of a sacrum that scans show, and speaking of both.
+
+    `other` (slices, rows, columns): where a body is more likely anything but the sacrum.
+    """
+    lowest, rest = bodies[0], bodies[1:]
+    if len(rest) < 2 or not SPEAKS < other[lowest].mean() < 1 - SPEAKS:
+        return bodies
+    plane = np.stack(lowest[1:], 1) * np.array(data.spacing_mm[1:])
+    axis = np.linalg.svd(plane - plane.mean(0), full_matrices=False)[2][0]      # tilted: rows alone are no measure of its length
+    down = plane @ axis * np.sign(axis[0])
+    usual = float(np.median([np.ptp(at[1]) for at in rest])) * data.spacing_mm[1] + 2 * CORE_MM
+    if np.ptp(down) + 2 * CORE_MM < LONGER * usual:
+        return bodies
+    upper = down < down.min() + usual - CORE_MM
+    return [tuple(axis[~upper] for axis in lowest), tuple(axis[upper] for axis in lowest), *rest]
 
 
 def _connected(mask: np.ndarray) -> list[tuple[np.ndarray, ...]]:

@@ -9,12 +9,13 @@ from torch.nn import functional as F
 
 from ...adapters import deeplab_2d
 from ...plans import Hybrid2DNetwork, Hybrid3DNetwork, Plans
+from ...structures import kind
 from .attention import CrossTriAttention
 
 NEIGHBOURS = 3           # slices seen by a 2D branch: the labelled one and one on each side
 FEATURE_STRIDE = 4       # pixels of the input per feature of the decoder
 STRIDE_IN_PLANE = 16     # inputs must be multiples of this in rows and columns
-DETAIL_CHANNELS = 12     # of the light networks' full-resolution layer
+DETAIL_CHANNELS = 16     # of the light networks' full-resolution layer
 SMALLEST_PRIOR = 1e-3    # of a class: what the 2D branches exclude can still be learned
 LOW_LEVEL_CHANNELS = 48  # DeepLabv3+: width of the low-level shortcut
 
@@ -22,53 +23,64 @@ LOW_LEVEL_CHANNELS = 48  # DeepLabv3+: width of the low-level shortcut
 def build_network(stage: str, plans: Plans) -> TwoBranches | HybridNetwork:
     """The network of "hybrid_2d" or "hybrid_3d" as the plan says, with fresh weights; classes include the background."""
     plan = plans.stage(stage)
-    classes = len(plan.data.classes) + 1
+    kinds = kinds_of_classes(plan.data.classes)
     if stage == "hybrid_2d":
         # Channels last: bfloat16 convolutions on a CPU, and half precision ones on a GPU, run a third faster.
-        return TwoBranches(plan.network, classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return HybridNetwork(plan.network, plans.stage("hybrid_2d").network, classes)
+        return TwoBranches(plan.network, kinds).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return HybridNetwork(plan.network, plans.stage("hybrid_2d").network, kinds)
+
+
+def kinds_of_classes(classes: Sequence[str]) -> torch.Tensor:
+    """(classes + 1,) int64: 0 for the background, then 1, 2, ... for the kinds (bodies, discs, others) that there are."""
+    found = [kind(name) for name in classes]
+    there = [k for k in ("body", "disc", "other") if k in found]
+    return torch.tensor([0] + [1 + there.index(k) for k in found])
 
 
 class PixelHead(nn.Module):
     """Features (B, C, h, w) and the image (B, I, 4h, 4w) that they come from -> logits (B, classes, 4h, 4w).
 
-    "bilinear": 1x1 convolution, interpolated (DeepLabv3+); the image is not looked at. "detail": 16 values per class and feature, laid out
-    as its 4x4 pixels (Shi et al. 2016), and to them a correction from the image and a few such channels at full resolution: edges
-    finer than a feature where pixels are coarse.
+    "bilinear": 1x1 convolution, interpolated (DeepLabv3+); the image is not looked at. "detail": names are interpolated like that, and
+    to every class the logit of its kind (body, disc, background, ...) at full resolution is added, from the image and a few channels laid
+    out as the 4x4 pixels of each feature (Shi et al. 2016). All discs look alike: their edges are learned once, from all of them.
     """
 
-    def __init__(self, channels: int, classes: int, kind: str, image_channels: int) -> None:
+    def __init__(self, channels: int, kinds: torch.Tensor, how: str, image_channels: int) -> None:
         super().__init__()
-        self.kind = kind
-        if kind == "detail":
-            self.project = nn.Conv2d(channels, (classes + DETAIL_CHANNELS) * FEATURE_STRIDE ** 2, 1)
-            self.look = nn.Sequential(nn.Conv2d(image_channels + DETAIL_CHANNELS, DETAIL_CHANNELS, 3, padding=1), nn.ReLU(inplace=True),
-                                      nn.Conv2d(DETAIL_CHANNELS, classes, 3, padding=1))
-        else:
-            self.project = nn.Conv2d(channels, classes, 1)
+        self.how = how
+        self.names = nn.Conv2d(channels, len(kinds), 1)
+        if how == "detail":
+            self.register_buffer("kinds", kinds, persistent=False)
+            self.project = nn.Conv2d(channels, DETAIL_CHANNELS * FEATURE_STRIDE ** 2, 1)
+            self.fine = nn.Sequential(*_looks(image_channels, DETAIL_CHANNELS), *_looks(DETAIL_CHANNELS, DETAIL_CHANNELS))
+            self.coarse = nn.Sequential(nn.AvgPool2d(2), *_looks(DETAIL_CHANNELS, 2 * DETAIL_CHANNELS),
+                                      *_looks(2 * DETAIL_CHANNELS, DETAIL_CHANNELS))
+            self.decide = nn.Sequential(*_looks(DETAIL_CHANNELS, DETAIL_CHANNELS), nn.Conv2d(DETAIL_CHANNELS, int(kinds.max()) + 1, 1))
 
     def start_silent(self) -> None:
         """Logits are 0 until something is learned."""
-        for layer in (self.project, self.look[-1]) if self.kind == "detail" else (self.project,):
+        for layer in (self.names, self.decide[-1]) if self.how == "detail" else (self.names,):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        if self.kind == "detail":
-            pixels = F.pixel_shuffle(self.project(features), FEATURE_STRIDE)
-            hidden, logits = pixels[:, :DETAIL_CHANNELS], pixels[:, DETAIL_CHANNELS:]
-            return logits + self.look(torch.cat([hidden, image], 1))
-        return F.interpolate(self.project(features), scale_factor=FEATURE_STRIDE, mode="bilinear", align_corners=False)
+        names = F.interpolate(self.names(features), scale_factor=FEATURE_STRIDE, mode="bilinear", align_corners=False)
+        if self.how != "detail":
+            return names
+        fine = self.fine(image)
+        coarse = F.interpolate(self.coarse(fine), scale_factor=2, mode="bilinear", align_corners=False)
+        found = self.decide(F.pixel_shuffle(self.project(features), FEATURE_STRIDE) + fine + coarse)
+        return names + found[:, self.kinds]
 
 
 class Branch(nn.Module):
     """A 2D DeepLabv3+: three neighbouring slices (B, 3, rows, columns) -> features of the decoder and logits of the middle slice."""
 
-    def __init__(self, plan: Hybrid2DNetwork, classes: int) -> None:
+    def __init__(self, plan: Hybrid2DNetwork, kinds: torch.Tensor) -> None:
         super().__init__()
         self.encoder, self.decoder = deeplab_2d(plan.encoder, NEIGHBOURS, plan.decoder_channels, plan.atrous_rates,
                                                   plan.dropout)
-        self.head = PixelHead(plan.decoder_channels, classes, plan.head, NEIGHBOURS)
+        self.head = PixelHead(plan.decoder_channels, kinds, plan.head, NEIGHBOURS)
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """(B, decoder_channels, rows / 4, columns / 4)."""
@@ -82,9 +94,9 @@ class Branch(nn.Module):
 class TwoBranches(nn.Module):
     """Two branches of one shape and different initial weights; their mean probability is the 2D stage's answer."""
 
-    def __init__(self, plan: Hybrid2DNetwork, classes: int) -> None:
+    def __init__(self, plan: Hybrid2DNetwork, kinds: torch.Tensor) -> None:
         super().__init__()
-        self.a, self.b = Branch(plan, classes), Branch(plan, classes)
+        self.a, self.b = Branch(plan, kinds), Branch(plan, kinds)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3, rows, columns) -> (features of both (B, 2 C, rows / 4, columns / 4), mean probability (B, classes, rows, columns))."""
@@ -165,16 +177,17 @@ class HybridNetwork(nn.Module):
     False: 2D and 3D features are concatenated and fused.
     """
 
-    def __init__(self, plan: Hybrid3DNetwork, plan_2d: Hybrid2DNetwork, classes: int) -> None:
+    def __init__(self, plan: Hybrid3DNetwork, plan_2d: Hybrid2DNetwork, kinds: torch.Tensor) -> None:
         super().__init__()
+        classes = len(kinds)
         self.plan, self.factor, self.num_classes = plan, plan_2d.in_plane_factor, classes
         channels_3d, channels_2d = plan.decoder_channels, 2 * plan_2d.decoder_channels if plan.use_2d else 0
-        self.branches = TwoBranches(plan_2d, classes).requires_grad_(False).eval() if plan.use_2d else None
+        self.branches = TwoBranches(plan_2d, kinds).requires_grad_(False).eval() if plan.use_2d else None
         self.deeplab = DeepLab3D(1 + (classes if plan.use_2d else 0), plan)
         self.attention = CrossTriAttention(channels_3d, channels_2d, plan.attention_channels, plan.attention_stride) \
             if plan.use_2d and plan.attention else None
         self.fuse = _layer(channels_3d + channels_2d, channels_3d, 3)
-        self.head = PixelHead(channels_3d, classes, plan.head, 1)
+        self.head = PixelHead(channels_3d, kinds, plan.head, 1)
         if plan.residual and plan.use_2d:
             self.head.start_silent()
 
@@ -250,6 +263,11 @@ def _layer(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> nn.Sequ
     pad = dilation * (kernel // 2)
     convolution = nn.Conv3d(inputs, outputs, (1, kernel, kernel), padding=(0, pad, pad), dilation=(1, dilation, dilation), bias=False)
     return nn.Sequential(convolution, norm(outputs), nn.ReLU(inplace=True))
+
+
+def _looks(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+    """3x3 convolution of an image and ReLU."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True)
 
 
 def _in_plane(features: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

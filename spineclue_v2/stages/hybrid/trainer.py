@@ -21,7 +21,8 @@ from .cps import cross_supervision, pseudo_labels, ramp
 from .cutmix import mix
 from .data import PatchBatches, SliceBatches
 from .naming import name_levels
-from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, build_network
+from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, build_network, kinds_of_classes
+from .places import level_places
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -33,6 +34,11 @@ class _MRTrainer(BaseTrainer):
     def classes(self) -> int:
         """Number of classes, background included."""
         return len(self.plan.data.classes) + 1
+
+    @property
+    def discs(self) -> torch.Tensor:
+        """(classes,) boolean, background included."""
+        return torch.tensor([False] + [kind(name) == "disc" for name in self.plan.data.classes])
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         run = self.plan.run
@@ -51,6 +57,10 @@ class _MRTrainer(BaseTrainer):
                 loss = loss + weight * self._criterion(by_kind(logits, kinds), kinds[target.long()])
             return loss
 
+    def on_train_end(self) -> None:
+        """Where the levels lie in the fields of the training cases: a witness when names are given."""
+        self.fitted["places"] = level_places((self.dataset.properties(case) for case in self.train_cases), self.plan.data)
+
     def probability(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities (C, S, rows, columns) of a whole image in model space."""
         raise NotImplementedError
@@ -64,7 +74,8 @@ class _MRTrainer(BaseTrainer):
         for case in self.val_cases or self.train_cases:
             probability, truth = self.probability(self.dataset.image(case)[:].astype(np.float32)), self.dataset.labels(case)[:]
             plain.append(dice_per_class(probability.argmax(0), truth, data.classes))
-            rows.append({"case": case, "Dice": dice_per_class(name_levels(probability, data).argmax(0), truth, data.classes)})
+            named = name_levels(probability, data, self.fitted.get("places")).argmax(0)
+            rows.append({"case": case, "Dice": dice_per_class(named, truth, data.classes)})
         before = summarise_dice(plain)
         return {"stage": self.stage, **summarise_dice([row["Dice"] for row in rows]),
                 "as_voxels_say": {key: before[key] for key in ("foreground_mean", "VB", "IVD")}, "metric_per_case": rows}
@@ -98,7 +109,7 @@ class Hybrid2DTrainer(_MRTrainer):
             used = len(unlabelled) if run.unlabelled_batch_size else 0
             logger.info("%d of %d unlabelled cases are learned from.", used, len(unlabelled))
         return SliceBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
-                            run.rotation_deg, run.scaling, training, folder, unlabelled, network.crop_size,
+                            run.rotation_deg, run.scaling, self.discs, run.disc_signal, training, folder, unlabelled, network.crop_size,
                             network.in_plane_factor, self.classes, run.batch_size, run.unlabelled_batch_size if training else 0,
                             run.cutmix_boxes, run.cutmix_area)
 
@@ -115,7 +126,11 @@ class Hybrid2DTrainer(_MRTrainer):
         if not pseudo:
             return supervised, {"supervised": float(supervised.detach())}
         run = self.plan.run
-        cross = cross_supervision(*(part[count:].float() for part in logits), *pseudo)
+        unlabelled = [part[count:].float() for part in logits]
+        cross = cross_supervision(*unlabelled, *pseudo)
+        if run.kind_weight:  # as on labelled slices: what a body is can be agreed on long before which body it is
+            kinds = kinds_of_classes(self.plan.data.classes).to(self.device)
+            cross = cross + run.kind_weight * cross_supervision(*(by_kind(part, kinds) for part in unlabelled), *(kinds[p] for p in pseudo))
         total = supervised + run.cps_weight * ramp(self.epoch, run.cps_ramp_epochs) * cross
         return total, {"supervised": float(supervised.detach()), "cps": float(cross.detach())}
 
@@ -167,7 +182,7 @@ class Hybrid3DTrainer(_MRTrainer):
     def batch_maker(self, training: bool) -> PatchBatches:
         network, run = self.plan.network, self.plan.run
         return PatchBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
-                            run.rotation_deg, run.scaling, training, network.patch_size, network.context,
+                            run.rotation_deg, run.scaling, self.discs, run.disc_signal, training, network.patch_size, network.context,
                             FEATURE_STRIDE * self.plans.stage("hybrid_2d").network.in_plane_factor, run.batch_size, run.class_placed_share)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -182,13 +197,6 @@ class Hybrid3DTrainer(_MRTrainer):
         from .predictor import predict_3d
 
         return predict_3d(image, [self.network], self.plans, self.device)
-
-
-def kinds_of_classes(classes: tuple[str, ...]) -> torch.Tensor:
-    """(classes + 1,) int64: 0 for the background, then 1, 2, ... for the kinds (bodies, discs, others) that there are."""
-    found = [kind(name) for name in classes]
-    there = [k for k in ("body", "disc", "other") if k in found]
-    return torch.tensor([0] + [1 + there.index(k) for k in found])
 
 
 def by_kind(logits: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
