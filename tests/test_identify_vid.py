@@ -13,7 +13,7 @@ from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.cli import _common
 from spineclue_v2.errors import InputError
 from spineclue_v2.paths import weights_folder
-from spineclue_v2.stages.identify import vid, vid_evaluation, vid_model
+from spineclue_v2.stages.identify import vid, vid_evaluation, vid_model, vid_origin
 from spineclue_v2.stages.identify.geometry_features import L6, NOT_A_VERTEBRA
 from spineclue_v2.stages.identify.vid_candidates import NONE, SIXTH, Seen, candidates
 from spineclue_v2.stages.identify.vid_features import features
@@ -21,8 +21,9 @@ from spineclue_v2.stages.identify.vid_features import features
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "landmarks" / "vid_training.json.gz"
 
 
-def entry(name, first=14, last=23, seed=0, false=0, missed=()):
-    """A scan of LEVELS[first..last] with noise; `missed` levels are not detected, `false` ones lie below."""
+def entry(name, first=14, last=23, seed=0, false=0, missed=(), late=0):
+    """A scan of LEVELS[first..last] with noise; `missed` levels are not detected, `false` ones lie below; the reference starts
+    the loin `late` vertebrae below the one that looks lumbar to the detector."""
     generator = np.random.default_rng(seed)
     gaps = np.interp(np.arange(24), [0, 7, 18, 23], [17, 20, 29, 34])
     height = -np.cumsum(gaps)
@@ -32,7 +33,7 @@ def entry(name, first=14, last=23, seed=0, false=0, missed=()):
         truth.append({"xyz": xyz, "type": "body", "level": LEVELS[level]})
         if LEVELS[level] in missed:
             continue
-        region = 0 if level < 7 else 1 if level < 19 else 2
+        region = 0 if level < 7 else 1 if level < 19 - late else 2
         p = [0.03, 0.03, 0.03]
         p[region] = float(generator.uniform(0.9, 0.995))
         seen = [float(v) for v in generator.normal(xyz, 0.5)]
@@ -43,6 +44,13 @@ def entry(name, first=14, last=23, seed=0, false=0, missed=()):
         detections.append({"xyz": [5.0, -90.0, height[last] - 60.0 * (k + 1)], "type": "body", "p_ctl": [0.05, 0.05, 0.3]})
     generator.shuffle(detections)
     return {"scan": name, "collection": "made", "truth": truth, "detections": detections}
+
+
+def from_corner(raw):
+    """Another collection's scan: its coordinates are counted from the image's corner."""
+    for point in (*raw["truth"], *raw["detections"]):
+        point["xyz"] = [point["xyz"][0] + 200.0, *point["xyz"][1:]]
+    return raw | {"collection": "corner"}
 
 
 def write(path, scans):
@@ -159,6 +167,7 @@ def with_far_point(raw):
 
 @pytest.mark.parametrize("raw", [
     entry("plain"), entry("neck", 0, 12), entry("short", 20, 22), entry("false", false=2), entry("missed", missed=("L2",)),
+    entry("missed_in_neck", 0, 23, missed=("C5",)), entry("missed_in_chest", 5, 23, missed=("T3",)),
     with_thirteenth(entry("T13")), with_far_point(entry("far", 12, 22))], ids=lambda raw: raw["scan"])
 def test_the_right_numbering_is_among_the_candidates(tmp_path, raw):
     scan = vid.read_scans(write(tmp_path / "s.json", [raw]))[0]
@@ -184,13 +193,13 @@ def test_features_do_not_depend_on_the_name_of_the_collection_or_truth(tmp_path)
 def test_the_answer_is_the_likeliest_candidate_with_its_doubt():
     classes = np.array([[17, 18, 19], [17, 18, NONE], [18, 19, 20]])
     nothing = np.zeros(3, dtype=bool)
-    case = vid_model.Case(classes, np.zeros((3, 1)), nothing, nothing)
+    case = vid_model.Case(classes, np.zeros((3, 1)), nothing, nothing, np.zeros(0), "")
     said = vid_model.answer(case, np.log([0.45, 0.25, 0.3]))
     assert said.names == ("T11", "T12", "L1")
     np.testing.assert_allclose(said.confidence, [0.7, 0.7, 0.45], atol=1e-9)
     assert said.shifted == pytest.approx(0.3)              # the second rejects one and shifts none
     assert vid_model.answer(case, np.log([0.3, 0.45, 0.25])).names == ("T11", "T12", None)
-    empty = vid_model.Case(np.zeros((0, 2), dtype=int), np.zeros((0, 1)), nothing[:0], nothing[:0])
+    empty = vid_model.Case(np.zeros((0, 2), dtype=int), np.zeros((0, 1)), nothing[:0], nothing[:0], np.zeros(0), "")
     assert vid_model.answer(empty, np.zeros(0)).names == (None, None)
 
 
@@ -198,15 +207,48 @@ def test_temperature_matches_how_often_the_scores_are_right():
     """Scores say 0.99 : 0.01 but are right in three of four: the best temperature turns 0.99 into 0.75."""
     scores = [np.log([0.99, 0.01])] * 40
     right = [np.array([k % 4 != 0, k % 4 == 0]) for k in range(40)]
-    cases = [vid_model.Case(np.zeros((2, 1), dtype=int), np.zeros((2, 1)), row, row) for row in right]
+    cases = [vid_model.Case(np.zeros((2, 1), dtype=int), np.zeros((2, 1)), row, row, np.zeros(0), "") for row in right]
     temperature = vid_model.fit_temperature(scores, cases)
     assert temperature == pytest.approx(np.log(99) / np.log(3), rel=0.03)
+
+
+def cases_of(tmp_path, raws):
+    return [vid_model.Case.of(scan) for scan in vid.read_scans(write(tmp_path / "cases.json", raws))]
+
+
+def two_collections(name, count, seed):
+    """Turn and turn about: one collection starts the loin where the detector does, the other one vertebra lower. No scan shows L5."""
+    raws = [entry(f"{name}{k}", 12 + k % 3, 20 + k % 3, seed + k, late=k % 2) for k in range(count)]
+    return [from_corner(raw) if k % 2 else raw for k, raw in enumerate(raws)]
+
+
+def test_the_origin_is_guessed_from_the_scan_not_from_its_name(tmp_path):
+    cases = cases_of(tmp_path, two_collections("a", 60, 0))
+    whole, names = np.stack([case.whole for case in cases]), [case.collection for case in cases]
+    origin = vid_origin.Origin.fit(whole, names, 0)
+    crossed = vid_origin.Origin.crossed(whole, names, 0)
+    assert origin.names == ("corner", "made") and crossed.shape == (60, 2)
+    np.testing.assert_allclose(crossed.sum(axis=1), 1.0, atol=1e-5)
+    assert (crossed.argmax(axis=1) == [origin.names.index(name) for name in names]).mean() > 0.9
+    new = cases_of(tmp_path, [raw | {"collection": "made"} for raw in two_collections("b", 10, 900)])
+    assert (origin.guess(np.stack([case.whole for case in new])).argmax(axis=1) == [1, 0] * 5).all()
+    alone = vid_origin.Origin.fit(whole[::2], names[::2], 0)
+    assert alone.guess(whole).tolist() == [[1.0]] * 60
+
+
+def test_collections_that_name_the_same_looks_differently_are_both_named_right(tmp_path):
+    model = vid_model.VidModel.fit(cases_of(tmp_path, two_collections("a", 80, 0)), vid_model.Schedule(epochs=30), 1)
+    raws = [raw | {"collection": ""} for raw in two_collections("b", 20, 900)]
+    scans = vid.read_scans(write(tmp_path / "new.json", raws))
+    right = [said.names == scan.names for said, scan in zip(model.number(scans), scans, strict=True)]
+    assert np.mean(right[::2]) >= 0.8 and np.mean(right[1::2]) >= 0.8
 
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vid")
     raws = [entry(f"s{k}", first=10 + k % 6, last=23 - k % 2, seed=k, false=k % 3 == 0) for k in range(60)]
+    raws = [from_corner(raw) if k % 4 == 1 else raw for k, raw in enumerate(raws)]
     data = write(folder / "train.json.gz", raws)
     assert _common.main("benchmark_vid", ["train", str(data), "-m", str(folder / "m.pth"), "-epochs", "12", "-members", "1"]) == 0
     return folder / "m.pth"
@@ -246,8 +288,11 @@ def test_saved_model_answers_the_same_and_foreign_files_are_refused(model_file, 
     one, other = (m.number([scan])[0] for m in (model, vid_model.VidModel.load(tmp_path / "again.pth")))
     assert one.names == other.names
     np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-6)
+    assert model.origin.names == ("corner", "made") and len(model.origin.networks) > 0
+    whole = vid_model.Case.of(scan).whole[None]
+    np.testing.assert_array_equal(*(m.origin.guess(whole) for m in (model, vid_model.VidModel.load(tmp_path / "again.pth"))))
     content = torch.load(model_file, weights_only=True)
-    content["tensors"]["0.layers.1.weight"] = torch.zeros(3, 3)
+    content["tensors"]["0.layers.0.weight"] = torch.zeros(3, 3)
     torch.save(content, tmp_path / "wrong.pth")
     file = str(tmp_path / "s.json")
     assert _common.main("benchmark_vid", ["predict", file, "-m", str(tmp_path / "wrong.pth"), "-o", str(tmp_path / "o.json")]) == 2

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from ...anatomy import LEVEL_INDEX, LEVELS
+from .steps import steps_along_spine
 from .vid import VidScan
 
 CHAIN: tuple[str | None, ...] = (*LEVELS, "L6", None)
@@ -26,6 +27,8 @@ _STARTS, _RARE_STARTS = 5, 2      # best levels of the first true detection kept
 _PRICE = {"step": 1.5, "L6": 3.0, "T13": 3.0, "no_T12": 4.0}
 _OFF_LINE_MM = 45.0
 _WIDE = 1.6                       # a gap this much over the median may hold a missed vertebra
+_WIDE_HERE, _WIDEST_HERE = 1.45, 1.3    # over the gaps around it; the widest two are tried from less on
+_MISFIT, _MISFIT_FREE, _MISFIT_MOST = 3.0, 0.25, 0.7    # price of a gap's log-misfit to its step, free below, no more above
 _CROWDED = 0.65                   # one this much under it holds a false one
 
 
@@ -92,12 +95,12 @@ def candidates(seen: Seen, limit: int = CANDIDATES) -> tuple[np.ndarray, np.ndar
     found: dict[tuple[int, ...], float] = {}
     for false, price in _false_sets(seen).items():
         kept = np.setdiff1d(np.arange(n), false)
-        for steps in _step_patterns(seen.centres[kept]):
+        for steps, misfit in _step_patterns(seen.centres[kept]):
             for classes, value in _starts(log_share[kept], steps):
                 row = np.full(n, NONE)
                 row[kept] = classes
                 key = tuple(row.tolist())
-                found[key] = max(value - price - _PRICE["step"] * int((steps > 1).sum()), found.get(key, -np.inf))
+                found[key] = max(value - price - misfit, found.get(key, -np.inf))
     best = sorted(found.items(), key=lambda item: -item[1])[:limit]
     return np.array([key for key, _ in best], dtype=int).reshape(-1, n), np.array([value for _, value in best])
 
@@ -116,16 +119,27 @@ def _false_sets(seen: Seen) -> dict[tuple[int, ...], float]:
     return sets
 
 
-def _step_patterns(centres: np.ndarray) -> list[np.ndarray]:
-    """(k - 1,) steps between the k true detections: all one, and a second pattern where wide gaps may hold missed vertebrae."""
+def _step_patterns(centres: np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """(k - 1,) steps between the k true detections, each with its price: all one, and patterns with vertebrae missed in wide gaps.
+
+    Wide by the scan's median gap or, since gaps in the neck are half of those in the loin, by the gaps around.
+    """
     ones = np.ones(max(len(centres) - 1, 0), dtype=int)
     if len(centres) < 4:
-        return [ones]
+        return [(ones, 0.0)]
     gaps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-    ratio = gaps / np.median(gaps)
-    if not (ratio > _WIDE).any():
-        return [ones]
-    return [ones, np.where(ratio > _WIDE, np.clip(np.rint(ratio), 2, 6), 1).astype(int)]
+    over_all, here = gaps / np.median(gaps), steps_along_spine(centres)
+    patterns = [ones] + [np.where(ratio > wide, np.clip(np.rint(ratio), 2, 6), 1).astype(int)
+                         for ratio, wide in ((over_all, _WIDE), (here, _WIDE_HERE))]
+    for k in np.argsort(-here)[:2]:
+        if here[k] > _WIDEST_HERE:
+            patterns.append(np.where(np.arange(len(gaps)) == k, max(2, round(here[k])), 1))
+    out = {}
+    for steps in patterns:
+        misfit = np.abs(np.log(here / steps)) - _MISFIT_FREE
+        price = _PRICE["step"] * int((steps > 1).sum()) + _MISFIT * np.clip(misfit, 0.0, _MISFIT_MOST).sum()
+        out.setdefault(tuple(steps.tolist()), (steps, float(price)))
+    return list(out.values())
 
 
 def _starts(log_share: np.ndarray, steps: np.ndarray) -> list[tuple[np.ndarray, float]]:

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 
-from .vid_candidates import L1, NONE, REGION, SIXTH, T12, Seen
+from .vid_candidates import L1, NONE, REGION, SIXTH, T11, T12, Seen
 
 C_TO_T, T_TO_L = range(4, 10), range(14, SIXTH + 1)      # levels around the changes of region
 _BY_LEVEL = (
@@ -18,6 +18,10 @@ _BY_LEVEL = (
     (6, tuple(range(4, SIXTH + 1))), (7, tuple(range(4, SIXTH + 1))),           # gap below / median gap, its slope
     (8, tuple(range(13, SIXTH + 1))))                                           # gap below in mm
 """(quantity, levels at which it is a feature)."""
+_STARTS = np.cumsum([0] + [len(levels) for _, levels in _BY_LEVEL])
+_THORACIC, _LUMBAR = (_STARTS[k] + np.array([_BY_LEVEL[k][1].index(level) for level in (T11, T12, L1)]) for k in (1, 2))
+ORIGIN_COLUMNS = (*map(int, _THORACIC), *map(int, _LUMBAR), *(int(_STARTS[-1]) + k for k in (3, 9, 10)))
+"""Columns of `features` that collections judge differently: thoracic and lumbar looks of T11, T12, L1; last level, L6, L5."""
 
 
 def features(seen: Seen, classes: np.ndarray, plausible: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The VID model: a small network that ranks the candidate numberings of a scan, trained on which of them is right.
 
 Naming detections one by one cannot tell whether a whole scan is shifted; a candidate as a whole can be weighed: what lies at
-T12 and L1 if this numbering holds, how many are lumbar, what is left out. The networks score each candidate from its features,
-the softmax over a scan's candidates is their posterior (conditional logit), its temperature comes from held-out scans.
+T12 and L1 if this numbering holds, how many are lumbar, what is left out, and whose scan it looks like (`vid_origin`). The
+networks score each candidate from its features, the softmax over a scan's candidates is their posterior (conditional logit), its
+temperature comes from held-out scans.
 """
 from __future__ import annotations
 
@@ -22,11 +23,12 @@ from .geometry_features import L6, NOT_A_VERTEBRA
 from .vid import FOLDS, Named, VidScan, folds
 from .vid_candidates import CHAIN, NONE, SIXTH, Seen, candidates
 from .vid_features import features
+from .vid_origin import Origin, scan_features, with_origin
 
 logger = logging.getLogger(__name__)
 
 KIND = "spineclue_v2 VID model"
-MEMBERS = 2
+MEMBERS = 4
 CLIP = 4.0
 UNKNOWN_SHARE = 0.02              # a feature that is unknown this often tells by being unknown, too
 FALSE_WEIGHT = 0.3                # of telling false detections apart, beside getting every true one right
@@ -49,45 +51,54 @@ class Schedule:
 @dataclass(frozen=True)
 class Case:
     """One scan's candidates: `classes` (m, n) of `CHAIN`, `features` (m, f), and which are `right` (m,): every detected true body
-    named right; `exact` (m,): false ones rejected, too."""
+    named right; `exact` (m,): false ones rejected, too. `whole` (q,): features of the scan; `collection`: read in training only."""
 
     classes: np.ndarray
     features: np.ndarray
     right: np.ndarray
     exact: np.ndarray
+    whole: np.ndarray
+    collection: str
 
     @classmethod
     def of(cls, scan: VidScan) -> Case:
         seen = Seen(scan)
         classes, plausible = candidates(seen)
         table = features(seen, classes, plausible) if len(classes) else np.zeros((0, 0), dtype=np.float32)
+        origin = scan_features(seen), scan.collection
         if scan.landmarks.targets is None:
             nothing = np.zeros(len(classes), dtype=bool)
-            return cls(classes, table, nothing, nothing)
+            return cls(classes, table, nothing, nothing, *origin)
         targets = np.select([scan.landmarks.targets == L6, scan.landmarks.targets == NOT_A_VERTEBRA], [SIXTH, NONE],
                             scan.landmarks.targets)
         agrees = classes == targets[None]
-        return cls(classes, table, (agrees | (targets == NONE)).all(axis=1), agrees.all(axis=1))
+        return cls(classes, table, (agrees | (targets == NONE)).all(axis=1), agrees.all(axis=1), *origin)
 
 
 class Ranker(nn.Module):
-    """(..., inputs) features of a candidate -> (...,) score."""
+    """(..., m, inputs) features of a scan's candidates -> (..., m) scores. In training an input is dropped from all of a scan's
+    candidates at once, so that they stay comparable."""
 
     def __init__(self, inputs: int, width: int, dropout: float):
         super().__init__()
+        self.input_dropout = nn.Dropout(0.15)
         self.layers = nn.Sequential(
-            nn.Dropout(0.15), nn.Linear(inputs, width), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(inputs, width), nn.GELU(), nn.Dropout(dropout),
             nn.Linear(width, 32), nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x * self.input_dropout(torch.ones_like(x[..., :1, :]))
         return self.layers(x)[..., 0]
 
 
 @dataclass
 class VidModel:
-    """Rankers with the scale of their inputs: `mean`, `spread` (f,), `flagged` (k,) features whose absence is an input."""
+    """Rankers with the scale of their inputs: `mean`, `spread` (f,), `flagged` (k,) features whose absence is an input; `origin`
+    guesses the collection, which adds to a case's features."""
 
     networks: list[Ranker]
+    origin: Origin
     mean: np.ndarray
     spread: np.ndarray
     flagged: np.ndarray
@@ -101,14 +112,17 @@ class VidModel:
         cases = [case for case in cases if case.right.any() and not case.right.all()]
         if not cases:
             raise InputError("The VID model cannot be trained: no scan has a right and a wrong numbering to choose from.")
-        table = np.concatenate([case.features for case in cases])
+        whole, collections = np.stack([case.whole for case in cases]), [case.collection for case in cases]
+        guesses = Origin.crossed(whole, collections, schedule.seed)
+        tables = [with_origin(case.features, guess) for case, guess in zip(cases, guesses, strict=True)]
+        table = np.concatenate(tables)
         known = np.isfinite(table)
         count = np.maximum(known.sum(axis=0), 1)
         mean = np.where(known, table, 0.0).sum(axis=0, dtype=float) / count
         spread = np.sqrt(np.where(known, (table - mean) ** 2, 0.0).sum(axis=0) / count) + 1e-3
-        model = cls([], mean.astype(np.float32), spread.astype(np.float32), np.flatnonzero((~known).mean(axis=0) > UNKNOWN_SHARE),
-                    schedule.width, about={"scans": len(cases)})
-        inputs = [model.inputs(case.features) for case in cases]
+        model = cls([], Origin.fit(whole, collections, schedule.seed), mean.astype(np.float32), spread.astype(np.float32),
+                    np.flatnonzero((~known).mean(axis=0) > UNKNOWN_SHARE), schedule.width, about={"scans": len(cases)})
+        inputs = [model.inputs(rows) for rows in tables]
         model.networks = [_train(cases, inputs, schedule, schedule.seed + member) for member in range(members)]
         return model
 
@@ -123,7 +137,7 @@ class VidModel:
         if len(case.classes) == 0:
             return np.zeros(0)
         with torch.inference_mode():
-            x = self.inputs(case.features)
+            x = self.inputs(with_origin(case.features, self.origin.guess(case.whole[None])[0]))
             return torch.stack([network(x) for network in self.networks]).mean(dim=0).double().numpy()
 
     def number(self, scans: Sequence[VidScan]) -> list[Named]:
@@ -134,16 +148,17 @@ class VidModel:
         tensors = {f"{i}.{name}": value.half() for i, network in enumerate(self.networks)
                    for name, value in network.state_dict().items()}
         tensors |= {"mean": torch.from_numpy(self.mean), "spread": torch.from_numpy(self.spread),
-                    "flagged": torch.from_numpy(self.flagged)}
-        save_weights(path, tensors, {"kind": KIND, "members": len(self.networks), "width": self.width,
-                                     "temperature": self.temperature, "about": self.about})
+                    "flagged": torch.from_numpy(self.flagged)} | self.origin.tensors()
+        save_weights(path, tensors, {"kind": KIND, "members": len(self.networks), "width": self.width, "temperature": self.temperature,
+                                     "collections": list(self.origin.names), "about": self.about})
 
     @classmethod
     def load(cls, path: str | Path) -> VidModel:
         """Read `save`'s file; anything else is an InputError."""
         tensors, description = load_weights(path, KIND)
         try:
-            model = cls([], *(tensors[name].numpy() for name in ("mean", "spread", "flagged")), description["width"],
+            origin = Origin.of_tensors(tensors, description["collections"])
+            model = cls([], origin, *(tensors[name].numpy() for name in ("mean", "spread", "flagged")), description["width"],
                         description["temperature"], description["about"])
             for i in range(description["members"]):
                 network = Ranker(len(model.mean) + len(model.flagged), model.width, 0.0)
@@ -156,6 +171,9 @@ class VidModel:
 
 
 def _train(cases: Sequence[Case], inputs: Sequence[Tensor], schedule: Schedule, seed: int) -> Ranker:
+    """One ranker. Scans count by the root of their vertebrae: the rate pools vertebrae, but a scan is mostly right or wrong as one."""
+    weight = torch.tensor([float((case.classes[case.right.argmax()] != NONE).sum()) for case in cases]).sqrt()
+    weight /= weight.mean()
     longest = max(len(x) for x in inputs)
     x = torch.zeros(len(cases), longest, inputs[0].shape[1])
     real, right, exact = (torch.zeros(len(cases), longest, dtype=torch.bool) for _ in range(3))
@@ -175,7 +193,7 @@ def _train(cases: Sequence[Case], inputs: Sequence[Tensor], schedule: Schedule, 
                 log_right = logs.masked_fill(~right[rows], -1e9).logsumexp(dim=1)
                 known = exact[rows].any(dim=1)
                 log_exact = logs.masked_fill(~exact[rows], -1e9).logsumexp(dim=1) - log_right
-                loss = -log_right.mean() - FALSE_WEIGHT * log_exact.where(known, torch.zeros(())).mean()
+                loss = -(weight[rows] * log_right).mean() - FALSE_WEIGHT * log_exact.where(known, torch.zeros(())).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
