@@ -1,12 +1,14 @@
 """Where a vertebra is looked for that localize did not find."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.stages.segment.candidates import mask_middle, missed
+from spineclue_v2.stages.segment.candidates import mask_middle, missed, without_fragments
 from spineclue_v2.vertebra import Vertebra
 from spineclue_v2.volume import Geometry
 
@@ -61,3 +63,19 @@ def test_whichever_inner_vertebra_is_missing_one_candidate_lies_at_its_place(ste
     gone = row.pop(removed)
     away = [np.linalg.norm(np.array(c.box_centre) - mask_middle(gone, GEOMETRY)) for c in missed(row, [], GEOMETRY)]
     assert min(away) < 5.0 and sum(a < 12.0 for a in away) == 1
+
+
+def test_a_fragment_goes_where_the_row_has_no_room_for_it_and_a_small_vertebra_stays():
+    def row(*heights: int) -> list[Vertebra]:
+        return [replace(vertebra(z), volume_ml=30.0) for z in heights]
+
+    regular = row(120, 100, 80, 60, 40)
+    piece = replace(vertebra(71), volume_ml=14.0)              # between two that follow each other
+    assert without_fragments([*regular, piece]) == regular
+    assert without_fragments([piece, *regular[::-1]]) == regular[::-1]
+    collapsed = replace(regular[2], volume_ml=14.0)            # as small, but in its own place
+    kept = [*regular[:2], collapsed, *regular[3:]]
+    assert without_fragments(kept) == kept
+    for spared in (replace(piece, volume_ml=25.0), replace(piece, touches_border=True)):
+        assert without_fragments([*regular, spared]) == [*regular, spared]
+    assert without_fragments([piece]) == [piece] and without_fragments([]) == []

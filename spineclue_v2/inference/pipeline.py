@@ -83,11 +83,11 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
 def segment_located(fine: Volume, located: list[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: Geometry,
                     mirror: bool = False) -> list[Vertebra]:
     """Stage 2 on a model-space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid."""
-    from ..stages.segment.candidates import missed
+    from ..stages.segment.candidates import missed, without_fragments
     from ..stages.segment.predictor import segment
 
     found = segment(fine, located, networks, plan, device, mirror, partial(missed, geometry=fine.geometry))
-    return [mark_border(v, fine.geometry, scan) for v in found]
+    return without_fragments([mark_border(v, fine.geometry, scan) for v in found])
 
 
 def spine_box(volume: Volume, located: list[Vertebra], plan: StagePlan) -> Volume:
