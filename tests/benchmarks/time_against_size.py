@@ -77,8 +77,8 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         for stage in STAGES:
             axis.plot([row["value"] for row in own], [row[stage] for row in own], "o-", label=stage)
         axis.set_xlabel(what)
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+    axes[0].set_ylim(0, 1.05 * max(row[stage] for row in rows for stage in STAGES))  # shared by all
     axes[0].set_ylabel("seconds")
     axes[0].legend()
     figure.tight_layout()
