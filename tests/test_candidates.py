@@ -32,7 +32,8 @@ def places(found: list[Vertebra], tried: list[Vertebra] | None = None) -> list[l
 
 def test_a_gap_and_both_ends_are_looked_at_by_the_masks_and_not_by_the_boxes():
     row = [vertebra(z) for z in (120, 100, 60, 40)]          # one is missing at 80, and the scan goes on beyond both ends
-    assert places(row) == [[85.5, 27.5, 29.5], [145.5, 27.5, 29.5], [25.5, 27.5, 29.5]]
+    beside = [[105.5 + 40 / 3, 27.5, 29.5], [65.5 - 40 / 3, 27.5, 29.5]]   # where the other half of a neighbour of the gap would be
+    assert places(row) == [[85.5, 27.5, 29.5], *beside, [145.5, 27.5, 29.5], [25.5, 27.5, 29.5]]
     assert places(row[::-1]) == places(row)                    # in any order
     assert places([vertebra(z) for z in (130, 110, 50, 30, 10)])[:2] == [[95.5, 27.5, 29.5], [75.5, 27.5, 29.5]]   # two are missing
 

@@ -33,8 +33,11 @@ def missed(found: list[Vertebra], tried: list[Vertebra], geometry: Geometry) -> 
     if len(ordered) > 2:
         for i, step in enumerate(steps_along_spine(np.array([v.body_centre for v in ordered]))):
             count = max(1, round(float(step)) - 1) if step >= MISSING_STEP else 0
-            places += [middles[i] + (middles[i + 1] - middles[i]) * k / (count + 1) for k in range(1, count + 1)]
-            extents += [ordered[i].extent] * count
+            along = [k / (count + 1) for k in range(1, count + 1)]
+            # Beside the gap may be one mask of two vertebrae, its middle half a step from both: the other one lies a third of the gap on.
+            along += [-1 / 3, 4 / 3] if count == 1 else []
+            places += [middles[i] + (middles[i + 1] - middles[i]) * k for k in along]
+            extents += [ordered[i].extent] * len(along)
     if not tried:
         for last, before in ((0, 1), (-1, -2)):
             if not _ends_at_border(ordered[last], geometry, top=last == 0):

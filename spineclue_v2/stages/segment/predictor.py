@@ -17,6 +17,7 @@ from .network import foreground_probability
 
 OWN_SHARE = 0.5    # whose neighbours own more than the rest of its mask is no vertebra of its own,
 CONTESTED_DICE, SPLINTER = 0.2, 0.4   # nor is what is this small beside a mask it shares so much with
+COVERED, PART = 0.8, 0.3   # a mask that two others, apart from one another, cover so far, each with so much of it, holds two vertebrae
 LOOKS = 3          # a vertebra found in a gap may show the next gap
 RECENTRE_MM = 6.0  # a mask whose middle lies farther from the crop's middle is segmented again around its own middle
 
@@ -66,9 +67,10 @@ def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Mo
 def _settled(vertebrae: list[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
              ) -> dict[int, Vertebra]:
     """Finished vertebrae by their place in `vertebrae`, without those that repeat others or have no plausible mask."""
-    dice = _pair_dice(probabilities, starts)
-    kept = _without_duplicates(dice, [v.score for v in vertebrae], plan.run.overlap_dice)
-    whole = [max(1, int((p > 0.5).sum())) for p in probabilities]
+    shared = _shared_voxels(probabilities, starts)
+    whole, scores = shared.diagonal(), [v.score for v in vertebrae]
+    dice = 2 * shared / np.maximum(1, whole[:, None] + whole[None])
+    kept = _without_duplicates(dice, scores, plan.run.overlap_dice, _without_straddlers(shared, dice, scores))
     while True:
         masks = resolve_ownership([probabilities[i] for i in kept], starts[kept])
         rest = _no_vertebra_of_its_own(kept, dice, whole, [int(mask.sum()) for mask in masks])
@@ -121,38 +123,49 @@ def _overlap(start_a: np.ndarray, start_b: np.ndarray, shape: tuple[int, ...]) -
             tuple(slice(int(p - s), int(q - s)) for p, q, s in zip(low, high, start_b, strict=True)))
 
 
-def _pair_dice(probabilities: list[np.ndarray], starts: np.ndarray) -> np.ndarray:
-    """Dice (n, n) of the masks of all pairs of crops; 0 where crops do not meet, and of each with itself."""
+def _shared_voxels(probabilities: list[np.ndarray], starts: np.ndarray) -> np.ndarray:
+    """(n, n) voxels that the masks of two crops share; the diagonal holds their sizes."""
     masks = [p > 0.5 for p in probabilities]
-    sizes = [int(m.sum()) for m in masks]
-    dice = np.zeros((len(masks), len(masks)))
+    shared = np.diag([int(m.sum()) for m in masks])
     for i in range(len(masks)):
         for j in range(i):
             boxes = _overlap(starts[i], starts[j], masks[i].shape)
             if boxes is not None:
-                shared = int((masks[i][boxes[0]] & masks[j][boxes[1]]).sum())
-                dice[i, j] = dice[j, i] = 2 * shared / max(1, sizes[i] + sizes[j])
-    return dice
+                shared[i, j] = shared[j, i] = int((masks[i][boxes[0]] & masks[j][boxes[1]]).sum())
+    return shared
 
 
-def _without_duplicates(dice: np.ndarray, scores: list[float], limit: float) -> list[int]:
-    """Indices to keep: of two crops whose masks overlap by more than `limit` Dice, the one with the lower score goes."""
+def _without_straddlers(shared: np.ndarray, dice: np.ndarray, scores: list[float]) -> list[int]:
+    """Indices to keep: a crop whose centre lies between two vertebrae may hold both in one mask; where each has a crop of its own by now,
+    it goes. One of the three must be a candidate (score 0), which stands for the room that the row has."""
+    share = shared / np.maximum(1, shared.diagonal())[:, None]
+
+    def holds_two(i: int) -> bool:
+        parts = [j for j in np.flatnonzero(share[i] >= PART) if j != i]
+        return any(dice[j, k] < CONTESTED_DICE and share[i, j] + share[i, k] >= COVERED and min(scores[i], scores[j], scores[k]) <= 0
+                   for n, j in enumerate(parts) for k in parts[:n])
+
+    return [i for i in range(len(scores)) if not holds_two(i)]
+
+
+def _without_duplicates(dice: np.ndarray, scores: list[float], limit: float, among: list[int]) -> list[int]:
+    """Indices to keep of `among`: of two crops whose masks overlap by more than `limit` Dice, the one with the lower score goes."""
     kept: list[int] = []
-    for i in sorted(range(len(scores)), key=lambda k: -scores[k]):
+    for i in sorted(among, key=lambda k: -scores[k]):
         if all(dice[i, j] <= limit for j in kept):
             kept.append(i)
     return sorted(kept)
 
 
-def _no_vertebra_of_its_own(kept: list[int], dice: np.ndarray, whole: list[int], owned: list[int]) -> int | None:
+def _no_vertebra_of_its_own(kept: list[int], dice: np.ndarray, whole: np.ndarray, owned: list[int]) -> int | None:
     """The crop of `kept` that holds least of its own: neighbours own most of its mask (`whole`, voxels), or what it owns (`owned`, in
     the order of `kept`) is a splinter of a mask that it shares. None where each holds a vertebra."""
-    share = {i: own / whole[i] for i, own in zip(kept, owned, strict=True)}
+    share = {i: own / max(1, whole[i]) for i, own in zip(kept, owned, strict=True)}
     size = dict(zip(kept, owned, strict=True))
     for i in kept:
         others = [size[j] for j in kept if dice[i, j] > CONTESTED_DICE]
         if others and size[i] < SPLINTER * max(others):
-            share[i] = min(share[i], 0.0)
+            share[i] = 0.0
     least = min(kept, key=lambda i: share[i], default=None)
     return least if least is not None and share[least] < OWN_SHARE else None
 
