@@ -35,7 +35,8 @@ def regular_rows(dataset: PreprocessedDataset, cases: list[str]) -> list[tuple[s
 class MaskBatches:
     """Batches of augmented mask crops; batch i depends on (seed, i) alone.
 
-    i < `contrastive_batches`: {"image" (2T, 1, z, y, x), "level" (2T,)}, levels equally often, views t and T + t of one mask.
+    i < `contrastive_batches`: {"image" (2T, 1, z, y, x), "level" (2T,)}, views t and T + t of one mask; levels equally often, and as
+    many as leave two masks or more of each, for a mask whose only positive is itself learns nothing about its level.
     Otherwise whole spines in order: {"image" (n, 1, z, y, x), "level" (n,), "spine" (n,)} with about `batch_size` vertebrae.
     """
 
@@ -97,10 +98,7 @@ class MaskBatches:
         contrastive = index < self.contrastive_batches
         spines: list[int] = []
         if contrastive:
-            levels = sorted(self._by_level)
-            chosen = [int(rng.choice(self._by_level[levels[i % len(levels)]])) for i in rng.permutation(
-                max(len(levels), self.batch_size))[:self.batch_size]]
-            chosen = chosen + chosen
+            chosen = self._balanced(rng) * 2
         else:
             chosen = []
             cases = sorted(self._by_case)
@@ -115,6 +113,15 @@ class MaskBatches:
         if not contrastive:
             batch["spine"] = torch.tensor(spines)
         return batch
+
+    def _balanced(self, rng: np.random.Generator) -> list[int]:
+        """`batch_size` rows, the drawn levels equally often (to within one); rows of a level differ while it has enough."""
+        levels = rng.permutation(sorted(self._by_level))[:max(1, self.batch_size // 2)]
+        chosen: list[int] = []
+        for level, own in zip(levels, np.array_split(np.arange(self.batch_size), len(levels)), strict=True):
+            rows = self._by_level[int(level)]
+            chosen += rng.choice(rows, len(own), replace=len(rows) < len(own)).tolist()
+        return chosen
 
 
 def augment_masks(masks: torch.Tensor, rng: np.random.Generator, spacing: float) -> torch.Tensor:
