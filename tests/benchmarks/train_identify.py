@@ -32,7 +32,7 @@ MISSED = -4.0
 """By hand, one vertebra in fifty: what localize misses is looked for; of phantoms one in 600 stays missed, but patients have implants."""
 GEOMETRY = "geometry.pth"
 APPEARANCE_PLANS, APPEARANCE_EPOCHS = "AppearancePlans", 100
-APPEARANCE_WEIGHT = {"cervical": 0.3, "thoracic": 0.3, "lumbar": 0.5, "none": 0.3}
+APPEARANCE_WEIGHT = {"cervical": 0.3, "thoracic": 0.3, "lumbar": 0.5, "none": 0.5}
 """By hand. Phantoms alone would have 0.4 to 0.8 everywhere; at the top of two real chests it is off by one, around real loins it is not."""
 
 
