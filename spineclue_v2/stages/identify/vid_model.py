@@ -39,7 +39,7 @@ TEMPERATURES = np.geomspace(0.25, 8.0, 81)
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a ranker is trained."""
+    """How a network is trained."""
 
     epochs: int = 25
     batch: int = 64
