@@ -193,13 +193,13 @@ def test_features_do_not_depend_on_the_name_of_the_collection_or_truth(tmp_path)
 def test_the_answer_is_the_likeliest_candidate_with_its_doubt():
     classes = np.array([[17, 18, 19], [17, 18, NONE], [18, 19, 20]])
     nothing = np.zeros(3, dtype=bool)
-    case = vid_model.Case(classes, np.zeros((3, 1)), nothing, nothing, np.zeros(0), "")
+    case = vid_model.Case(classes, np.zeros((3, 1)), nothing, nothing, np.zeros((3, 25, 8)), np.zeros(0), "")
     said = vid_model.answer(case, np.log([0.45, 0.25, 0.3]))
     assert said.names == ("T11", "T12", "L1")
     np.testing.assert_allclose(said.confidence, [0.7, 0.7, 0.45], atol=1e-9)
     assert said.shifted == pytest.approx(0.3)              # the second rejects one and shifts none
     assert vid_model.answer(case, np.log([0.3, 0.45, 0.25])).names == ("T11", "T12", None)
-    empty = vid_model.Case(np.zeros((0, 2), dtype=int), np.zeros((0, 1)), nothing[:0], nothing[:0], np.zeros(0), "")
+    empty = vid_model.Case(np.zeros((0, 2), dtype=int), np.zeros((0, 1)), nothing[:0], nothing[:0], np.zeros((0, 25, 8)), np.zeros(0), "")
     assert vid_model.answer(empty, np.zeros(0)).names == (None, None)
 
 
@@ -207,7 +207,8 @@ def test_temperature_matches_how_often_the_scores_are_right():
     """Scores say 0.99 : 0.01 but are right in three of four: the best temperature turns 0.99 into 0.75."""
     scores = [np.log([0.99, 0.01])] * 40
     right = [np.array([k % 4 != 0, k % 4 == 0]) for k in range(40)]
-    cases = [vid_model.Case(np.zeros((2, 1), dtype=int), np.zeros((2, 1)), row, row, np.zeros(0), "") for row in right]
+    cases = [vid_model.Case(np.zeros((2, 1), dtype=int), np.zeros((2, 1)), row, row, np.zeros((2, 25, 8)), np.zeros(0), "")
+             for row in right]
     temperature = vid_model.fit_temperature(scores, cases)
     assert temperature == pytest.approx(np.log(99) / np.log(3), rel=0.03)
 

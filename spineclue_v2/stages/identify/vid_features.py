@@ -18,6 +18,7 @@ _BY_LEVEL = (
     (6, tuple(range(4, SIXTH + 1))), (7, tuple(range(4, SIXTH + 1))),           # gap below / median gap, its slope
     (8, tuple(range(13, SIXTH + 1))))                                           # gap below in mm
 """(quantity, levels at which it is a feature)."""
+_USUAL_GAP_MM = 29.0              # around T12 and L1
 _STARTS = np.cumsum([0] + [len(levels) for _, levels in _BY_LEVEL])
 _THORACIC, _LUMBAR = (_STARTS[k] + np.array([_BY_LEVEL[k][1].index(level) for level in (T11, T12, L1)]) for k in (1, 2))
 ORIGIN_COLUMNS = (*map(int, _THORACIC), *map(int, _LUMBAR), *(int(_STARTS[-1]) + k for k in (3, 9, 10)))
@@ -170,7 +171,18 @@ class _Parts:
         x = self.seen.centres
         both = np.array([x[:, 0].mean(), x[:, 1].mean(), np.nanmean(self.seen.width), x[0, 2] - x[-1, 2],
                          (self.seen.off_line > 60.0).sum(), (self.seen.total < 0.9).sum(), len(self.seen.scan.pedicles) - 2 * self.n])
-        return np.concatenate([np.tile(both, (self.m, 1)), _columns(x[self.last, 2], x[self.first, 2])], axis=1)
+        return np.concatenate([np.tile(both, (self.m, 1)), _columns(x[self.last, 2], x[self.first, 2], self._height_of(L1))], axis=1)
+
+    def _height_of(self, level: int) -> np.ndarray:
+        """(m,) height of a level by the levels around it, NaN with fewer than two; where a hospital puts its zero tells the level."""
+        height, out = self.seen.centres[:, 2], np.full(self.m, np.nan)
+        for row, (classes, named) in enumerate(zip(self.classes, self.named, strict=True)):
+            levels, heights = classes[named], height[named]
+            if len(levels) > 1:
+                end = 0 if level < levels[0] else -1
+                beyond = level - levels[end] if level < levels[0] or level > levels[-1] else 0
+                out[row] = np.interp(level, levels, heights) - beyond * _USUAL_GAP_MM
+        return out
 
 
 def _columns(*values: np.ndarray) -> np.ndarray:

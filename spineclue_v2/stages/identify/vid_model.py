@@ -1,9 +1,9 @@
-"""The VID model: a small network that ranks the candidate numberings of a scan, trained on which of them is right.
+"""The VID model: small networks and boosted trees that rank the candidate numberings of a scan, trained on which is right.
 
 Naming detections one by one cannot tell whether a whole scan is shifted; a candidate as a whole can be weighed: what lies at
-T12 and L1 if this numbering holds, how many are lumbar, what is left out, and whose scan it looks like (`vid_origin`). The
-networks score each candidate from its features, the softmax over a scan's candidates is their posterior (conditional logit), its
-temperature comes from held-out scans.
+T12 and L1 if this numbering holds, how many are lumbar, what is left out, how well the sizes go with each other
+(`vid_likelihood`), and whose scan it looks like (`vid_origin`). Networks and forests score each candidate from its features, the
+softmax of their mean over a scan's candidates is the posterior (conditional logit), its temperature comes from held-out scans.
 """
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from .geometry_features import L6, NOT_A_VERTEBRA
 from .vid import FOLDS, Named, VidScan, folds
 from .vid_candidates import CHAIN, NONE, SIXTH, Seen, candidates
 from .vid_features import features
+from .vid_forest import Forest
+from .vid_likelihood import Likelihoods, quantities
 from .vid_origin import Origin, scan_features, with_origin
 
 logger = logging.getLogger(__name__)
 
 KIND = "spineclue_v2 VID model"
-MEMBERS = 4
+MEMBERS, FORESTS = 3, 2
 CLIP = 4.0
 UNKNOWN_SHARE = 0.02              # a feature that is unknown this often tells by being unknown, too
 FALSE_WEIGHT = 0.3                # of telling false detections apart, beside getting every true one right
@@ -37,7 +39,7 @@ TEMPERATURES = np.geomspace(0.25, 8.0, 81)
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a ranker is trained."""
+    """How a network is trained."""
 
     epochs: int = 25
     batch: int = 64
@@ -51,12 +53,14 @@ class Schedule:
 @dataclass(frozen=True)
 class Case:
     """One scan's candidates: `classes` (m, n) of `CHAIN`, `features` (m, f), and which are `right` (m,): every detected true body
-    named right; `exact` (m,): false ones rejected, too. `whole` (q,): features of the scan; `collection`: read in training only."""
+    named right; `exact` (m,): false ones rejected, too. `levels` (m, levels, 8): the candidates' `quantities`; `whole` (q,): features
+    of the scan; `collection`: read in training only."""
 
     classes: np.ndarray
     features: np.ndarray
     right: np.ndarray
     exact: np.ndarray
+    levels: np.ndarray
     whole: np.ndarray
     collection: str
 
@@ -65,14 +69,24 @@ class Case:
         seen = Seen(scan)
         classes, plausible = candidates(seen)
         table = features(seen, classes, plausible) if len(classes) else np.zeros((0, 0), dtype=np.float32)
-        origin = scan_features(seen), scan.collection
+        rest = quantities(seen, classes), scan_features(seen), scan.collection
         if scan.landmarks.targets is None:
             nothing = np.zeros(len(classes), dtype=bool)
-            return cls(classes, table, nothing, nothing, *origin)
+            return cls(classes, table, nothing, nothing, *rest)
         targets = np.select([scan.landmarks.targets == L6, scan.landmarks.targets == NOT_A_VERTEBRA], [SIXTH, NONE],
                             scan.landmarks.targets)
         agrees = classes == targets[None]
-        return cls(classes, table, (agrees | (targets == NONE)).all(axis=1), agrees.all(axis=1), *origin)
+        return cls(classes, table, (agrees | (targets == NONE)).all(axis=1), agrees.all(axis=1), *rest)
+
+    @property
+    def answer(self) -> int:
+        """Place of a right candidate, one that rejects the false ones, too, where there is one."""
+        return int((self.exact if self.exact.any() else self.right).argmax())
+
+    @property
+    def weight(self) -> float:
+        """Root of the scan's vertebrae: the rate pools vertebrae, but a scan is mostly right or wrong as one."""
+        return float((self.classes[self.right.argmax()] != NONE).sum()) ** 0.5
 
 
 class Ranker(nn.Module):
@@ -94,10 +108,12 @@ class Ranker(nn.Module):
 
 @dataclass
 class VidModel:
-    """Rankers with the scale of their inputs: `mean`, `spread` (f,), `flagged` (k,) features whose absence is an input; `origin`
-    guesses the collection, which adds to a case's features."""
+    """Rankers: `networks` with the scale of their inputs, `mean`, `spread` (f,), `flagged` (k,) features whose absence is an input,
+    and `forests`, which need none; `likelihood` and `origin`, a guess of the collection, add to a case's features."""
 
     networks: list[Ranker]
+    forests: list[Forest]
+    likelihood: Likelihoods
     origin: Origin
     mean: np.ndarray
     spread: np.ndarray
@@ -114,16 +130,22 @@ class VidModel:
             raise InputError("The VID model cannot be trained: no scan has a right and a wrong numbering to choose from.")
         whole, collections = np.stack([case.whole for case in cases]), [case.collection for case in cases]
         guesses = Origin.crossed(whole, collections, schedule.seed)
-        tables = [with_origin(case.features, guess) for case, guess in zip(cases, guesses, strict=True)]
+        levels, right = [case.levels for case in cases], np.stack([case.levels[case.answer] for case in cases])
+        posteriors = Likelihoods.crossed(right, levels, schedule.seed)
+        tables = [_table(case, *seen) for case, *seen in zip(cases, guesses, posteriors, strict=True)]
         table = np.concatenate(tables)
         known = np.isfinite(table)
         count = np.maximum(known.sum(axis=0), 1)
         mean = np.where(known, table, 0.0).sum(axis=0, dtype=float) / count
         spread = np.sqrt(np.where(known, (table - mean) ** 2, 0.0).sum(axis=0) / count) + 1e-3
-        model = cls([], Origin.fit(whole, collections, schedule.seed), mean.astype(np.float32), spread.astype(np.float32),
-                    np.flatnonzero((~known).mean(axis=0) > UNKNOWN_SHARE), schedule.width, about={"scans": len(cases)})
+        flagged = np.flatnonzero((~known).mean(axis=0) > UNKNOWN_SHARE)
+        model = cls([], [], Likelihoods.fit(right), Origin.fit(whole, collections, schedule.seed), mean.astype(np.float32),
+                    spread.astype(np.float32), flagged, schedule.width, about={"scans": len(cases)})
         inputs = [model.inputs(rows) for rows in tables]
         model.networks = [_train(cases, inputs, schedule, schedule.seed + member) for member in range(members)]
+        weight = np.array([case.weight for case in cases])
+        model.forests = [Forest.grow(tables, [case.right for case in cases], weight / weight.mean(), schedule.seed + k)
+                         for k in range(FORESTS)]
         return model
 
     def inputs(self, table: np.ndarray) -> Tensor:
@@ -133,12 +155,14 @@ class VidModel:
         return torch.from_numpy(np.concatenate([np.nan_to_num(scaled, nan=0.0), unknown], axis=1).astype(np.float32))
 
     def scores(self, case: Case) -> np.ndarray:
-        """(m,) mean score of each candidate, before the temperature."""
+        """(m,) score of each candidate, mean of the networks' and the forests' means, before the temperature."""
         if len(case.classes) == 0:
             return np.zeros(0)
+        table = _table(case, self.origin.guess(case.whole[None])[0], self.likelihood.posteriors(case.levels))
         with torch.inference_mode():
-            x = self.inputs(with_origin(case.features, self.origin.guess(case.whole[None])[0]))
-            return torch.stack([network(x) for network in self.networks]).mean(dim=0).double().numpy()
+            x = self.inputs(table)
+            networks = torch.stack([network(x) for network in self.networks]).mean(dim=0).double().numpy()
+        return (networks + np.mean([forest.scores(table) for forest in self.forests], axis=0)) / 2
 
     def number(self, scans: Sequence[VidScan]) -> list[Named]:
         cases = [Case.of(scan) for scan in scans]
@@ -148,9 +172,10 @@ class VidModel:
         tensors = {f"{i}.{name}": value.half() for i, network in enumerate(self.networks)
                    for name, value in network.state_dict().items()}
         tensors |= {"mean": torch.from_numpy(self.mean), "spread": torch.from_numpy(self.spread),
-                    "flagged": torch.from_numpy(self.flagged)} | self.origin.tensors()
-        save_weights(path, tensors, {"kind": KIND, "members": len(self.networks), "width": self.width, "temperature": self.temperature,
-                                     "collections": list(self.origin.names), "about": self.about})
+                    "flagged": torch.from_numpy(self.flagged)} | self.origin.tensors() | self.likelihood.tensors()
+        tensors |= {f"forest.{i}.{name}": value for i, forest in enumerate(self.forests) for name, value in forest.tensors().items()}
+        save_weights(path, tensors, {"kind": KIND, "members": len(self.networks), "forests": len(self.forests), "width": self.width,
+                                     "temperature": self.temperature, "collections": list(self.origin.names), "about": self.about})
 
     @classmethod
     def load(cls, path: str | Path) -> VidModel:
@@ -158,7 +183,10 @@ class VidModel:
         tensors, description = load_weights(path, KIND)
         try:
             origin = Origin.of_tensors(tensors, description["collections"])
-            model = cls([], origin, *(tensors[name].numpy() for name in ("mean", "spread", "flagged")), description["width"],
+            forests = [Forest.of_tensors({name.removeprefix(f"forest.{i}."): value for name, value in tensors.items()
+                                          if name.startswith(f"forest.{i}.")}) for i in range(description["forests"])]
+            scale = (tensors[name].numpy() for name in ("mean", "spread", "flagged"))
+            model = cls([], forests, Likelihoods.of_tensors(tensors), origin, *scale, description["width"],
                         description["temperature"], description["about"])
             for i in range(description["members"]):
                 network = Ranker(len(model.mean) + len(model.flagged), model.width, 0.0)
@@ -170,9 +198,14 @@ class VidModel:
         return model
 
 
+def _table(case: Case, guess: np.ndarray, posteriors: np.ndarray) -> np.ndarray:
+    """(m, f) all that the rankers see of a case."""
+    return np.concatenate([with_origin(case.features, guess), posteriors], axis=1)
+
+
 def _train(cases: Sequence[Case], inputs: Sequence[Tensor], schedule: Schedule, seed: int) -> Ranker:
-    """One ranker. Scans count by the root of their vertebrae: the rate pools vertebrae, but a scan is mostly right or wrong as one."""
-    weight = torch.tensor([float((case.classes[case.right.argmax()] != NONE).sum()) for case in cases]).sqrt()
+    """One network."""
+    weight = torch.tensor([case.weight for case in cases])
     weight /= weight.mean()
     longest = max(len(x) for x in inputs)
     x = torch.zeros(len(cases), longest, inputs[0].shape[1])
