@@ -151,7 +151,7 @@ class Hybrid2DRun:
     iterations_per_epoch: int
     initial_lr: float
     weight_decay: float
-    lr_drop_epochs: tuple[int, ...]   # the learning rate is divided by 10 at each
+    lr_drop_epochs: tuple[int, ...]   # the learning rate is divided by 10 at each; none: it falls to 0, almost in a line
     cps_weight: float
     cps_ramp_epochs: int              # epochs over which the weight rises from 0; 0: at once
     cutmix_boxes: int

@@ -144,6 +144,19 @@ def test_a_sacrum_in_view_outweighs_a_spine_counted_from_above(longer: int) -> N
     assert all((found[:, place, 5:15] == data.classes.index(name) + 1).all() for name, place in places.items())
 
 
+def test_the_lower_half_of_a_sacrum_says_what_it_is() -> None:
+    """The first sacral body is taken for L5 and all above follow: one level too high from end to end (a synthetic scan: Dice 0)."""
+    data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("S", "L5", "L4", "L3", "L2", "L1"), (1, 2, 3, 4, 5, 6))
+    names = ["S", "L5", "L4", "L3", "L2"]
+    above = dict(zip(names[1:], [*names[2:], "L1"], strict=True))
+    wrong = {"S": {"S": 0.9, "L5": 0.1}} | {name: {other: 0.8, name: 0.2} for name, other in above.items()}
+    probability, places = column(names, wrong, data)
+    first = slice(places["S"].start, places["S"].start + BODY // 2)
+    probability[1, :, first, 5:15], probability[2, :, first, 5:15] = 0.1, 0.9
+    found = named(probability, data)
+    assert all((found[:, place, 5:15] == data.classes.index(name) + 1).all() for name, place in places.items())
+
+
 def test_l5_in_one_piece_with_the_sacrum_is_a_level_of_its_own() -> None:
     """Else all above takes the name below (a synthetic scan: VB Dice 0.08). A long sacrum alone stays whole."""
     data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("S", "L5", "L4", "L3", "L2"), (1, 2, 3, 4, 5))

@@ -52,7 +52,9 @@ def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any]
         return probability
     if SACRUM in chain:
         bodies = _off_the_sacrum(bodies, probability[number[SACRUM]] < body / 2, data)
-    votes = np.array([[probability[number[name]][at].mean() for name in chain] for at in bodies]) + 1e-6
+    # The first sacral body looks much like L5; what lies below it looks like nothing else.
+    speaking = [_lower_half(bodies[0]), *bodies[1:]] if SACRUM in chain else bodies
+    votes = np.array([[probability[number[name]][at].mean() for name in chain] for at in speaking]) + 1e-6
     shares = votes / votes.sum(1, keepdims=True)
     sacral = shares[:, [name == SACRUM for name in chain]].sum(1)
     counts = 1 + (SACRUM_COUNTS - 1) * sacral[:, None]
@@ -172,6 +174,12 @@ def _off_the_sacrum(bodies: list[tuple[np.ndarray, ...]], other: np.ndarray, dat
         return bodies
     upper = down < down.min() + usual - CORE_MM
     return [tuple(axis[~upper] for axis in lowest), tuple(axis[upper] for axis in lowest), *rest]
+
+
+def _lower_half(at: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """The half of a body's voxels that lies nearer to the feet."""
+    below = at[1] >= np.median(at[1])
+    return tuple(axis[below] for axis in at)
 
 
 def _connected(mask: np.ndarray) -> list[tuple[np.ndarray, ...]]:

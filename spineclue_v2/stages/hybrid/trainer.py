@@ -26,6 +26,8 @@ from .places import level_places
 
 logger = logging.getLogger("spineclue_v2.training")
 
+LR_POWER = 0.9    # of the fall to 0 where the plan names no epochs at which the rate drops
+
 
 class _MRTrainer(BaseTrainer):
     """What both stages share: classes by name, Adam with dropped rates, Dice of whole cases."""
@@ -44,6 +46,8 @@ class _MRTrainer(BaseTrainer):
         run = self.plan.run
         learned = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=run.initial_lr, weight_decay=run.weight_decay)
+        if not run.lr_drop_epochs:
+            return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, max(1, self.epochs * self.iterations), power=LR_POWER)
         drops = [epoch * self.iterations for epoch in run.lr_drop_epochs]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
 
