@@ -157,6 +157,22 @@ def test_the_lower_half_of_a_sacrum_says_what_it_is() -> None:
     assert all((found[:, place, 5:15] == data.classes.index(name) + 1).all() for name, place in places.items())
 
 
+@pytest.mark.parametrize("disc", [False, True])
+def test_a_sacrum_in_two_pieces_is_one_unless_a_disc_lies_between(disc: bool) -> None:
+    """The upper piece is taken for L5 and all above follow (a synthetic scan: Dice 0). With a disc between it is a level."""
+    data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("S", "L5", "L4", "L3", "L2", "L5/S"), (1, 2, 3, 4, 5, 6))
+    names = ["S", "L5", "L4", "L3"] if disc else ["S", "first", "L5", "L4", "L3"]
+    votes = {} if disc else {"first": {"S": 0.25, "L5": 0.75}, "L5": {"L5": 0.4, "L4": 0.6}, "L4": {"L4": 0.4, "L3": 0.6},
+                             "L3": {"L3": 0.3, "L2": 0.7}}
+    probability, places = column(names, votes, data)
+    if not disc:
+        gap = slice(places["first"].stop, places["S"].start)
+        probability[:, :, gap] = np.eye(len(probability))[0][:, None, None, None]
+    found = named(probability, data)
+    expected = {name: "S" if name == "first" else name for name in names}
+    assert all((found[:, place, 5:15] == data.classes.index(expected[name]) + 1).all() for name, place in places.items())
+
+
 def test_l5_in_one_piece_with_the_sacrum_is_a_level_of_its_own() -> None:
     """Else all above takes the name below (a synthetic scan: VB Dice 0.08). A long sacrum alone stays whole."""
     data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("S", "L5", "L4", "L3", "L2"), (1, 2, 3, 4, 5))

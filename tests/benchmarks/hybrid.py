@@ -51,7 +51,7 @@ def plans(classes: tuple[str, ...], spacing: tuple[float, float, float], steps: 
     data = MRData(spacing, "PIL", (0.5, 99.5), classes, tuple(VALUE[name] for name in classes))
     half, shapes = EPOCHS // 2, (1.0, 20.0, (0.7, 1.35), 0.7)
     run_2d = Hybrid2DRun(5, 4, EPOCHS, steps[0] // EPOCHS, 3e-3, 1e-4, (round(0.7 * EPOCHS),), 1.0, ramp, 3, (0.25, 0.5), *shapes, 16, 0.25)
-    run_3d = Hybrid3DRun(1, half, steps[1] // half, 3e-3, 1e-4, (round(0.7 * half),), 1.0, *shapes, 2, 0.25)
+    run_3d = Hybrid3DRun(1, half, steps[1] // half, 3e-3, 1e-4, (), 1.0, *shapes, 2, 0.25)
     return Plans("Light", "benchmark", "Dataset601_Benchmark", "", {}, {
         "hybrid_2d": StagePlan(data, Hybrid2DNetwork("tu-test_resnet", 64, (1, 2, 3), "detail", 2, (96, 64), 0.1), run_2d),
         "hybrid_3d": StagePlan(data, Hybrid3DNetwork((8, 96, 96), (48, 16), 16, (1, 1, 1, 1), 1, 64, (1, 2, 3), 0.1, "detail", True, True,
@@ -195,7 +195,8 @@ def worst(out: Path, method: str) -> None:
     from spineclue_v2.stages.hybrid.naming import name_levels
     from spineclue_v2.volume import Geometry, Volume
 
-    rows = [(np.mean(list(row["Dice"].values())), row["case"], path.parent) for path in sorted((out / "vb3").glob(f"*/{method}/result.json"))
+    results = sorted((out / "vb3").glob(f"*/{method}/result.json"))
+    rows = [(float(np.mean(list(row["Dice"].values()))), row["case"], path.parent) for path in results
             for row in json.loads(path.read_text())["metric_per_case"]]
     dice, case, place = min(rows)
     data = PreprocessedDataset(out / "vb3_preprocessed")
