@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from spineclue_v2.inference.mr import most_likely
 from spineclue_v2.plans import MRData
+from spineclue_v2.stages.hybrid.decision import decide
 from spineclue_v2.stages.hybrid.naming import best_path, name_levels
 from spineclue_v2.stages.hybrid.network import kinds_of_classes
 from spineclue_v2.stages.hybrid.places import level_places, place_votes, pooled
 from spineclue_v2.stages.hybrid.trainer import by_kind
+from spineclue_v2.volume import Geometry
 
 CLASSES = ("S", "L5", "L4", "L3", "L5/S", "L4/L5", "L3/L4", "canal")
 NUMBER = {name: i for i, name in enumerate(CLASSES, 1)}
@@ -305,3 +308,10 @@ def test_probability_of_a_kind_is_the_sum_of_its_classes() -> None:
     share = logits.softmax(1)
     expected = torch.stack([share[:, kinds == k].sum(1) for k in range(4)], 1)
     assert torch.allclose(by_kind(logits, kinds).softmax(1), expected, atol=1e-6)
+
+
+def test_structures_win_from_two_fifths_on_wherever_labels_are_made() -> None:
+    shares = np.array([[0.62, 0.38, 0.0], [0.58, 0.42, 0.0], [0.5, 0.25, 0.25], [0.3, 0.3, 0.4], [1.0, 0.0, 0.0]], np.float32).T
+    assert decide(shares).tolist() == [0, 1, 0, 2, 0]
+    grid = Geometry((1, 1, 5), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    assert most_likely(shares[:, None, None], grid, grid, grid.orientation)[0, 0].tolist() == decide(shares).tolist()

@@ -192,6 +192,7 @@ def vb3(out: Path, source: Path, folds: list[int], steps: tuple[int, int], metho
 def worst(out: Path, method: str) -> None:
     """The case of vb3 with the smallest Dice of bodies: out/worst/CASE_found.png and CASE_truth.png, from the weights of its fold."""
     from spineclue_v2.inference.mr import structure_records, write_mr_report
+    from spineclue_v2.stages.hybrid.decision import decide
     from spineclue_v2.stages.hybrid.naming import name_levels
     from spineclue_v2.volume import Geometry, Volume
 
@@ -207,7 +208,7 @@ def worst(out: Path, method: str) -> None:
     trainer.network.eval()
     image, mr = data.image(case)[:].astype(np.float32), trainer.plan.data
     grid = Geometry.from_json(data.properties(case)["geometry"])
-    found = name_levels(trainer.probability(image), mr, trainer.fitted.get("places")).argmax(0)
+    found = decide(name_levels(trainer.probability(image), mr, trainer.fitted.get("places")))
     (out / "worst").mkdir(exist_ok=True)
     for name, labels in (("found", found), ("truth", data.labels(case)[:])):
         volume = Volume(labels.astype(np.uint8), grid)
