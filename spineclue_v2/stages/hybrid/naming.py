@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from ...plans import MRData
 from ...structures import SACRUM, in_order, kind
+from .decision import BACKGROUND_COUNTS
 from .places import place_votes
 
 CORE_MM = 5.0          # depth of a body's core: bridges thinner than twice this, such as a disc missed in one slice, join no bodies
@@ -70,6 +71,7 @@ def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any]
     path = best_path(counts * np.log(np.maximum(shares, FLOOR)) + placed, chain, jumps, np.where(beyond, BEYOND, 1.0) * drops)
     names = [chain[level] if level >= 0 else "" for level in path]
     owner = _nearest(bodies, body.shape, data)
+    body = np.where(_scraps(body > BACKGROUND_COUNTS * probability[0], bodies), 0, body)
     result = np.zeros_like(probability)
     given = np.array([number.get(name, 0) for name in names])[owner]
     beside = _discs_beside(names, chain, number)
@@ -227,6 +229,12 @@ def _nearest(bodies: list[tuple[np.ndarray, ...]], shape: tuple[int, ...], data:
         seeds[at] = i
     where = ndimage.distance_transform_edt(seeds < 0, data.spacing_mm, return_distances=False, return_indices=True)
     return seeds[tuple(where)]
+
+
+def _scraps(mask: np.ndarray, bodies: list[tuple[np.ndarray, ...]]) -> np.ndarray:
+    """Where `mask` (slices, rows, columns) hangs together with the core of no body."""
+    parts, _ = ndimage.label(mask)
+    return mask & ~np.isin(parts, np.unique(np.concatenate([parts[at] for at in bodies])))
 
 
 def _above(bodies: list[tuple[np.ndarray, ...]], owner: np.ndarray, data: MRData) -> np.ndarray:
