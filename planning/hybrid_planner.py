@@ -150,8 +150,7 @@ class SSHSNetPlanner:
                 "initial_lr": Choice(3e-3 if self.tier.name == "laptop" else 1e-3, "Adam, the paper's 1e-3; more for a small network",
                                      {"class": self.tier.name}),
                 "weight_decay": Choice(1e-4, "decoupled", {}),
-                "lr_drop_epochs": Choice((round(0.7 * epochs), round(0.9 * epochs)), "a tenth of it after 70 and 90 % of the epochs",
-                                         {"epochs": epochs})}
+                "lr_drop_epochs": Choice((), "none: it falls to 0 over the training, almost in a line; the paper drops it twice", {})}
 
     def dropout(self) -> Choice:
         return Choice(0.5 if self.tier.name == "large" else 0.1, "0.5 in the paper; less for a short training", {"class": self.tier.name})

@@ -151,7 +151,7 @@ class Hybrid2DRun:
     iterations_per_epoch: int
     initial_lr: float
     weight_decay: float
-    lr_drop_epochs: tuple[int, ...]   # the learning rate is divided by 10 at each
+    lr_drop_epochs: tuple[int, ...]   # the learning rate is divided by 10 at each; none: it falls to 0, almost in a line
     cps_weight: float
     cps_ramp_epochs: int              # epochs over which the weight rises from 0; 0: at once
     cutmix_boxes: int
@@ -378,6 +378,7 @@ MAX_NUMBER = 10 ** 9
 POSITIVE = {"spacing_mm", "slice_size", "crop_size", "features", "blocks", "width", "stem_stride", "pool_grid", "hidden", "projection_dim",
             "heatmap_sigma_mm", "batch_size", "inference_batch", "iterations_per_epoch", "slices_per_plane", "eps_mm", "axis_scale",
             "temperature", "mc_samples", "neighbours", "spacing_between_mm"}
+MAY_BE_EMPTY = {"lr_drop_epochs"}
 ANY_SIGN = {"hu_min", "hu_max", "windows_hu", "decoder_prices", "witness_weights"}
 LARGEST = {"crop_size": 1024, "slice_size": 4096, "features": 8192, "blocks": 256, "width": 4096, "pool_grid": 1024, "hidden": 1 << 16,
            "projection_dim": 1 << 16, "spacing_mm": 50, "batch_size": 1 << 16, "inference_batch": 1 << 16, "slices_per_plane": 1 << 16,
@@ -401,7 +402,7 @@ def _check_range(value: Any, key: str, place: str) -> None:
         for name in value:
             if name not in known:
                 raise InputError(f"{place}: unknown price '{name}'{_nearest(name, known)}.")
-    if isinstance(value, tuple) and not value:
+    if isinstance(value, tuple) and not value and key not in MAY_BE_EMPTY:
         raise InputError(f"{place} is empty; expected at least one value.")
     for number in _numbers(value):
         if isinstance(number, float) and not math.isfinite(number):

@@ -156,6 +156,29 @@ def test_branches_agree_on_kinds_as_well_as_names(home: Path, tmp_path: Path) ->
     assert found[0] < found[1] and found[2] - found[0] == pytest.approx(2 * (found[1] - found[0]), rel=1e-3)
 
 
+@pytest.mark.parametrize(("drops", "rates"), [((1, 3), (1e-2, 1e-3, 1e-3, 1e-4)), ((), (1e-2, 7.7e-3, 5.4e-3, 2.9e-3))])
+def test_the_learning_rate_drops_where_the_plan_says_or_falls_to_nothing(home: Path, tmp_path: Path, drops: tuple[int, ...],
+                                                                         rates: tuple[float, ...]) -> None:
+    """Rates of four epochs of two steps."""
+    from spineclue_v2.dataset import PreprocessedDataset
+    from spineclue_v2.stages.hybrid.trainer import Hybrid2DTrainer
+
+    plans = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json")
+    plan = plans.stage("hybrid_2d")
+    run = replace(plan.run, epochs=4, iterations_per_epoch=2, initial_lr=1e-2, lr_drop_epochs=drops)
+    data = PreprocessedDataset(home / "preprocessed" / NAME / plan.data_fingerprint)
+    edited = replace(plans, stages=plans.stages | {"hybrid_2d": replace(plan, run=run)})
+    trainer = Hybrid2DTrainer(edited, 0, data, data.cases, [], tmp_path, torch.device("cpu"), workers=0)
+    found = []
+    for _ in range(4):
+        found.append(trainer.optimizer.param_groups[0]["lr"])
+        for _ in range(2):
+            trainer.optimizer.step()
+            trainer.scheduler.step()
+    assert found == pytest.approx(rates, rel=2e-2)
+    assert bool(drops) == (trainer.optimizer.param_groups[0]["lr"] > 0)
+
+
 def test_one_slice_and_odd_sizes_can_be_predicted(trained: Path, tmp_path: Path) -> None:
     from spineclue_v2.inference.model import load_trained
     from spineclue_v2.inference.mr import predict_mr_volume

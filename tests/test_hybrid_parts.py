@@ -320,7 +320,8 @@ def test_model_space_does_not_depend_on_orientation_and_keeps_the_slices(orienta
     first, other = to_mr_space(scan, data), to_mr_space(scan.reoriented(orientation), data)
     assert np.allclose(first.array, other.array, atol=1e-4)
     together = max(1, round(4.0 / slice_mm))
-    assert first.array.shape[0] == max(1, round(slices / together)) and first.geometry.orientation == "PIL"
+    # Half a slice too many or too few is rounded either way: 5 slices in pairs are 2 or 3.
+    assert abs(first.array.shape[0] - slices / together) <= 0.5 and first.geometry.orientation == "PIL"
 
 
 def test_names_are_recognised_however_written() -> None:

@@ -59,14 +59,16 @@ def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False) -> tup
 
 
 def most_likely(probability: np.ndarray, model: Geometry, target: Geometry, orientation: str) -> np.ndarray:
-    """Class (uint8) with the largest probability at every voxel of `target`; one class at a time is interpolated there.
+    """Class (uint8) at every voxel of `target`, decided as `decide` does; one class at a time is interpolated there.
 
     `probability` (C, slices, rows, columns) on the grid `model`, whose axes run towards `orientation`.
     """
+    from ..stages.hybrid.decision import BACKGROUND_COUNTS
+
     oriented = target.reoriented(orientation)[0]
     best, label = np.full(oriented.shape, -1.0, np.float32), np.zeros(oriented.shape, np.uint8)
     for number, share in enumerate(probability):
-        here = resampled_floats(Volume(share, model), oriented, linear=True)
+        here = resampled_floats(Volume(share, model), oriented, linear=True) * (1.0 if number else BACKGROUND_COUNTS)
         better = here > best
         best[better], label[better] = here[better], number
     return oriented_view(Volume(label, oriented), target.orientation).array

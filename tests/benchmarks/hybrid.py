@@ -3,6 +3,8 @@
     python -m tests.benchmarks.hybrid phantoms --seeds 1 2        # five arms on MR phantoms, 5 labelled + 40 unlabelled
     python -m tests.benchmarks.hybrid placed --seeds 1            # 3D with patches placed anywhere instead of on classes
     python -m tests.benchmarks.hybrid vb3 --folds 0 1 --data DIR  # real MR, 4 labelled + 12 unlabelled, CPS against supervised
+    python -m tests.benchmarks.hybrid worst                       # pictures of the worst case of vb3: what was found, and the truth
+    python -m tests.benchmarks.hybrid ceiling                     # Dice that the truth itself keeps on the grid of the 2D branches
     python -m tests.benchmarks.hybrid paper                       # the paper's size builds and takes a step
     python -m tests.benchmarks.hybrid volume                      # one 512 x 512 x 15 scan
 
@@ -20,13 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from spineclue_v2.dataset import PreprocessedDataset
 from spineclue_v2.mr_preprocessing import class_of_value, preprocess_mr_case, preprocess_mr_dataset
 from spineclue_v2.plans import Hybrid2DNetwork, Hybrid2DRun, Hybrid3DNetwork, Hybrid3DRun, MRData, Plans, StagePlan
-from spineclue_v2.stages.hybrid.trainer import Hybrid2DTrainer, Hybrid3DTrainer
+from spineclue_v2.stages.hybrid.network import shrink
+from spineclue_v2.stages.hybrid.trainer import Hybrid2DTrainer, Hybrid3DTrainer, dice_per_class, summarise_dice
 from spineclue_v2.storage import write_json
 from spineclue_v2.structures import VALUE, in_order
+from spineclue_v2.training.checkpoint import Checkpoint
 
 LABELLED, UNLABELLED, TEST = 5, 40, 10
 MEASURED = 5           # of the test phantoms: inference takes as long as training here
@@ -36,6 +41,7 @@ CPU = torch.device("cpu")
 BODIES = ("S", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
 DISCS = ("L5/S", "L4/L5", "L3/L4", "L2/L3", "L1/L2", "T12/L1", "T11/T12", "T10/T11", "T9/T10")
 PHANTOM_CLASSES = (*BODIES[:-2], *DISCS[:-1])      # what the labelled phantoms of this seed show
+PHANTOM_MM = (4.4, 1.5, 1.5)
 ARMS = ("supervised 2D", "+ CPS", "3D alone", "hybrid, no attention", "full")
 
 
@@ -45,7 +51,7 @@ def plans(classes: tuple[str, ...], spacing: tuple[float, float, float], steps: 
     data = MRData(spacing, "PIL", (0.5, 99.5), classes, tuple(VALUE[name] for name in classes))
     half, shapes = EPOCHS // 2, (1.0, 20.0, (0.7, 1.35), 0.7)
     run_2d = Hybrid2DRun(5, 4, EPOCHS, steps[0] // EPOCHS, 3e-3, 1e-4, (round(0.7 * EPOCHS),), 1.0, ramp, 3, (0.25, 0.5), *shapes, 16, 0.25)
-    run_3d = Hybrid3DRun(1, half, steps[1] // half, 3e-3, 1e-4, (round(0.7 * half),), 1.0, *shapes, 2, 0.25)
+    run_3d = Hybrid3DRun(1, half, steps[1] // half, 3e-3, 1e-4, (), 1.0, *shapes, 2, 0.25)
     return Plans("Light", "benchmark", "Dataset601_Benchmark", "", {}, {
         "hybrid_2d": StagePlan(data, Hybrid2DNetwork("tu-test_resnet", 64, (1, 2, 3), "detail", 2, (96, 64), 0.1), run_2d),
         "hybrid_3d": StagePlan(data, Hybrid3DNetwork((8, 96, 96), (48, 16), 16, (1, 1, 1, 1), 1, 64, (1, 2, 3), 0.1, "detail", True, True,
@@ -111,7 +117,7 @@ def rarest(data: PreprocessedDataset, cases: list[str], classes: tuple[str, ...]
 
 
 def phantoms(out: Path, seeds: list[int], steps: tuple[int, int], arms: tuple[str, ...] = ARMS) -> None:
-    base = plans(PHANTOM_CLASSES, (4.4, 1.5, 1.5), steps)
+    base = plans(PHANTOM_CLASSES, PHANTOM_MM, steps)
     data, train, test = phantom_data(out, base)
     supervised = changed(base, "hybrid_2d", "run", unlabelled_batch_size=0)
     for seed in seeds:
@@ -183,6 +189,54 @@ def vb3(out: Path, source: Path, folds: list[int], steps: tuple[int, int], metho
             sys.stdout.flush()
 
 
+def worst(out: Path, method: str) -> None:
+    """The case of vb3 with the smallest Dice of bodies: out/worst/CASE_found.png and CASE_truth.png, from the weights of its fold."""
+    from spineclue_v2.inference.mr import structure_records, write_mr_report
+    from spineclue_v2.stages.hybrid.decision import decide
+    from spineclue_v2.stages.hybrid.naming import name_levels
+    from spineclue_v2.volume import Geometry, Volume
+
+    results = sorted((out / "vb3").glob(f"*/{method}/result.json"))
+    rows = [(float(np.mean(list(row["Dice"].values()))), row["case"], path.parent) for path in results
+            for row in json.loads(path.read_text())["metric_per_case"]]
+    dice, case, place = min(rows)
+    data = PreprocessedDataset(out / "vb3_preprocessed")
+    plan = Plans.from_json(Checkpoint.load(place / "checkpoint_final.pth", CPU).meta["plans"])
+    kind_of = Hybrid3DTrainer if method == "full" else Hybrid2DTrainer
+    trainer = kind_of(plan, 0, data, [case], [], place, CPU, workers=0)
+    trainer.load(place / "checkpoint_final.pth")
+    trainer.network.eval()
+    image, mr = data.image(case)[:].astype(np.float32), trainer.plan.data
+    grid = Geometry.from_json(data.properties(case)["geometry"])
+    found = decide(name_levels(trainer.probability(image), mr, trainer.fitted.get("places")))
+    (out / "worst").mkdir(exist_ok=True)
+    for name, labels in (("found", found), ("truth", data.labels(case)[:])):
+        volume = Volume(labels.astype(np.uint8), grid)
+        records = structure_records(volume, {name: number for number, name in enumerate(mr.classes, 1)})
+        write_mr_report(Volume(image, grid), volume, records, mr.orientation, out / "worst" / f"{case}_{name}.png", f"{case}, {name}")
+    sys.stdout.write(f"Worst of {len(rows)} cases, {method}: {case}, mean Dice {dice:.3f}; pictures in {out / 'worst'}\n")
+
+
+def ceiling(out: Path) -> None:
+    """Mean Dice of the measured phantoms' truth after going to the pixels of the 2D branches and back, and when one voxel off."""
+    base = plans(PHANTOM_CLASSES, PHANTOM_MM, (EPOCHS, EPOCHS))
+    data, _, test = phantom_data(out, base)
+    plan = base.stage("hybrid_2d")
+    factor, count, rows = plan.network.in_plane_factor, len(PHANTOM_CLASSES) + 1, {}
+    for case in test:
+        truth = torch.from_numpy(data.labels(case)[:].astype(np.int64))
+        high, wide = truth.shape[1:]
+        shares = shrink(F.one_hot(F.pad(truth, (0, -wide % factor, 0, -high % factor)), count).movedim(-1, 1).float(), factor)
+        largest = F.one_hot(shares.argmax(1), count).movedim(-1, 1).float()
+        for name, pixels in (("share of each class per pixel", shares), ("largest class per pixel", largest)):
+            back = F.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False)[..., :high, :wide].argmax(1)
+            rows.setdefault(name, []).append(dice_per_class(back.numpy(), truth.numpy(), PHANTOM_CLASSES))
+        rows.setdefault("truth moved by one row", []).append(dice_per_class(truth.roll(1, 1).numpy(), truth.numpy(), PHANTOM_CLASSES))
+    for name, found in rows.items():
+        mean = summarise_dice(found)
+        sys.stdout.write(f"{name}: VB {mean['VB']:.3f}, IVD {mean['IVD']:.3f}\n")
+
+
 def paper_step() -> None:
     """The paper's plan, built as it is; one optimiser step of each stage with one slice or patch instead of 8 + 8 + 8 and 4."""
     from spineclue_v2.planning.hybrid_planner import SSHSNetPaperPlanner
@@ -227,7 +281,7 @@ def volume() -> None:
     from spineclue_v2.stages.hybrid.network import build_network
     from spineclue_v2.volume import Geometry, Volume
 
-    plan = plans(PHANTOM_CLASSES, (4.4, 1.5, 1.5), (EPOCHS, EPOCHS))
+    plan = plans(PHANTOM_CLASSES, PHANTOM_MM, (EPOCHS, EPOCHS))
     stages = {stage: StageModel([build_network(stage, plan).eval()], [{}], [{}], [""]) for stage in plan.stages}
     array = np.random.default_rng(0).integers(0, 900, (15, 512, 512)).astype(np.int16)
     scan = Volume(array, Geometry(array.shape, (4.4, 0.6, 0.6), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]])))
@@ -256,7 +310,7 @@ def tables(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["phantoms", "placed", "vb3", "tables", "paper", "volume"])
+    parser.add_argument("what", choices=["phantoms", "placed", "vb3", "worst", "ceiling", "tables", "paper", "volume"])
     parser.add_argument("--out", type=Path, default=Path("hybrid_benchmark"))
     parser.add_argument("--data", type=Path, help="folder of the .mat files of vb3")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
@@ -269,6 +323,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.what in ("paper", "volume"):
         return paper_step() if args.what == "paper" else volume()
+    if args.what == "ceiling":
+        return ceiling(args.out)
+    if args.what == "worst":
+        return worst(args.out, "full")
     if args.what == "phantoms":
         phantoms(args.out, args.seeds, tuple(args.steps), tuple(args.arms))
     elif args.what == "placed":

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from ...plans import MRData
 from ...structures import SACRUM, in_order, kind
+from .decision import BACKGROUND_COUNTS
 from .places import place_votes
 
 CORE_MM = 5.0          # depth of a body's core: bridges thinner than twice this, such as a disc missed in one slice, join no bodies
@@ -22,6 +23,8 @@ DISC_COUNTS = 2.0      # where a disc is half as likely as a body the cores end:
 SAME_LEVEL_MM = 12.5   # parts of bodies whose centres lie closer along the rows are one body; levels are 15 mm apart at least
 TALL = 1.6             # times the usual height: two bodies whose disc was missed
 LONGER, SPEAKS = 3.2, 0.1   # times the usual height, and share of its voxels with another name: a sacrum that L5 is part of
+NO_DISC_MM = 1.0       # of disc between two bodies: less is none; the thinnest that networks saw above a sacrum had 1.7
+ON_THE_WAY = 40        # points looked at between two bodies
 SMALLEST = 0.1         # of the median body: less is no body
 FLOOR = 0.05           # smallest share that counts: no single vote may outweigh all others
 SKIPPED = 30.0         # cost of a level without a body, between neighbours at the usual distance
@@ -51,8 +54,12 @@ def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any]
     if not bodies:
         return probability
     if SACRUM in chain:
+        if any(kind(name) == "disc" for name in data.classes):
+            bodies = _one_sacrum(bodies, probability[number[SACRUM]] > body / 2, disc, data)
         bodies = _off_the_sacrum(bodies, probability[number[SACRUM]] < body / 2, data)
-    votes = np.array([[probability[number[name]][at].mean() for name in chain] for at in bodies]) + 1e-6
+    # The first sacral body looks much like L5; what lies below it looks like nothing else.
+    speaking = [_lower_half(bodies[0]), *bodies[1:]] if SACRUM in chain else bodies
+    votes = np.array([[probability[number[name]][at].mean() for name in chain] for at in speaking]) + 1e-6
     shares = votes / votes.sum(1, keepdims=True)
     sacral = shares[:, [name == SACRUM for name in chain]].sum(1)
     counts = 1 + (SACRUM_COUNTS - 1) * sacral[:, None]
@@ -64,6 +71,7 @@ def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any]
     path = best_path(counts * np.log(np.maximum(shares, FLOOR)) + placed, chain, jumps, np.where(beyond, BEYOND, 1.0) * drops)
     names = [chain[level] if level >= 0 else "" for level in path]
     owner = _nearest(bodies, body.shape, data)
+    body = np.where(_scraps(body > BACKGROUND_COUNTS * probability[0], bodies), 0, body)
     result = np.zeros_like(probability)
     given = np.array([number.get(name, 0) for name in names])[owner]
     beside = _discs_beside(names, chain, number)
@@ -156,6 +164,27 @@ def _halved(at: tuple[np.ndarray, ...], bodies: list[tuple[np.ndarray, ...]], k:
     return [tuple(axis[piece] for axis in at) for piece in pieces if piece.any()]
 
 
+def _one_sacrum(bodies: list[tuple[np.ndarray, ...]], sacral: np.ndarray, disc: np.ndarray, data: MRData) -> list[tuple[np.ndarray, ...]]:
+    """The lowest bodies as one where the lowest is the sacrum and no disc lies above it: its own bodies, thinly joined, are no levels.
+
+    `sacral` and `disc` (slices, rows, columns): where the sacrum is the likeliest body, and the probability of any disc.
+    """
+    while len(bodies) > 1 and sacral[bodies[0]].mean() > 0.5 and _disc_between(bodies[0], bodies[1], disc, data) < NO_DISC_MM:
+        bodies = [tuple(np.concatenate(pair) for pair in zip(*bodies[:2], strict=True)), *bodies[2:]]
+    return bodies
+
+
+def _disc_between(lower: tuple[np.ndarray, ...], upper: tuple[np.ndarray, ...], disc: np.ndarray, data: MRData) -> float:
+    """mm of disc on the way from the centre of one body to that of the other, mean of the slices that show both; inf without any."""
+    thickness = []
+    for number in np.intersect1d(lower[0], upper[0]):
+        ends = [np.array([axis[at[0] == number].mean() for axis in at[1:]]) for at in (lower, upper)]
+        length = float(np.linalg.norm((ends[1] - ends[0]) * np.array(data.spacing_mm[1:])))
+        on_the_way = np.linspace(*ends, ON_THE_WAY).round().astype(int)
+        thickness.append(disc[number][tuple(on_the_way.T)].mean() * length)
+    return float(np.mean(thickness)) if thickness else np.inf
+
+
 def _off_the_sacrum(bodies: list[tuple[np.ndarray, ...]], other: np.ndarray, data: MRData) -> list[tuple[np.ndarray, ...]]:
     """L5 and the sacrum apart where they are one piece: longer than the part of a sacrum that scans show, and speaking of both.
 
@@ -172,6 +201,12 @@ def _off_the_sacrum(bodies: list[tuple[np.ndarray, ...]], other: np.ndarray, dat
         return bodies
     upper = down < down.min() + usual - CORE_MM
     return [tuple(axis[~upper] for axis in lowest), tuple(axis[upper] for axis in lowest), *rest]
+
+
+def _lower_half(at: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """The half of a body's voxels that lies nearer to the feet."""
+    below = at[1] >= np.median(at[1])
+    return tuple(axis[below] for axis in at)
 
 
 def _connected(mask: np.ndarray) -> list[tuple[np.ndarray, ...]]:
@@ -194,6 +229,12 @@ def _nearest(bodies: list[tuple[np.ndarray, ...]], shape: tuple[int, ...], data:
         seeds[at] = i
     where = ndimage.distance_transform_edt(seeds < 0, data.spacing_mm, return_distances=False, return_indices=True)
     return seeds[tuple(where)]
+
+
+def _scraps(mask: np.ndarray, bodies: list[tuple[np.ndarray, ...]]) -> np.ndarray:
+    """Where `mask` (slices, rows, columns) hangs together with the core of no body."""
+    parts, _ = ndimage.label(mask)
+    return mask & ~np.isin(parts, np.unique(np.concatenate([parts[at] for at in bodies])))
 
 
 def _above(bodies: list[tuple[np.ndarray, ...]], owner: np.ndarray, data: MRData) -> np.ndarray:

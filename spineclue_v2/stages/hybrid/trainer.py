@@ -20,11 +20,14 @@ from .. import default_trainer_name
 from .cps import cross_supervision, pseudo_labels, ramp
 from .cutmix import mix
 from .data import PatchBatches, SliceBatches
+from .decision import decide
 from .naming import name_levels
 from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, build_network, kinds_of_classes
 from .places import level_places
 
 logger = logging.getLogger("spineclue_v2.training")
+
+LR_POWER = 0.9    # of the fall to 0 where the plan names no epochs at which the rate drops
 
 
 class _MRTrainer(BaseTrainer):
@@ -44,6 +47,8 @@ class _MRTrainer(BaseTrainer):
         run = self.plan.run
         learned = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=run.initial_lr, weight_decay=run.weight_decay)
+        if not run.lr_drop_epochs:
+            return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, max(1, self.epochs * self.iterations), power=LR_POWER)
         drops = [epoch * self.iterations for epoch in run.lr_drop_epochs]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
 
@@ -68,13 +73,13 @@ class _MRTrainer(BaseTrainer):
     def validate_cases(self) -> dict[str, Any]:
         """Whole validation cases: Dice per class, mean over the classes present, over bodies (VB) and discs (IVD).
 
-        "as_voxels_say" holds the same means for each voxel's own largest probability, before names were made to follow one another.
+        "as_voxels_say" holds the same means for what each voxel's own probabilities say, before names were made to follow one another.
         """
         data, rows, plain = self.plan.data, [], []
         for case in self.val_cases or self.train_cases:
             probability, truth = self.probability(self.dataset.image(case)[:].astype(np.float32)), self.dataset.labels(case)[:]
-            plain.append(dice_per_class(probability.argmax(0), truth, data.classes))
-            named = name_levels(probability, data, self.fitted.get("places")).argmax(0)
+            plain.append(dice_per_class(decide(probability), truth, data.classes))
+            named = decide(name_levels(probability, data, self.fitted.get("places")))
             rows.append({"case": case, "Dice": dice_per_class(named, truth, data.classes)})
         before = summarise_dice(plain)
         return {"stage": self.stage, **summarise_dice([row["Dice"] for row in rows]),
