@@ -231,7 +231,7 @@ def test_a_splinter_of_a_mask_is_no_vertebra():
 
 @pytest.mark.parametrize("centres, reach, kept", [
     ((22, 14), 4.5, [(18, 8, 0.0), (10, 8, 0.0)]),     # each of the two has its own mask now
-    ((24, 12), 2.5, [(10, 16, 0.9)]),                  # together they leave too much of it
+    ((23, 12), 2.5, [(10, 16, 0.9)]),                  # together they leave too much of it
     ((19, 17), 7.5, [(10, 16, 0.9)]),                  # both are the same again
 ])
 def test_a_mask_of_two_vertebrae_goes_where_each_is_found_beside_it(centres, reach, kept):
@@ -246,6 +246,13 @@ def test_a_mask_of_two_vertebrae_goes_where_each_is_found_beside_it(centres, rea
     array = scan((10, 12, 14), (18, 12, 14))
     found = segment(hu_volume(array, PLAN), [located((18, 18.5, 21.5))], [Between()], PLAN, CPU, missed=missed)
     assert [(v.mask_start[0], v.mask.shape[0], v.score) for v in found] == kept
+
+
+def test_a_located_vertebra_does_not_go_for_two_located_pieces_of_it():
+    array = scan((10, 12, 14), (18, 12, 14))
+    three = [located((18, 18.5, 21.5), 0.9), located((22, 18.5, 21.5), 0.4), located((14, 18.5, 21.5), 0.4)]
+    found = segment(hu_volume(array, PLAN), three, [Reaching((8.5, 1.0), (4.5, 1.0), (4.5, 1.0))], PLAN, CPU)
+    assert [(v.mask_start[0], v.mask.shape[0], v.score) for v in found] == [(10, 16, 0.9)]
 
 
 def test_what_seems_to_be_missed_is_looked_at_alone_and_settled_with_the_rest():
