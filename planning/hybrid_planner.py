@@ -103,6 +103,8 @@ class SSHSNetPlanner:
                    "in_plane_factor": Choice(self.factor, "2D sees twice as far as 3D at the same cost, as in the paper", {}),
                    "crop_size": self.of_class(crop, "512 x 256 in the paper"), "dropout": self.dropout()}
         run = {"batch_size": self.of_class(tier.batch, "8 in the paper"),
+               "label_shares": Choice(True, "a disc is a few pixels high in 2D, their largest class loses much of it; the paper "
+                                      "says nothing of it", {}),
                "unlabelled_batch_size": Choice(tier.batch if self.facts["num_unlabelled"] else 0,
                                                "as many as labelled ones in each of two batches; none without imagesUl",
                                                {"num_unlabelled": self.facts["num_unlabelled"]}),
@@ -190,6 +192,7 @@ class SSHSNetPaperPlanner(SSHSNetPlanner):
                    "decoder_channels": paper(256), "atrous_rates": paper((12, 24, 36)), "head": paper("bilinear"),
                    "crop_size": paper((512, 256), "256 x 512"), "dropout": paper(0.5)}
         run = {"batch_size": paper(8), "unlabelled_batch_size": paper(8, "two batches of 8"), "epochs": paper(1000),
+               "label_shares": paper(False, "labels"),
                "initial_lr": paper(1e-3), "lr_drop_epochs": paper((50, 400)), "cps_weight": paper(1.0),
                "cps_ramp_epochs": paper(0, "no ramp-up"),
                "cutmix_boxes": paper(3), "cutmix_area": paper((0.25, 0.5)), **self.papers_augmentation()}

@@ -146,6 +146,7 @@ class Hybrid2DNetwork:
 @dataclass(frozen=True)
 class Hybrid2DRun:
     batch_size: int                   # labelled slices per step
+    label_shares: bool                # learned: the share of each class in a pixel of the 2D branches; False: its largest class
     unlabelled_batch_size: int        # slices in each of the two unlabelled batches; 0: supervised only
     epochs: int
     iterations_per_epoch: int

@@ -90,7 +90,7 @@ def test_batches_open_a_case_once_and_depend_on_seed_and_number_alone(home: Path
     cases, others = PreprocessedDataset(folder).cases, PreprocessedDataset(folder / "unlabelled").cases
     discs = torch.tensor([False] + [kind(name) == "disc" for name in plan.data.classes])
     makers = [SliceBatches(folder, cases, 7, 20.0, (0.7, 1.35), discs, 0.7, True, folder / "unlabelled", others, (32, 32), 2,
-                           len(plan.data.classes) + 1, 4, 2, 3, (0.25, 0.5)) for _ in range(2)]
+                           True, len(plan.data.classes) + 1, 4, 2, 3, (0.25, 0.5)) for _ in range(2)]
     batches = [makers[0](i) for i in range(4)]
     assert len(opened) == len(set(opened)) <= len(cases) + len(others)
     alone = makers[1](3)

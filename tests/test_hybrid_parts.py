@@ -16,8 +16,9 @@ from spineclue_v2.plans import Hybrid2DNetwork, Hybrid3DNetwork, MRData
 from spineclue_v2.stages.hybrid.attention import ChannelAttention, CrossTriAttention, SliceAttention, SpatialAttention
 from spineclue_v2.stages.hybrid.cps import cross_supervision, pseudo_labels, ramp
 from spineclue_v2.stages.hybrid.cutmix import box_mask, mix
-from spineclue_v2.stages.hybrid.data import inside, labels_of_pixels, other_discs
+from spineclue_v2.stages.hybrid.data import inside, other_discs
 from spineclue_v2.stages.hybrid.network import HybridNetwork, PixelHead, TwoBranches
+from spineclue_v2.stages.hybrid.shares import labels_of_pixels
 from spineclue_v2.stages.hybrid.trainer import batch_dice, dice_per_class, summarise_dice
 from spineclue_v2.structures import DISCS, LABELS, canonical, canonical_values, in_order, kind
 from spineclue_v2.volume import Geometry, Volume

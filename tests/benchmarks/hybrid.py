@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from spineclue_v2.dataset import PreprocessedDataset
 from spineclue_v2.mr_preprocessing import class_of_value, preprocess_mr_case, preprocess_mr_dataset
 from spineclue_v2.plans import Hybrid2DNetwork, Hybrid2DRun, Hybrid3DNetwork, Hybrid3DRun, MRData, Plans, StagePlan
-from spineclue_v2.stages.hybrid.network import shrink
+from spineclue_v2.stages.hybrid.shares import shares_of_pixels
 from spineclue_v2.stages.hybrid.trainer import Hybrid2DTrainer, Hybrid3DTrainer, dice_per_class, summarise_dice
 from spineclue_v2.storage import write_json
 from spineclue_v2.structures import VALUE, in_order
@@ -50,7 +50,8 @@ def plans(classes: tuple[str, ...], spacing: tuple[float, float, float], steps: 
     cross pseudo supervision rising over `ramp` of the EPOCHS."""
     data = MRData(spacing, "PIL", (0.5, 99.5), classes, tuple(VALUE[name] for name in classes))
     half, shapes = EPOCHS // 2, (1.0, 20.0, (0.7, 1.35), 0.7)
-    run_2d = Hybrid2DRun(5, 4, EPOCHS, steps[0] // EPOCHS, 3e-3, 1e-4, (round(0.7 * EPOCHS),), 1.0, ramp, 3, (0.25, 0.5), *shapes, 16, 0.25)
+    run_2d = Hybrid2DRun(5, True, 4, EPOCHS, steps[0] // EPOCHS, 3e-3, 1e-4, (round(0.7 * EPOCHS),), 1.0, ramp, 3, (0.25, 0.5), *shapes,
+                         16, 0.25)
     run_3d = Hybrid3DRun(1, half, steps[1] // half, 3e-3, 1e-4, (), 1.0, *shapes, 2, 0.25)
     return Plans("Light", "benchmark", "Dataset601_Benchmark", "", {}, {
         "hybrid_2d": StagePlan(data, Hybrid2DNetwork("tu-test_resnet", 64, (1, 2, 3), "detail", 2, (96, 64), 0.1), run_2d),
@@ -226,7 +227,7 @@ def ceiling(out: Path) -> None:
     for case in test:
         truth = torch.from_numpy(data.labels(case)[:].astype(np.int64))
         high, wide = truth.shape[1:]
-        shares = shrink(F.one_hot(F.pad(truth, (0, -wide % factor, 0, -high % factor)), count).movedim(-1, 1).float(), factor)
+        shares = shares_of_pixels(F.pad(truth, (0, -wide % factor, 0, -high % factor)), factor, count)
         largest = F.one_hot(shares.argmax(1), count).movedim(-1, 1).float()
         for name, pixels in (("share of each class per pixel", shares), ("largest class per pixel", largest)):
             back = F.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False)[..., :high, :wide].argmax(1)

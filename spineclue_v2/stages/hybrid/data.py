@@ -14,18 +14,11 @@ from ...adapters import crop_and_pad, mr_transforms
 from ...dataset import PreprocessedDataset
 from .cutmix import box_mask
 from .network import NEIGHBOURS, shrink
+from .shares import labels_of_pixels, shares_of_pixels
 
 OPEN_ARRAYS = 256   # opened at a time: systems allow a process about 1000 files
 DISC_EDGE = 5       # voxels: discs are changed less nearer to their border than half this
 MARGIN = 1.15  # crops are taken this much larger, so that rotation and scaling bring in real pixels instead of padding
-
-
-def labels_of_pixels(labels: torch.Tensor, factor: int, classes: int) -> torch.Tensor:
-    """(S, rows, columns) class numbers -> (S, rows / factor, columns / factor): the class with most voxels in each pixel."""
-    if factor == 1:
-        return labels
-    shares = F.avg_pool2d(F.one_hot(labels.long(), classes).movedim(-1, 1).float(), factor)
-    return shares.argmax(1).to(labels.dtype)
 
 
 def other_discs(image: torch.Tensor, labels: torch.Tensor, discs: torch.Tensor, spread: float, rng: np.random.Generator) -> torch.Tensor:
@@ -62,7 +55,7 @@ class _Batches:
     def __post_init__(self) -> None:
         self._open: dict[Path, PreprocessedDataset] = {}
         self._arrays: dict[tuple[Path, str, str], Any] = {}
-        self._transform: Any = None
+        self._transforms: dict[tuple[int, ...], Any] = {}
 
     def dataset(self, folder: Path) -> PreprocessedDataset:
         if folder not in self._open:
@@ -93,23 +86,24 @@ class _Batches:
         sample = {"image": image} if labels is None else {"image": image, "segmentation": labels}
         if not self.augment:
             return sample
-        if self._transform is None:
-            self._transform = mr_transforms(size, self.rotation_deg, self.scaling)
-        return self._transform(**sample)
+        if size not in self._transforms:
+            self._transforms[size] = mr_transforms(size, self.rotation_deg, self.scaling)
+        return self._transforms[size](**sample)
 
 
 @dataclass
 class SliceBatches(_Batches):
     """For the 2D branches: `batch_size` labelled slices around foreground, two batches of unlabelled ones anywhere, CutMix masks.
 
-    A batch: image (L, 3, rows, columns), target (L, 1, rows, columns) and, with unlabelled cases, first, second (U, 3, rows, columns),
-    mask (U, rows, columns) boolean. Rows and columns are pixels of the 2D branches.
+    A batch: image (L, 3, rows, columns), target (L, classes, rows, columns) with `label_shares`, else (L, 1, rows, columns), and, with
+    unlabelled cases, first, second (U, 3, rows, columns), mask (U, rows, columns) boolean. Rows and columns are pixels of the 2D branches.
     """
 
     unlabelled_folder: Path
     unlabelled_cases: list[str]
     crop_size: tuple[int, int]
     factor: int
+    label_shares: bool
     classes: int
     batch_size: int
     unlabelled_batch_size: int
@@ -159,12 +153,18 @@ class SliceBatches(_Batches):
         """Slice `place[0]` with its neighbours from row and column `place[1:]` on; with `rng` the label of the middle one too."""
         middle = NEIGHBOURS // 2
         box = [place[0] - middle, *place[1:]], [NEIGHBOURS, *self._voxels()]
-        image, labels = torch.from_numpy(crop_and_pad(self.array(folder, case, "image"), *box).astype(np.float32)), None
-        if rng is not None:
-            stored = torch.from_numpy(crop_and_pad(self.array(folder, case, "labels"), *box).astype(np.int16))
-            image = self.other_signal(image, stored, rng)
-            labels = labels_of_pixels(stored[middle:middle + 1], self.factor, self.classes)
-        return self.transformed(self.crop_size, shrink(image, self.factor), labels)
+        image = torch.from_numpy(crop_and_pad(self.array(folder, case, "image"), *box).astype(np.float32))
+        if rng is None:
+            return self.transformed(self.crop_size, shrink(image, self.factor), None)
+        stored = torch.from_numpy(crop_and_pad(self.array(folder, case, "labels"), *box).astype(np.int16))
+        image, labels = self.other_signal(image, stored, rng), stored[middle:middle + 1]
+        if not self.label_shares:
+            return self.transformed(self.crop_size, shrink(image, self.factor), labels_of_pixels(labels, self.factor, self.classes))
+        # Moved as voxels and averaged then: averaged first, shares would be blurred once more by every rotation.
+        rows, columns = self.crop_size
+        moved = self.transformed((rows * self.factor, columns * self.factor), image, labels)
+        return {"image": shrink(moved["image"], self.factor),
+                "segmentation": shares_of_pixels(moved["segmentation"][0], self.factor, self.classes)}
 
 
 @dataclass

@@ -24,6 +24,7 @@ from .decision import decide
 from .naming import name_levels
 from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, build_network, kinds_of_classes
 from .places import level_places
+from .shares import dice_and_cross_entropy_of_shares, shares_of_kinds
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -53,14 +54,19 @@ class _MRTrainer(BaseTrainer):
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
 
     def criterion(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Dice + cross entropy in float32 of the classes and, weighted, of their kinds; logits (B, C, ...), target (B, 1, ...)."""
+        """Dice + cross entropy in float32 of the classes and, weighted, of their kinds; logits (B, C, ...), target (B, 1, ...) labels or
+        (B, C, ...) shares."""
         with torch.autocast(self.device.type, enabled=False):
             logits, weight = logits.float(), self.plan.run.kind_weight
             loss = self._criterion(logits, target)
             if weight:
                 kinds = kinds_of_classes(self.plan.data.classes).to(target.device)
-                loss = loss + weight * self._criterion(by_kind(logits, kinds), kinds[target.long()])
+                loss = loss + weight * self._criterion(by_kind(logits, kinds), self.kinds_of_target(target, kinds))
             return loss
+
+    def kinds_of_target(self, target: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        """A target of kinds, in the form of that of classes; `kinds` (C,)."""
+        return kinds[target.long()]
 
     def on_train_end(self) -> None:
         """Where the levels lie in the fields of the training cases: a witness when names are given."""
@@ -99,8 +105,11 @@ class Hybrid2DTrainer(_MRTrainer):
         return None
 
     def build_network(self) -> TwoBranches:
-        self._criterion = dice_and_cross_entropy(batch_dice=True)
+        self._criterion = dice_and_cross_entropy_of_shares if self.plan.run.label_shares else dice_and_cross_entropy(batch_dice=True)
         return build_network(self.stage, self.plans)
+
+    def kinds_of_target(self, target: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        return shares_of_kinds(target, kinds) if self.plan.run.label_shares else super().kinds_of_target(target, kinds)
 
     def unlabelled_cases(self) -> tuple[Path, list[str]]:
         """Folder and names of the unlabelled cases; a hook for other sources."""
@@ -115,8 +124,8 @@ class Hybrid2DTrainer(_MRTrainer):
             logger.info("%d of %d unlabelled cases are learned from.", used, len(unlabelled))
         return SliceBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
                             run.rotation_deg, run.scaling, self.discs, run.disc_signal, training, folder, unlabelled, network.crop_size,
-                            network.in_plane_factor, self.classes, run.batch_size, run.unlabelled_batch_size if training else 0,
-                            run.cutmix_boxes, run.cutmix_area)
+                            network.in_plane_factor, run.label_shares, self.classes, run.batch_size,
+                            run.unlabelled_batch_size if training else 0, run.cutmix_boxes, run.cutmix_area)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         branches, images, count = (self.network.a, self.network.b), batch["image"], len(batch["image"])
@@ -141,8 +150,13 @@ class Hybrid2DTrainer(_MRTrainer):
 
     def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         _, probability = self.network(batch["image"])
-        loss = torch.nn.functional.nll_loss(probability.clamp_min(1e-6).log(), batch["target"][:, 0].long())
-        return {"loss": float(loss), "score": batch_dice(probability.argmax(1), batch["target"][:, 0], self.classes)}
+        said, target = probability.clamp_min(1e-6).log(), batch["target"]
+        if self.plan.run.label_shares:
+            loss, labels = -(target * said).sum(1).mean(), target.argmax(1)
+        else:
+            labels = target[:, 0].long()
+            loss = torch.nn.functional.nll_loss(said, labels)
+        return {"loss": float(loss), "score": batch_dice(probability.argmax(1), labels, self.classes)}
 
     def probability(self, image: np.ndarray) -> np.ndarray:
         from .predictor import predict_2d
