@@ -156,6 +156,25 @@ def test_branches_agree_on_kinds_as_well_as_names(home: Path, tmp_path: Path) ->
     assert found[0] < found[1] and found[2] - found[0] == pytest.approx(2 * (found[1] - found[0]), rel=1e-3)
 
 
+@pytest.mark.parametrize("label_shares", [True, False])
+def test_the_plan_says_whether_shares_or_labels_are_learned(home: Path, tmp_path: Path, label_shares: bool) -> None:
+    from spineclue_v2.dataset import PreprocessedDataset
+    from spineclue_v2.stages.hybrid.trainer import Hybrid2DTrainer
+
+    plans = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json")
+    plan = plans.stage("hybrid_2d")
+    data = PreprocessedDataset(home / "preprocessed" / NAME / plan.data_fingerprint)
+    edited = replace(plans, stages=plans.stages | {"hybrid_2d": replace(plan, run=replace(plan.run, label_shares=label_shares))})
+    trainer = Hybrid2DTrainer(edited, 0, data, data.cases, [], tmp_path, torch.device("cpu"), workers=0)
+    batch, count = trainer.batch_maker(False)(0), len(plan.data.classes) + 1
+    assert plan.run.label_shares and batch["target"].shape == (2, count if label_shares else 1, 32, 32)
+    right = batch["target"] if label_shares else torch.nn.functional.one_hot(batch["target"][:, 0].long(), count).movedim(-1, 1).float()
+    trainer.network = lambda image: (None, right)     # an answer without fault
+    figures = trainer.validation_figure(batch)
+    assert figures["score"] == 1.0 and (figures["loss"] > 0.01) == label_shares      # what is left of it is the shares' entropy
+    assert torch.isfinite(trainer.criterion(torch.zeros(2, count, 32, 32), batch["target"]))
+
+
 @pytest.mark.parametrize(("drops", "rates"), [((1, 3), (1e-2, 1e-3, 1e-3, 1e-4)), ((), (1e-2, 7.7e-3, 5.4e-3, 2.9e-3))])
 def test_the_learning_rate_drops_where_the_plan_says_or_falls_to_nothing(home: Path, tmp_path: Path, drops: tuple[int, ...],
                                                                          rates: tuple[float, ...]) -> None:
