@@ -167,12 +167,12 @@ def test_the_plan_says_whether_shares_or_labels_are_learned(home: Path, tmp_path
     edited = replace(plans, stages=plans.stages | {"hybrid_2d": replace(plan, run=replace(plan.run, label_shares=label_shares))})
     trainer = Hybrid2DTrainer(edited, 0, data, data.cases, [], tmp_path, torch.device("cpu"), workers=0)
     batch, count = trainer.batch_maker(False)(0), len(plan.data.classes) + 1
-    assert plan.run.label_shares and batch["target"].shape == (2, count if label_shares else 1, 32, 32)
+    assert not plan.run.label_shares and batch["target"].shape == (2, count if label_shares else 1, 32, 32)
     right = batch["target"] if label_shares else torch.nn.functional.one_hot(batch["target"][:, 0].long(), count).movedim(-1, 1).float()
+    assert torch.isfinite(trainer.loss(trainer.batch_maker(True)(0))[0])
     trainer.network = lambda image: (None, right)     # an answer without fault
     figures = trainer.validation_figure(batch)
     assert figures["score"] == 1.0 and (figures["loss"] > 0.01) == label_shares      # what is left of it is the shares' entropy
-    assert torch.isfinite(trainer.criterion(torch.zeros(2, count, 32, 32), batch["target"]))
 
 
 @pytest.mark.parametrize(("drops", "rates"), [((1, 3), (1e-2, 1e-3, 1e-3, 1e-4)), ((), (1e-2, 7.7e-3, 5.4e-3, 2.9e-3))])

@@ -45,12 +45,12 @@ PHANTOM_MM = (4.4, 1.5, 1.5)
 ARMS = ("supervised 2D", "+ CPS", "3D alone", "hybrid, no attention", "full")
 
 
-def plans(classes: tuple[str, ...], spacing: tuple[float, float, float], steps: tuple[int, int], ramp: int = EPOCHS // 2) -> Plans:
+def plans(classes: tuple[str, ...], spacing: tuple[float, float, float], steps: tuple[int, int], shares: bool = False) -> Plans:
     """The light plan of the tables: 96 x 64 pixel crops at twice the in-plane spacing, `steps` optimiser steps of 2D and 3D, the weight of
-    cross pseudo supervision rising over `ramp` of the EPOCHS."""
+    cross pseudo supervision rising over half of the EPOCHS; `shares`: 2D learns shares of classes."""
     data = MRData(spacing, "PIL", (0.5, 99.5), classes, tuple(VALUE[name] for name in classes))
     half, shapes = EPOCHS // 2, (1.0, 20.0, (0.7, 1.35), 0.7)
-    run_2d = Hybrid2DRun(5, True, 4, EPOCHS, steps[0] // EPOCHS, 3e-3, 1e-4, (round(0.7 * EPOCHS),), 1.0, ramp, 3, (0.25, 0.5), *shapes,
+    run_2d = Hybrid2DRun(5, shares, 4, EPOCHS, steps[0] // EPOCHS, 3e-3, 1e-4, (round(0.7 * EPOCHS),), 1.0, half, 3, (0.25, 0.5), *shapes,
                          16, 0.25)
     run_3d = Hybrid3DRun(1, half, steps[1] // half, 3e-3, 1e-4, (), 1.0, *shapes, 2, 0.25)
     return Plans("Light", "benchmark", "Dataset601_Benchmark", "", {}, {
@@ -117,8 +117,8 @@ def rarest(data: PreprocessedDataset, cases: list[str], classes: tuple[str, ...]
     return sorted(classes, key=lambda name: voxels[name])[:RAREST]
 
 
-def phantoms(out: Path, seeds: list[int], steps: tuple[int, int], arms: tuple[str, ...] = ARMS) -> None:
-    base = plans(PHANTOM_CLASSES, PHANTOM_MM, steps)
+def phantoms(out: Path, seeds: list[int], steps: tuple[int, int], arms: tuple[str, ...] = ARMS, shares: bool = False) -> None:
+    base = plans(PHANTOM_CLASSES, PHANTOM_MM, steps, shares)
     data, train, test = phantom_data(out, base)
     supervised = changed(base, "hybrid_2d", "run", unlabelled_batch_size=0)
     for seed in seeds:
@@ -319,6 +319,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--methods", nargs="+", default=["supervised 2D", "+ CPS"])
     parser.add_argument("--steps", type=int, nargs=2, default=(240, 80), metavar=("2D", "3D"))
+    parser.add_argument("--shares", action="store_true", help="phantoms: 2D learns shares of classes; needs its own --out")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -329,7 +330,7 @@ def main() -> None:
     if args.what == "worst":
         return worst(args.out, "full")
     if args.what == "phantoms":
-        phantoms(args.out, args.seeds, tuple(args.steps), tuple(args.arms))
+        phantoms(args.out, args.seeds, tuple(args.steps), tuple(args.arms), args.shares)
     elif args.what == "placed":
         phantoms(args.out, args.seeds, tuple(args.steps), ("full, placed anywhere",))
     elif args.what == "vb3":
