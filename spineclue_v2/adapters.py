@@ -165,3 +165,11 @@ def dice_and_cross_entropy(batch_dice: bool = False) -> Any:
 
     return DC_and_CE_loss({"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, weight_ce=1, weight_dice=1,
                           dice_class=MemoryEfficientSoftDiceLoss)
+
+
+def dice_of_shares() -> Any:
+    """nnU-Net's Dice loss for logits and shares of the classes, both (B, C, ...); sums over the batch, without the background."""
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+    from nnunetv2.utilities.helpers import softmax_helper_dim1
+
+    return MemoryEfficientSoftDiceLoss(softmax_helper_dim1, batch_dice=True, do_bg=False, smooth=1e-5, ddp=False)

@@ -7,9 +7,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from ...adapters import dice_of_shares
 from .network import shrink
-
-SMOOTH = 1e-5    # nnU-Net's
 
 
 def shares_of_pixels(labels: torch.Tensor, factor: int, classes: int) -> torch.Tensor:
@@ -33,8 +32,4 @@ def dice_and_cross_entropy_of_shares(logits: torch.Tensor, shares: torch.Tensor)
     Where every share is 0 or 1 this is `adapters.dice_and_cross_entropy(batch_dice=True)`. For others cross entropy asks for the share
     itself, Dice for all of a pixel of which it is worth having any: together they make up for edges that come out too small.
     """
-    cross_entropy = -(shares * logits.log_softmax(1)).sum(1).mean()
-    found, truth = logits.softmax(1)[:, 1:], shares[:, 1:]
-    axes = (0, *range(2, logits.ndim))
-    dice = (2 * (found * truth).sum(axes) + SMOOTH) / ((found + truth).sum(axes) + SMOOTH)
-    return cross_entropy - dice.mean()
+    return F.cross_entropy(logits, shares) + dice_of_shares()(logits, shares)
