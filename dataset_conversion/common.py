@@ -19,10 +19,10 @@ import numpy as np
 
 from spineclue_v2.anatomy import LABEL_OF_NAME, NAME_OF_LABEL, VERTEBRA_LABELS, dataset_labels
 from spineclue_v2.errors import InputError
-from spineclue_v2.parallel import run_tasks
-from spineclue_v2.preprocessing import check_same_grid, oriented_view
-from spineclue_v2.storage import atomic_path, read_json, write_json
-from spineclue_v2.volume import Volume, read_labels, read_volume, write_volume
+from spineclue_v2.imageio.orientation import check_same_grid, oriented_view
+from spineclue_v2.imageio.volume import Volume, read_labels, read_volume, write_volume
+from spineclue_v2.utilities.files import atomic_path, read_json, write_json
+from spineclue_v2.utilities.parallel import run_tasks
 
 logger = logging.getLogger(__name__)
 

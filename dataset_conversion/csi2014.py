@@ -36,6 +36,6 @@ def convert(source: Path, folder: Path, num_processes: int = 0) -> list[str]:
 
 def _offset(path: Path) -> int:
     """-1024 where air is stored as 0, 0 where the file is in Hounsfield units already."""
-    from spineclue_v2.volume import read_volume
+    from spineclue_v2.imageio.volume import read_volume
 
     return HU_OFFSET if int(read_volume(path).array.min()) >= 0 else 0

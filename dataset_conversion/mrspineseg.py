@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from spineclue_v2.anatomy.structures import LABELS, values_by_name
 from spineclue_v2.errors import InputError
-from spineclue_v2.structures import LABELS, values_by_name
 
 from .common import Case, scans_below, stem, write_dataset
 

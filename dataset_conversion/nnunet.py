@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spineclue_v2.dataset import RawDataset
+from spineclue_v2.dataset.raw import RawDataset
 
 from .common import Case, write_dataset
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from spineclue_v2 import anatomy
 from spineclue_v2.errors import InputError
-from spineclue_v2.parallel import run_tasks
-from spineclue_v2.storage import read_json, write_json
+from spineclue_v2.utilities.files import read_json, write_json
+from spineclue_v2.utilities.parallel import run_tasks
 
 ORIENTATIONS = {"LPS": 0.55, "RAS": 0.1, "LAS": 0.05, "PIR": 0.12, "LIP": 0.05, "ASR": 0.05, "RPI": 0.04, "SAL": 0.04}
 """How often the voxels of a case are written in another order than LPS (index axes x, y, z), as scanners and public datasets do."""
@@ -55,8 +55,8 @@ def convert(
 
 def write_case(folder: Path, name: str, case: Any, orientation: str = "LPS") -> None:
     """Write one PhantomCase with its voxels in the order `orientation`; the image comes last, so a case with an image is complete."""
-    from spineclue_v2.inference.centroids import DIRECTION, to_voxels
-    from spineclue_v2.volume import Geometry, Volume, write_volume
+    from spineclue_v2.imageio.centroids import DIRECTION, to_voxels
+    from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
 
     geometry = Geometry(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), case.direction)
     image, labels = (Volume(array, geometry).reoriented(orientation) for array in (case.ct, case.labels))

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spineclue_v2 import structures
+from spineclue_v2.anatomy import structures
 from spineclue_v2.errors import InputError
-from spineclue_v2.parallel import run_tasks
-from spineclue_v2.storage import read_json, write_json
-from spineclue_v2.volume import Geometry, Volume, write_volume
+from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
+from spineclue_v2.utilities.files import read_json, write_json
+from spineclue_v2.utilities.parallel import run_tasks
 
 CHANNELS = {"t2": "T2", "water": "water", "fat": "fat"}
 ACQUIRED = "PIL"  # sagittal: slices towards the left, rows towards the feet, columns towards the back

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spineclue_v2 import paths
 from spineclue_v2.errors import InputError
+from spineclue_v2.utilities import paths
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import csv
 from pathlib import Path
 
 from spineclue_v2.anatomy import LEVELS
+from spineclue_v2.anatomy.structures import LABELS, values_by_name
 from spineclue_v2.errors import InputError
-from spineclue_v2.structures import LABELS, values_by_name
 
 from .common import TRAINING, Case, scans_below, stem, write_dataset
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from spineclue_v2 import morphology
-from spineclue_v2.anatomy import NAME_OF_LABEL, ORDER_INDEX, VERTEBRA_LABELS
-from spineclue_v2.dataset import RawDataset
+from spineclue_v2.anatomy import NAME_OF_LABEL, ORDER_INDEX, VERTEBRA_LABELS, morphology
+from spineclue_v2.anatomy.label_boxes import label_boxes
+from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.parallel import run_tasks
-from spineclue_v2.preprocessing import check_same_grid, label_boxes, oriented_view
-from spineclue_v2.storage import read_json, write_json
-from spineclue_v2.volume import Volume, read_labels, read_volume
+from spineclue_v2.imageio.orientation import check_same_grid, oriented_view
+from spineclue_v2.imageio.volume import Volume, read_labels, read_volume
+from spineclue_v2.utilities.files import read_json, write_json
+from spineclue_v2.utilities.parallel import run_tasks
 
 from .integrity import ISLAND_ML, LUNG_BASES, Finding, are_neighbours, check_case, distance_mm, table
 

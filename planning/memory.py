@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, prod
 
-from spineclue_v2.plans import GradeNetwork, IdentifyNetwork, LocalizeNetwork, SegmentNetwork, StagePlan
+from spineclue_v2.plans.plans import StagePlan
+from spineclue_v2.stages.grade.plan import GradeNetwork
+from spineclue_v2.stages.identify.plan import IdentifyNetwork
+from spineclue_v2.stages.localize.plan import LocalizeNetwork
+from spineclue_v2.stages.segment.plan import SegmentNetwork
 
 FLOAT = 4
 MIXED = 2                       # bytes of a kept value under automatic mixed precision

@@ -4,10 +4,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from spineclue_v2 import paths
 from spineclue_v2.errors import InputError
-from spineclue_v2.plans import DEFAULT_PLANS_NAME, Plans
-from spineclue_v2.storage import read_json
+from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.utilities import paths
+from spineclue_v2.utilities.files import read_json
 
 
 def move_plans_between_datasets(source: str | int, target: str | int, source_plans: str = DEFAULT_PLANS_NAME,
@@ -19,7 +20,7 @@ def move_plans_between_datasets(source: str | int, target: str | int, source_pla
     """
     source_name, target_name = paths.dataset_name(source), paths.dataset_name(target)
     name = target_plans or source_plans
-    plans = Plans.load(paths.preprocessed_folder() / source_name / f"{source_plans}.json")
+    plans = load_plans(paths.preprocessed_folder() / source_name / f"{source_plans}.json")
     folder = paths.preprocessed_folder() / target_name
     if not (folder / "dataset_fingerprint.json").is_file():
         raise InputError(f"{target_name} has no fingerprint, which training needs beside the plan; run spineclue_extract_fingerprint -d "
@@ -28,7 +29,7 @@ def move_plans_between_datasets(source: str | int, target: str | int, source_pla
     moved = replace(plans, plans_name=name, dataset_name=target_name, dataset_hash=str(fingerprint.get("dataset_hash", "")))
     path = folder / f"{name}.json"
     if path.is_file():
-        known = Plans.load(path)
+        known = load_plans(path)
         if any(stage not in known.stages or known.stages[stage].model_fingerprint != plan.model_fingerprint
                for stage, plan in moved.stages.items()):
             raise InputError(f"{target_name} has another plan {name} already; choose another name with -tp.")

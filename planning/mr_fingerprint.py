@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from spineclue_v2.dataset import RawDataset
+from spineclue_v2.anatomy.structures import canonical_values, in_order, kind
+from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.parallel import run_tasks
-from spineclue_v2.preprocessing import check_same_grid
-from spineclue_v2.storage import write_json
-from spineclue_v2.structures import canonical_values, in_order, kind
-from spineclue_v2.volume import read_labels, read_volume
+from spineclue_v2.imageio.orientation import check_same_grid
+from spineclue_v2.imageio.volume import read_labels, read_volume
+from spineclue_v2.utilities.files import write_json
+from spineclue_v2.utilities.parallel import run_tasks
 
 from .fingerprint import FILE_NAME
 

@@ -10,17 +10,18 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from spineclue_v2 import paths
-from spineclue_v2.dataset import GRADES_FILE, RawDataset
+from spineclue_v2.dataset.raw import GRADES_FILE, RawDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.mr_preprocessing import preprocess_mr_dataset
-from spineclue_v2.plans import DEFAULT_PLANS_NAME, GROUPS, Plans
-from spineclue_v2.preprocessing import preprocess_dataset
-from spineclue_v2.storage import read_json, write_json
+from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, GROUPS, Plans
+from spineclue_v2.preprocessing.ct import preprocess_dataset
+from spineclue_v2.preprocessing.mr import preprocess_mr_dataset
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.utilities import paths
+from spineclue_v2.utilities.files import read_json, write_json
 
 from .fingerprint import extract_fingerprint, load_fingerprint
-from .hybrid_planner import SSHSNetPlanner
 from .mr_fingerprint import extract_mr_fingerprint, recognise
+from .mr_planner import SSHSNetPlanner
 from .planner import DEFAULT_PLANNER, find_planner
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def preprocess_plans(dataset: str | int, plans_name: str = DEFAULT_PLANS_NAME, s
     """Preprocess a dataset as its plan says. Returns the cases that failed: {dataset/folder/case: why}."""
     name = paths.dataset_name(dataset, paths.raw_folder())
     raw, folder = RawDataset(paths.raw_folder() / name), paths.preprocessed_folder() / name
-    plans = Plans.load(folder / f"{plans_name}.json")
+    plans = load_plans(folder / f"{plans_name}.json")
     if stages:
         for stage in stages:
             plans.stage(stage)
@@ -168,7 +169,7 @@ def _verify(raw: RawDataset, folder: Path, num_processes: int) -> None:
 def _keep_previous(path: Path, plans: Plans) -> None:
     """Say which numbers of the plan at `path` change, and keep it beside as `<name>_previous.json`."""
     try:
-        old = Plans.load(path)
+        old = load_plans(path)
     except InputError as error:
         changed = [str(error)]
     else:

@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from spineclue_v2.errors import InputError
-from spineclue_v2.plans import (
-    DEFAULT_PLANS_NAME,
-    GROUP_TYPES,
-    GROUPS,
-    GradeNetwork,
-    IdentifyNetwork,
-    LocalizeNetwork,
-    Plans,
-    SegmentNetwork,
-    StagePlan,
-)
+from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, GROUPS, Plans, StagePlan
+from spineclue_v2.stages.grade.plan import GradeNetwork
+from spineclue_v2.stages.identify.plan import IdentifyNetwork
+from spineclue_v2.stages.localize.plan import LocalizeNetwork
+from spineclue_v2.stages.registry import GROUP_TYPES
+from spineclue_v2.stages.segment.plan import SegmentNetwork
 
 from . import memory, rules
 from .rules import Choice, Facts

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .inference.api import SpineCLUE
+    from .api import SpineCLUE
 
 __version__ = "0.1.0"
 __all__ = ["SpineCLUE", "__version__"]
@@ -17,7 +17,7 @@ __all__ = ["SpineCLUE", "__version__"]
 def __getattr__(name: str) -> Any:
     # `import spineclue_v2` must not cost the seconds that torch takes: every command's -h goes through here.
     if name == "SpineCLUE":
-        from .inference.api import SpineCLUE
+        from .api import SpineCLUE
 
         return SpineCLUE
     raise AttributeError(f"module 'spineclue_v2' has no attribute '{name}'")

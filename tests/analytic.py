@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from spineclue_v2.plans import StagePlan
-from spineclue_v2.volume import Geometry, Volume
+from spineclue_v2.imageio.volume import Geometry, Volume
+from spineclue_v2.plans.plans import StagePlan
 
 BONE = 0.25  # of the window -100..1300 HU: 250 HU, between the tissue (40) and bone (400) of the blocks
 
@@ -60,7 +60,7 @@ def hu_volume(array: np.ndarray, plan: StagePlan) -> Volume:
 
 def localize_run(**edits: Any) -> Any:
     """`run` group of stage localize with the numbers of a usual plan."""
-    from spineclue_v2.plans import LocalizeRun
+    from spineclue_v2.stages.localize.plan import LocalizeRun
 
     numbers: dict[str, Any] = {"batch_size": 2, "epochs": 1, "iterations_per_epoch": 1, "initial_lr": 1e-3, "weight_decay": 0.0,
                                "slices_per_plane": 32, "inference_batch": 16, "min_score": 0.25, "nms_iou": 0.5, "eps_mm": 4.0,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from spineclue_v2.anatomy import LABEL_OF_NAME, dataset_labels
-from spineclue_v2.geometry import Geometry
-from spineclue_v2.volume import Volume, write_volume
+from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.volume import Volume, write_volume
 
 BODY = (16.0, 20.0, 24.0)  # mm: height, depth, width of a body
 STEP = 22.0  # mm between neighbours

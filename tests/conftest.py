@@ -17,7 +17,7 @@ def pytest_configure() -> None:
     if importlib.util.find_spec("spineclue_v2") is None or importlib.util.find_spec("spineclue_v2.planning") is None:
         # With a plain wheel the checkout's spineclue_v2/ shadows the installed package and its planning/ is not found.
         raise pytest.UsageError("the tests need an editable install: pip install -e '.[test]', then python -m pytest -q here")
-    from spineclue_v2.environment import guard
+    from spineclue_v2.utilities.environment import guard
 
     guard()
 

@@ -12,10 +12,11 @@ from blocks import spine, write_dataset
 from tiny_dataset import edited
 
 from spineclue_v2.inference import model as model_module
-from spineclue_v2.inference.model import build_network, stage_folder_name
-from spineclue_v2.plans import CORE_STAGES, DEFAULT_PLANS_NAME, Plans
-from spineclue_v2.storage import read_json, write_json
+from spineclue_v2.inference.model import build_network
+from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, Plans
+from spineclue_v2.stages.registry import CORE_STAGES, stage_folder_name
 from spineclue_v2.training.checkpoint import Checkpoint
+from spineclue_v2.utilities.files import read_json, write_json
 
 DATASET = "Dataset495_Folds"
 NAMES = ("T11", "T12", "L1", "L2", "L3")

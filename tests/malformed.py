@@ -22,11 +22,15 @@ from malformed_scans import SCANS, Maker
 from small_model import small_plans
 
 from spineclue_v2 import anatomy
-from spineclue_v2.dataset import PreprocessedDataset, RawDataset, load_splits
-from spineclue_v2.geometry import Geometry
-from spineclue_v2.inference.centroids import read_ctd
-from spineclue_v2.inference.install import check_checkpoint
-from spineclue_v2.plans import CORE_STAGES, GROUP_TYPES, GROUPS, Plans
+from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+from spineclue_v2.dataset.raw import RawDataset
+from spineclue_v2.dataset.splits import load_splits
+from spineclue_v2.imageio.centroids import read_ctd
+from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.model_sharing.install_model import check_checkpoint
+from spineclue_v2.plans.plans import GROUPS
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import CORE_STAGES, GROUP_TYPES
 from spineclue_v2.training.checkpoint import Checkpoint
 
 CORPUS: dict[str, Maker] = dict(SCANS)
@@ -44,7 +48,7 @@ def plan_json() -> dict[str, Any]:
 
 def plan_text(text: str | bytes) -> Maker:
     content = text if isinstance(text, bytes) else text.encode()
-    return lambda folder: Plans.load(written(folder / "plan.json", content))
+    return lambda folder: load_plans(written(folder / "plan.json", content))
 
 
 def plan_with(edit: Callable[[dict[str, Any]], Any]) -> Maker:

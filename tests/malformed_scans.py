@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from bad_scans import BAD_SCANS, ct, save, written
 
-from spineclue_v2.volume import read_labels, read_volume
+from spineclue_v2.imageio.volume import read_labels, read_volume
 
 Maker = Callable[[Path], object]
 SCANS: dict[str, Maker] = {f"scan, {kind}": (lambda folder, make=make: read_volume(make(folder))) for kind, (make, _) in BAD_SCANS.items()}

@@ -1,4 +1,4 @@
-"""One training step of a planned stage on random input, with the stage's own loss: for a test and `tests/benchmarks/paper_steps.py`."""
+"""One training step of a planned stage on random input, with the stage's own loss: for a test and `benchmarks/paper_steps.py`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from spineclue_v2.plans import StagePlan
-from spineclue_v2.stages import build_network
+from spineclue_v2.plans.plans import StagePlan
+from spineclue_v2.stages.registry import build_network
 
 
 def loss_of(stage: str, network: Any, plan: StagePlan, batch: int, size: tuple[int, ...]) -> torch.Tensor:
@@ -20,7 +20,7 @@ def loss_of(stage: str, network: Any, plan: StagePlan, batch: int, size: tuple[i
 
         target = torch.rand(batch, 1, *size) > 0.8
         return dice_and_cross_entropy()(network(torch.rand(batch, channels + 1, *size)), target.float())
-    from spineclue_v2.stages.identify.losses import supervised_contrastive
+    from spineclue_v2.training.losses import supervised_contrastive
 
     masks = (torch.rand(2 * batch, 1, *size) > 0.5).float()          # two views each
     projected = network.project(network.features(masks))

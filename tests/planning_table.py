@@ -8,7 +8,7 @@ from typing import Any
 from example_fingerprint import fingerprint
 
 from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
-from spineclue_v2.plans import Plans
+from spineclue_v2.plans.plans import Plans
 
 NUMBERS = """localize.data.spacing_mm localize.network.scale localize.network.slice_size localize.run.slices_per_plane
     localize.run.batch_size localize.run.eps_mm localize.run.axis_scale localize.run.spacing_between_mm segment.data.spacing_mm

@@ -10,12 +10,13 @@ import torch
 from example_fingerprint import fingerprint
 
 from spineclue_v2 import anatomy
-from spineclue_v2.inference.model import build_network, stage_folder_name
-from spineclue_v2.inference.share import export_model
+from spineclue_v2.inference.model import build_network
+from spineclue_v2.model_sharing.export_model import export_model
 from spineclue_v2.planning.planner import SpineCLUEPlanner
-from spineclue_v2.plans import CORE_STAGES, Plans
-from spineclue_v2.storage import write_json
+from spineclue_v2.plans.plans import Plans
+from spineclue_v2.stages.registry import CORE_STAGES, stage_folder_name
 from spineclue_v2.training.checkpoint import Checkpoint, weights_sha256
+from spineclue_v2.utilities.files import write_json
 
 DATASET = "Dataset501_Example"
 CARD = f"{DATASET}/card__SpineCLUEPlans"  # folder of an export that describes it

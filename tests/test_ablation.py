@@ -10,14 +10,14 @@ import pytest
 import torch
 from tiny_dataset import DATASET
 
-from spineclue_v2 import paths
+from spineclue_v2.ablation import study, trainings
+from spineclue_v2.ablation.embedding import neighbour_silhouette, two_dimensions
+from spineclue_v2.ablation.rows import STEPS, Scan, parts_of, shape_probabilities
 from spineclue_v2.cli._common import main
-from spineclue_v2.evaluation.ablation import study, trainings
-from spineclue_v2.evaluation.ablation.embedding import neighbour_silhouette, two_dimensions
-from spineclue_v2.evaluation.ablation.rows import STEPS, Scan, parts_of, shape_probabilities
 from spineclue_v2.evaluation.calibration import expected_calibration_error
-from spineclue_v2.plans import Plans
 from spineclue_v2.stages.identify.network import ShapeNetwork
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.utilities import paths
 
 TABLES = ("table3.csv", "table2_regions.csv", "parameter_curves.csv", "silhouette.csv", "embedding.csv", "trainings.csv", "vertebrae.csv",
           "calibration.csv")
@@ -105,7 +105,7 @@ def test_bad_input_is_one_sentence(tiny, capsys):
 
 
 def test_trainings_differ_from_the_plan_in_what_they_are_named_after(tiny):
-    plan = Plans.load(tiny / "SpineCLUEPlans.json").stage("identify")
+    plan = load_plans(tiny / "SpineCLUEPlans.json").stage("identify")
     plain = trainings.plain(plan.run)
     assert plain.contrastive_epochs == 0 and plain.loss_weights == (0.0, 0.0, 1.0) and not plain.freeze_backbone
     assert plain.classifier_epochs == plan.run.contrastive_epochs + plan.run.classifier_epochs
@@ -144,7 +144,7 @@ def scan(case: str, part: str, seed: int) -> Scan:
 
 
 def test_nothing_is_fitted_on_the_scans_it_is_applied_to(tiny):
-    run = Plans.load(tiny / "SpineCLUEPlans.json").stage("identify").run
+    run = load_plans(tiny / "SpineCLUEPlans.json").stage("identify").run
     scans = [scan(f"case{i}", f"half {i % 2}", i) for i in range(4)]
     for fit, apply in parts_of(scans):
         assert not {s.case for s in fit} & {s.case for s in apply}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.stages.augmentation import augment_hu, field_ends, thick_slices
+from spineclue_v2.preprocessing.augmentation import augment_hu, field_ends, thick_slices
 from spineclue_v2.stages.localize.data import KEPT_SHARE, clip_boxes, cut_field
 
 

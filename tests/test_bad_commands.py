@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from bad_scans import BAD_SCANS, ct, save
 
-from spineclue_v2 import anatomy, paths
+from spineclue_v2 import anatomy
 from spineclue_v2.cli import _common
-from spineclue_v2.plans import CORE_STAGES, Plans
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import CORE_STAGES
+from spineclue_v2.utilities import paths
 
 DATASET = "Dataset501_Blocks"
 
@@ -154,10 +156,11 @@ def test_a_plan_that_was_edited_wrongly(planned, capsys, edit, reason):
 @pytest.fixture(scope="module")
 def trained_once(planned_once) -> Path:
     """A results folder with freshly initialised networks as fold 0: enough for whatever is refused before they are asked."""
-    from spineclue_v2.inference.model import build_network, stage_folder_name
+    from spineclue_v2.inference.model import build_network
+    from spineclue_v2.stages.registry import stage_folder_name
     from spineclue_v2.training.checkpoint import Checkpoint
 
-    plans = Plans.load(planned_once / "preprocessed" / DATASET / "SpineCLUEPlans.json")
+    plans = load_plans(planned_once / "preprocessed" / DATASET / "SpineCLUEPlans.json")
     results = planned_once.parent / "trained" / DATASET
     for stage in CORE_STAGES:
         folder = results / stage_folder_name(stage)

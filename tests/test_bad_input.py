@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from bad_scans import BAD_SCANS, ct, save
 
 from spineclue_v2.errors import InputError
-from spineclue_v2.volume import Geometry, Volume, is_dicom_folder, read_labels, read_volume, write_volume
+from spineclue_v2.imageio.volume import Geometry, Volume, is_dicom_folder, read_labels, read_volume, write_volume
 
 KINDS = pytest.mark.parametrize("kind", BAD_SCANS)
 
@@ -143,7 +143,7 @@ WRITE_ON_FULL_DISK = """
 import resource, sys
 import numpy as np
 from spineclue_v2.errors import InputError
-from spineclue_v2.volume import Geometry, Volume, write_volume
+from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
 import SimpleITK
 noise = np.random.default_rng(0).integers(-1000, 1000, (40, 64, 64)).astype(np.int16)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

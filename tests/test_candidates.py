@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.stages.segment.candidates import mask_middle, missed, without_fragments
-from spineclue_v2.vertebra import Vertebra
-from spineclue_v2.volume import Geometry
+from spineclue_v2.anatomy.vertebra import Vertebra
+from spineclue_v2.imageio.volume import Geometry
+from spineclue_v2.stages.segment.proposals import mask_middle, missed, without_fragments
 
 GEOMETRY = Geometry((160, 60, 60), (1.5, 1.5, 1.5), (10.0, -20.0, 30.0), np.eye(3))
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.stages.localize.chain import spine_chain, step_price
 from spineclue_v2.stages.localize.clustering import Cluster, support
+from spineclue_v2.stages.localize.spine_path import spine_chain, step_price
 
 BETWEEN = (12.0, 47.0)
 

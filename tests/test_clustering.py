@@ -7,15 +7,7 @@ from analytic import localize_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.stages.localize.clustering import (
-    Boxes,
-    Cluster,
-    cluster_boxes,
-    density,
-    linked_scale,
-    position_clusters,
-    size_inliers,
-)
+from spineclue_v2.stages.localize.clustering import Boxes, Cluster, cluster_boxes, density, linked_scale, position_clusters, size_inliers
 from spineclue_v2.stages.localize.data import PLANES, section_areas, section_boxes, take_slice
 from spineclue_v2.stages.localize.predictor import slice_positions
 from spineclue_v2.stages.localize.trainer import match_centres
@@ -229,9 +221,9 @@ def test_one_plane_alone_is_enough(plane):
 @pytest.mark.parametrize("seed, first, last", [(9001, "T7", "L4"), (9002, "C3", "T4")])
 def test_a_perfect_detector_finds_the_vertebrae_of_a_phantom(seed, first, last):
     """Sections of real shapes: bodies with and without processes, whose middles lie far apart."""
+    from spineclue_v2.imageio.volume import Geometry, Volume
     from spineclue_v2.phantom import sample
-    from spineclue_v2.preprocessing import vertebra_properties
-    from spineclue_v2.volume import Geometry, Volume
+    from spineclue_v2.preprocessing.ct import vertebra_properties
 
     spacing = 2.5
     case = sample(seed, first=first, last=last, spacing=spacing, margin=15, wide=False, variant=None)

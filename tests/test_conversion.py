@@ -13,11 +13,12 @@ from blocks import spine, write_dataset
 
 from spineclue_v2.anatomy import LABEL_OF_NAME, LUMBAR, THORACIC
 from spineclue_v2.cli._common import main
-from spineclue_v2.dataset import RawDataset, make_splits
+from spineclue_v2.dataset.raw import RawDataset
+from spineclue_v2.dataset.splits import make_splits
 from spineclue_v2.dataset_conversion import ctspine1k, totalsegmentator, verse
 from spineclue_v2.dataset_conversion.registry import CONVERTERS, convert_dataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.volume import Volume, read_labels, read_volume, write_volume
+from spineclue_v2.imageio.volume import Volume, read_labels, read_volume, write_volume
 
 LAYOUTS = Path(__file__).parents[1].parent / "shared" / "data" / "layouts"
 COARSE = (4.0, 3.0, 3.0)

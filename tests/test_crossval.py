@@ -13,16 +13,17 @@ from crossval_dataset import DATASET, FOLDS, NAMES, splits, use_analytic_network
 
 from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.cli import _common
+from spineclue_v2.cross_validation import find_best_configuration as best_module
+from spineclue_v2.cross_validation import identification_search as fusion_choice
+from spineclue_v2.cross_validation.out_of_fold import MissingStage
+from spineclue_v2.cross_validation.validation import accumulate, key_figure, open_fold, validate_fold
 from spineclue_v2.errors import InputError
-from spineclue_v2.inference import best as best_module
-from spineclue_v2.inference import fusion_choice
-from spineclue_v2.inference.crossval import accumulate, key_figure, open_fold, validate_fold
-from spineclue_v2.inference.model import load_trained, stage_folder_name, train_command
-from spineclue_v2.inference.out_of_fold import MissingStage
-from spineclue_v2.plans import CORE_STAGES, Plans
-from spineclue_v2.storage import read_json, write_json
+from spineclue_v2.imageio.volume import read_labels
+from spineclue_v2.inference.model import load_trained
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import CORE_STAGES, stage_folder_name, train_command
 from spineclue_v2.training.checkpoint import Checkpoint
-from spineclue_v2.volume import read_labels
+from spineclue_v2.utilities.files import read_json, write_json
 
 CPU = torch.device("cpu")
 
@@ -191,8 +192,8 @@ def few_candidates(monkeypatch):
     """A smaller search, and no pictures: what is tried and drawn is tested elsewhere."""
     for name, values in (("THETAS", (0.0, 0.2)), ("HOPS", (1,)), ("NEIGHBOURS", (3, 9)), ("GEOMETRY_WEIGHTS", (0.25,))):
         monkeypatch.setattr(fusion_choice, name, values)
-    monkeypatch.setattr("spineclue_v2.inference.report.write_report", lambda *arguments: None)
-    monkeypatch.setattr("spineclue_v2.parallel.default_processes", lambda *arguments: 0)
+    monkeypatch.setattr("spineclue_v2.visualization.report.write_report", lambda *arguments: None)
+    monkeypatch.setattr("spineclue_v2.utilities.parallel.default_processes", lambda *arguments: 0)
 
 
 def test_find_best_writes_commands_that_run_and_settings_into_the_model(home, few_candidates, monkeypatch, capsys):
@@ -205,7 +206,7 @@ def test_find_best_writes_commands_that_run_and_settings_into_the_model(home, fe
     assert information["trainers"]["identify"] == "IdentifyTrainer" and set(information["figures"]) == set(CORE_STAGES)
     kept = [row for row in information["settings_tried"] if row["kept"]]
     assert [row["id_rate"] for row in kept] == sorted(row["id_rate"] for row in kept)
-    run = Plans.load(results / stage_folder_name("identify") / "plans.json").stage("identify").run
+    run = load_plans(results / stage_folder_name("identify") / "plans.json").stage("identify").run
     settings = information["settings"]
     assert (run.theta, run.hops, run.neighbours) == (settings["theta"], settings["hops"], settings["neighbours"])
     assert run.witness_weights["geometry"] == settings["geometry_weight"] and run.decoder_prices == settings["prices"]
@@ -255,7 +256,7 @@ def test_find_best_compares_trainers_and_later_stages_follow_the_choice(home, fe
 
 def test_settings_are_judged_on_folds_left_out():
     """Rows on which the shift by one is always right: fusion and decoder cannot be judged by what they were fitted to."""
-    from spineclue_v2.inference.fusion_choice import Row, Settings, choose, judge
+    from spineclue_v2.cross_validation.identification_search import Row, Settings, choose, judge
 
     rng = np.random.default_rng(0)
     rows = []

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from spineclue_v2 import adapters
 from spineclue_v2.anatomy import LABEL_OF_NAME, LEVELS
-from spineclue_v2.dataset import PreprocessedDataset, RawDataset, fold_cases, load_splits, make_splits, verse_values
+from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+from spineclue_v2.dataset.raw import RawDataset, verse_values
+from spineclue_v2.dataset.splits import fold_cases, load_splits, make_splits
 from spineclue_v2.errors import InputError
 
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from spineclue_v2 import paths
 from spineclue_v2.cli import _common
-from spineclue_v2.plans import CORE_STAGES
+from spineclue_v2.stages.registry import CORE_STAGES
+from spineclue_v2.utilities import paths
 
 
 @pytest.mark.skipif(not all((paths.weights_folder() / f"{stage}.pth").is_file() for stage in CORE_STAGES), reason="no shipped weights here")

@@ -11,13 +11,14 @@ import torch
 from tiny_dataset import CPU, DATASET, edited, trainer
 
 from spineclue_v2.cli import _common
+from spineclue_v2.cross_validation.run_training import train
 from spineclue_v2.errors import InputError
-from spineclue_v2.plans import DEFAULT_PLANS_NAME, Plans
-from spineclue_v2.stages.identify.losses import supervised_contrastive
+from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME
+from spineclue_v2.stages.plan_files import load_plans
 from spineclue_v2.training import distributed
 from spineclue_v2.training.checkpoint import Checkpoint
 from spineclue_v2.training.device import fast_bfloat16
-from spineclue_v2.training.run import train
+from spineclue_v2.training.losses import supervised_contrastive
 
 # bfloat16 rounds differently in batches of other sizes; without it the order of sums is all that differs.
 TOLERANCE = 0.03 if fast_bfloat16() else 1e-4
@@ -100,7 +101,7 @@ def test_what_cannot_be_shared_says_so(tiny, tmp_path, monkeypatch):
     shutil.copytree(tiny, home)
     monkeypatch.setenv("spineclue_preprocessed", str(home.parent))
     plan = home / f"{DEFAULT_PLANS_NAME}.json"
-    edited(Plans.load(plan), {"segment": {"run": {"batch_size": 3}}}).save(plan)
+    edited(load_plans(plan), {"segment": {"run": {"batch_size": 3}}}).save(plan)
     with pytest.raises(InputError, match="batch of 3 cannot be shared evenly by 2 processes"):
         train(DATASET, "segment", 0, device="cpu", num_gpus=2)
     with pytest.raises(InputError, match="-num_gpus is 0"):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_predict import QUIET, record, run, scan, trained, trained_once  # noqa: F401 - fixtures
 
+from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.cli import _common
+from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, write_volume
 from spineclue_v2.inference.ensemble import merge, named, read_member
-from spineclue_v2.vertebra import Vertebra
-from spineclue_v2.volume import Geometry, Volume, read_labels, write_volume
 
 GRID = Geometry((60, 40, 40), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), np.eye(3))
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from spineclue_v2 import anatomy
+from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.cli._common import main
 from spineclue_v2.errors import InputError
 from spineclue_v2.evaluation.files import pair_files, read_groups
 from spineclue_v2.evaluation.summary import evaluate, evaluate_simple
-from spineclue_v2.inference.centroids import write_ctd
-from spineclue_v2.storage import write_json
-from spineclue_v2.vertebra import Vertebra
-from spineclue_v2.volume import Geometry, Volume, write_volume
+from spineclue_v2.imageio.centroids import write_ctd
+from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
+from spineclue_v2.utilities.files import write_json
 
 VERSE = Path(__file__).parents[1].parent / "shared" / "data" / "ct" / "verse"
 
@@ -224,7 +224,7 @@ def test_evaluate_simple_like_nnunet(folders, capsys):
 
 @pytest.mark.skipif(not VERSE.is_dir(), reason="no VerSe masks beside the repository")
 def test_a_real_mask_against_itself_and_against_a_shifted_copy(tmp_path):
-    from spineclue_v2.volume import read_labels
+    from spineclue_v2.imageio.volume import read_labels
 
     truth = read_labels(VERSE / "sub-verse008_seg-vert_msk.nii.gz")
     shifted = np.where(truth.array > 0, truth.array - 1, 0).astype(np.uint8)

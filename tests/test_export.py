@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from spineclue_v2 import anatomy
+from spineclue_v2.anatomy.vertebra import Vertebra, on_the_masks_side
 from spineclue_v2.errors import InputError
-from spineclue_v2.inference.centroids import read_ctd, write_ctd
-from spineclue_v2.inference.export import case_record, export_case, label_map
-from spineclue_v2.vertebra import SpineResult, Vertebra, on_the_masks_side
-from spineclue_v2.volume import Geometry, Volume, read_labels, resampled_geometry
+from spineclue_v2.export.case_files import export_case
+from spineclue_v2.export.case_record import case_record
+from spineclue_v2.export.label_map import label_map
+from spineclue_v2.imageio.centroids import read_ctd, write_ctd
+from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, resampled_geometry
+from spineclue_v2.results import SpineResult
 
 VERSE = Path(__file__).parents[1].parent / "shared" / "data" / "ct" / "verse"
 
@@ -189,7 +192,7 @@ def test_centroid_voxels_are_those_of_the_image_reoriented_to_pir(grid, seed):
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(("P", "I", "R")))
     expected = np.argwhere(np.asarray(image.as_reoriented(turn).dataobj))[0]
 
-    from spineclue_v2.inference.centroids import to_voxels
+    from spineclue_v2.imageio.centroids import to_voxels
 
     np.testing.assert_allclose(to_voxels(grid.index_to_world(voxel), grid, "PIR"), expected, atol=1e-6)
 
@@ -218,7 +221,7 @@ def test_other_json_is_no_centroid_file(tmp_path, text):
 def test_directions_of_a_real_scan():
     """In PIR voxels a lumbar spine goes down along Y, and its vertebrae keep their place from right to left."""
     from spineclue_v2.evaluation.case import mask_centroids
-    from spineclue_v2.inference.centroids import to_voxels
+    from spineclue_v2.imageio.centroids import to_voxels
 
     labels = read_labels(VERSE / "sub-verse008_seg-vert_msk.nii.gz")
     voxels = np.array([to_voxels(point, labels.geometry, "PIR") for _, point in sorted(mask_centroids(labels).items())])

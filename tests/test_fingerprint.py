@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from blocks import BODY, STEP, lumbar_dataset, spine, write_dataset
 
-from spineclue_v2.dataset import RawDataset
+from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.geometry import Geometry
+from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.orientation import oriented_view
+from spineclue_v2.imageio.volume import Volume, read_labels, read_volume
 from spineclue_v2.planning.fingerprint import extract_fingerprint, load_fingerprint, measure_case
 from spineclue_v2.planning.integrity import are_neighbours, check_case, missing_levels, table
-from spineclue_v2.preprocessing import oriented_view
-from spineclue_v2.volume import Volume, read_labels, read_volume
 
 LUMBAR = ["T12", "L1", "L2", "L3", "L4", "L5"]
 

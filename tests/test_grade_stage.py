@@ -12,22 +12,27 @@ from test_heights import stacked, vertebra
 from tiny_dataset import LEVELS, edited
 
 from spineclue_v2.cli._common import main
-from spineclue_v2.dataset import PreprocessedDataset, RawDataset
+from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
 from spineclue_v2.evaluation import grading
-from spineclue_v2.inference.export import case_record
+from spineclue_v2.export.case_record import case_record
 from spineclue_v2.planning import memory, rules
 from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
-from spineclue_v2.plans import CORE_STAGES, GradeNetwork, Plans
-from spineclue_v2.stages.grade.combination import Combination, grade_of_probabilities
+from spineclue_v2.plans.plans import Plans
+from spineclue_v2.results import SpineResult
+from spineclue_v2.stages.grade.body_heights import add_heights
 from spineclue_v2.stages.grade.comparison import grade_of
 from spineclue_v2.stages.grade.data import GradeBatches, grade_crop, graded_rows, stored_losses
 from spineclue_v2.stages.grade.network import build_network
-from spineclue_v2.stages.grade.predictor import add_grades, add_heights
+from spineclue_v2.stages.grade.ordinal_fusion import Combination, grade_of_probabilities
+from spineclue_v2.stages.grade.plan import GradeNetwork
+from spineclue_v2.stages.grade.predictor import add_grades
 from spineclue_v2.stages.grade.trainer import GradeTrainer, targets
-from spineclue_v2.storage import write_json
+from spineclue_v2.stages.plan_files import load_plans, plans_from_json
+from spineclue_v2.stages.registry import CORE_STAGES
 from spineclue_v2.training.checkpoint import Checkpoint
-from spineclue_v2.vertebra import SpineResult
+from spineclue_v2.utilities.files import write_json
 
 CPU = torch.device("cpu")
 WINDOWS = ((-60.0, 140.0), (-350.0, 1150.0))
@@ -83,7 +88,7 @@ def graded(tiny: Path, tmp_path: Path) -> Path:
     write_json(folder / "grades.json", dict(zip(cases, GRADES, strict=True)))
     fingerprint = json.loads((folder / "dataset_fingerprint.json").read_text()) | {"grades": {"0": 9, "1": 3, "2": 2, "3": 2}}
     plans = SpineCLUEPlanner("raw", fingerprint, 1, "cpu").plan()
-    old = Plans.load(folder / "SpineCLUEPlans.json")
+    old = load_plans(folder / "SpineCLUEPlans.json")
     plans = edited(replace(plans, stages=dict(old.stages) | {"grade": plans.stage("grade")}), EDITS)
     grade = replace(plans.stages["grade"], data=plans.stages["segment"].data)
     replace(plans, stages=plans.stages | {"grade": grade}).save(folder / "SpineCLUEPlans.json")
@@ -91,7 +96,7 @@ def graded(tiny: Path, tmp_path: Path) -> Path:
 
 
 def dataset_of(folder: Path) -> PreprocessedDataset:
-    return PreprocessedDataset(folder / Plans.load(folder / "SpineCLUEPlans.json").stage("grade").data_fingerprint)
+    return PreprocessedDataset(folder / load_plans(folder / "SpineCLUEPlans.json").stage("grade").data_fingerprint)
 
 
 def test_batches_hold_grades_equally_often_and_repeat(graded: Path) -> None:
@@ -108,7 +113,7 @@ def test_batches_hold_grades_equally_often_and_repeat(graded: Path) -> None:
 
 @pytest.mark.parametrize("run", [{}, {"contrastive_weight": 0.0, "detach_classifier": False}, {"ordinal": True}])
 def test_training_learns_a_constant_batch(graded: Path, tmp_path: Path, run: dict) -> None:
-    plans = edited(Plans.load(graded / "SpineCLUEPlans.json"), {"grade": {"run": run | {"initial_lr": 0.01, "epochs": 50}}})
+    plans = edited(load_plans(graded / "SpineCLUEPlans.json"), {"grade": {"run": run | {"initial_lr": 0.01, "epochs": 50}}})
     dataset = dataset_of(graded)
     trainer = GradeTrainer(plans, 0, dataset, dataset.cases[:4], dataset.cases[4:], tmp_path, CPU, workers=0)
     batch = trainer.batch_maker(True)(0)
@@ -123,7 +128,7 @@ def test_detaching_keeps_the_classifier_from_the_encoder(graded: Path, tmp_path:
     moved = {}
     for detach in (True, False):
         run = {"contrastive_weight": 0.0, "detach_classifier": detach}
-        plans = edited(Plans.load(graded / "SpineCLUEPlans.json"), {"grade": {"run": run}})
+        plans = edited(load_plans(graded / "SpineCLUEPlans.json"), {"grade": {"run": run}})
         trainer = GradeTrainer(plans, 0, dataset, dataset.cases, [], tmp_path, CPU, workers=0)
         loss, _ = trainer.loss(trainer.batch_maker(True)(0))
         loss.backward()
@@ -158,7 +163,7 @@ def test_the_stage_trains_and_validates(graded: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_dataset_without_grades_cannot_train_it(tiny: Path, graded: Path, tmp_path: Path) -> None:
-    plans = Plans.load(graded / "SpineCLUEPlans.json")
+    plans = load_plans(graded / "SpineCLUEPlans.json")
     dataset = PreprocessedDataset(tiny / plans.stage("grade").data_fingerprint)
     with pytest.raises(InputError, match="at least two .gradesTr/CASE.json"):
         GradeTrainer(plans, 0, dataset, dataset.cases, [], tmp_path, CPU, workers=0)
@@ -256,7 +261,7 @@ def test_the_stage_is_planned_where_there_is_something_to_learn() -> None:
     grade = plan.stage("grade")
     assert all(n % 16 == 0 for n in grade.network.crop_size) and grade.network.crop_size[1] <= 64 and grade.run.batch_size == 12
     assert all(reason["rule"] for reason in grade.reasons.values())
-    assert Plans.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert plans_from_json(json.loads(json.dumps(plan.to_json()))) == plan
     # The other stages do not know of it.
     without = planned({"0": 1})
     assert all(plan.stage(s).model_fingerprint == without.stage(s).model_fingerprint for s in CORE_STAGES)

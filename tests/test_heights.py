@@ -9,13 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.geometry import Geometry
-from spineclue_v2.inference.export import case_record
+from spineclue_v2.anatomy.vertebra import BodyHeights, Vertebra
+from spineclue_v2.export.case_record import case_record
+from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.volume import Volume
+from spineclue_v2.results import SpineResult
+from spineclue_v2.stages.grade.body_heights import add_heights
 from spineclue_v2.stages.grade.comparison import INTACT, USUAL, compare, grade_of, shape_of
 from spineclue_v2.stages.grade.heights import PLACES, axes_along, body_mask, measure
-from spineclue_v2.stages.grade.predictor import add_heights, disagree
-from spineclue_v2.vertebra import BodyHeights, SpineResult, Vertebra
-from spineclue_v2.volume import Volume
+from spineclue_v2.stages.grade.predictor import disagree
 
 DEEP, WIDE = 30.0, 40.0
 
@@ -298,7 +300,7 @@ def test_network_and_heights_may_disagree() -> None:
 
 
 def test_the_picture_marks_missing_height(tmp_path) -> None:
-    from spineclue_v2.inference.report import spine_figure
+    from spineclue_v2.visualization.report import spine_figure
 
     vertebrae, geometry, scan = stacked()
     texts = [t.get_text() for t in spine_figure(SpineResult(add_heights(vertebrae, geometry, scan), True), geometry, scan, "x").texts]

@@ -58,7 +58,7 @@ def test_the_library_neither_prints_nor_exits_nor_unpickles():
 
 
 def test_importing_the_package_reads_nothing_and_costs_nothing():
-    program = ("import os, sys\nbefore = dict(os.environ)\nimport spineclue_v2, spineclue_v2.volume, spineclue_v2.plans\n"
+    program = ("import os, sys\nbefore = dict(os.environ)\nimport spineclue_v2, spineclue_v2.imageio.volume, spineclue_v2.plans\n"
                "assert dict(os.environ) == before\n"
                "heavy = {'torch', 'SimpleITK', 'scipy', 'sklearn', 'matplotlib', 'nnunetv2', 'ultralytics'} & set(sys.modules)\n"
                "assert not heavy, heavy\nassert 'SpineCLUE' in spineclue_v2.__all__")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from spineclue_v2.anatomy.structures import VALUE
+from spineclue_v2.api import SpineCLUE
 from spineclue_v2.cli._common import main
 from spineclue_v2.errors import InputError
-from spineclue_v2.inference.api import SpineCLUE
-from spineclue_v2.plans import Plans
-from spineclue_v2.structures import VALUE
-from spineclue_v2.volume import Geometry, Volume, read_labels, read_volume, write_volume
+from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, read_volume, write_volume
+from spineclue_v2.stages.plan_files import load_plans
 
 NAME = "Dataset601_TinyMR"
 EDITS = {"hybrid_2d": {"network": {"encoder": "tu-resnet10t", "decoder_channels": 8, "crop_size": (32, 32)},
@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         convert(folder / "raw" / NAME, 5, seed=3, unlabelled=2, test=1, plane_mm=3.0, slice_mm=7.0, top="L2")
         assert plan_and_preprocess([601], device="cpu", preprocess=False, progress=False) == {}
         path = folder / "preprocessed" / NAME / "SpineCLUEPlans.json"
-        plans = Plans.load(path)
+        plans = load_plans(path)
         stages = {name: replace(plan, **{group: replace(getattr(plan, group), **values) for group, values in EDITS[name].items()})
                   for name, plan in plans.stages.items()}
         replace(plans, stages=stages).save(path)
@@ -63,7 +63,7 @@ def trained(home: Path) -> Path:
 
 
 def test_the_plan_follows_names_and_data(home: Path) -> None:
-    data = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_3d").data
+    data = load_plans(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_3d").data
     assert data.classes[:5] == ("S", "L5", "L4", "L3", "L2")
     assert data.classes[data.classes.index("L5/S"):][:3] == ("L5/S", "L4/L5", "L3/L4")
     assert data.label_values == tuple(VALUE[name] for name in data.classes)
@@ -71,19 +71,19 @@ def test_the_plan_follows_names_and_data(home: Path) -> None:
 
 
 def test_unlabelled_scans_are_kept_apart(home: Path) -> None:
-    from spineclue_v2.dataset import PreprocessedDataset
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 
-    fingerprint = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_2d").data_fingerprint
+    fingerprint = load_plans(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_2d").data_fingerprint
     folder = home / "preprocessed" / NAME / fingerprint
     assert len(PreprocessedDataset(folder).cases) == 5 and PreprocessedDataset(folder / "unlabelled").cases == ["mr_0006", "mr_0007"]
 
 
 def test_batches_open_a_case_once_and_depend_on_seed_and_number_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spineclue_v2.dataset import PreprocessedDataset
-    from spineclue_v2.stages.hybrid.data import SliceBatches
-    from spineclue_v2.structures import kind
+    from spineclue_v2.anatomy.structures import kind
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+    from spineclue_v2.stages.mr.data import SliceBatches
 
-    plan = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_2d")
+    plan = load_plans(home / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("hybrid_2d")
     folder, opened = home / "preprocessed" / NAME / plan.data_fingerprint, []
     image = PreprocessedDataset.image
     monkeypatch.setattr(PreprocessedDataset, "image", lambda self, case: opened.append((self.folder, case)) or image(self, case))
@@ -118,7 +118,7 @@ def test_predict_writes_labels_on_the_input_grid(trained: Path, tmp_path: Path) 
 
 def test_prediction_does_not_depend_on_how_the_scan_is_stored(trained: Path, tmp_path: Path) -> None:
     from spineclue_v2.inference.model import load_trained
-    from spineclue_v2.inference.mr import predict_mr_volume
+    from spineclue_v2.inference.mr_pipeline import predict_mr_volume
 
     model = load_trained(trained / "results" / NAME, None, torch.device("cpu"))
     scan = read_volume(trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz")
@@ -129,8 +129,8 @@ def test_prediction_does_not_depend_on_how_the_scan_is_stored(trained: Path, tmp
 
 def test_where_levels_lay_in_training_goes_with_the_weights(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from spineclue_v2.inference.model import load_trained
-    from spineclue_v2.inference.mr import predict_mr_volume
-    from spineclue_v2.stages.hybrid import naming
+    from spineclue_v2.inference.mr_pipeline import predict_mr_volume
+    from spineclue_v2.stages.mr import level_assignment as naming
 
     model, given = load_trained(trained / "results" / NAME, None, torch.device("cpu")), []
     monkeypatch.setattr(naming, "name_levels", lambda probability, data, places: given.append(places) or probability)
@@ -141,10 +141,10 @@ def test_where_levels_lay_in_training_goes_with_the_weights(trained: Path, monke
 
 
 def test_branches_agree_on_kinds_as_well_as_names(home: Path, tmp_path: Path) -> None:
-    from spineclue_v2.dataset import PreprocessedDataset
-    from spineclue_v2.stages.hybrid.trainer import Hybrid2DTrainer
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+    from spineclue_v2.stages.mr.trainer import Hybrid2DTrainer
 
-    plans, found = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json"), []
+    plans, found = load_plans(home / "preprocessed" / NAME / "SpineCLUEPlans.json"), []
     plan = plans.stage("hybrid_2d")
     data = PreprocessedDataset(home / "preprocessed" / NAME / plan.data_fingerprint)
     for weight in (0.0, 1.0, 2.0):
@@ -158,10 +158,10 @@ def test_branches_agree_on_kinds_as_well_as_names(home: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("label_shares", [True, False])
 def test_the_plan_says_whether_shares_or_labels_are_learned(home: Path, tmp_path: Path, label_shares: bool) -> None:
-    from spineclue_v2.dataset import PreprocessedDataset
-    from spineclue_v2.stages.hybrid.trainer import Hybrid2DTrainer
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+    from spineclue_v2.stages.mr.trainer import Hybrid2DTrainer
 
-    plans = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json")
+    plans = load_plans(home / "preprocessed" / NAME / "SpineCLUEPlans.json")
     plan = plans.stage("hybrid_2d")
     data = PreprocessedDataset(home / "preprocessed" / NAME / plan.data_fingerprint)
     edited = replace(plans, stages=plans.stages | {"hybrid_2d": replace(plan, run=replace(plan.run, label_shares=label_shares))})
@@ -179,10 +179,10 @@ def test_the_plan_says_whether_shares_or_labels_are_learned(home: Path, tmp_path
 def test_the_learning_rate_drops_where_the_plan_says_or_falls_to_nothing(home: Path, tmp_path: Path, drops: tuple[int, ...],
                                                                          rates: tuple[float, ...]) -> None:
     """Rates of four epochs of two steps."""
-    from spineclue_v2.dataset import PreprocessedDataset
-    from spineclue_v2.stages.hybrid.trainer import Hybrid2DTrainer
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+    from spineclue_v2.stages.mr.trainer import Hybrid2DTrainer
 
-    plans = Plans.load(home / "preprocessed" / NAME / "SpineCLUEPlans.json")
+    plans = load_plans(home / "preprocessed" / NAME / "SpineCLUEPlans.json")
     plan = plans.stage("hybrid_2d")
     run = replace(plan.run, epochs=4, iterations_per_epoch=2, initial_lr=1e-2, lr_drop_epochs=drops)
     data = PreprocessedDataset(home / "preprocessed" / NAME / plan.data_fingerprint)
@@ -200,7 +200,7 @@ def test_the_learning_rate_drops_where_the_plan_says_or_falls_to_nothing(home: P
 
 def test_one_slice_and_odd_sizes_can_be_predicted(trained: Path, tmp_path: Path) -> None:
     from spineclue_v2.inference.model import load_trained
-    from spineclue_v2.inference.mr import predict_mr_volume
+    from spineclue_v2.inference.mr_pipeline import predict_mr_volume
 
     model = load_trained(trained / "results" / NAME, None, torch.device("cpu"))
     array = np.random.default_rng(0).integers(1, 500, (3, 41, 23)).astype(np.int16)
@@ -236,7 +236,7 @@ def test_the_frozen_branches_are_those_of_the_2d_stage(trained: Path) -> None:
 def test_a_case_cannot_be_labelled_and_unlabelled(home: Path, tmp_path: Path) -> None:
     import shutil
 
-    from spineclue_v2.dataset import RawDataset
+    from spineclue_v2.dataset.raw import RawDataset
     from spineclue_v2.errors import InputError
 
     raw = tmp_path / NAME
@@ -250,7 +250,7 @@ def test_a_case_cannot_be_labelled_and_unlabelled(home: Path, tmp_path: Path) ->
     ("CT", {"background": 0, "L5": 1, "L5/S": 2}, False), ("T2", {"background": 0, "L5": 1}, True),
     ("scan", {"background": 0, "L5": 1, "disc_L5_S1": 2}, True), ("scan", {"background": 0, "L5": 1}, False)])
 def test_modality_is_recognised_by_channel_then_classes(tmp_path: Path, channel: str, labels: dict[str, int], is_mr: bool) -> None:
-    from spineclue_v2.dataset import RawDataset
+    from spineclue_v2.dataset.raw import RawDataset
     from spineclue_v2.planning.mr_fingerprint import recognise
 
     folder = tmp_path / "Dataset602_Any"

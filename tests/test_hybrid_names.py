@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from spineclue_v2.inference.mr import most_likely
-from spineclue_v2.plans import MRData
-from spineclue_v2.stages.hybrid.decision import decide
-from spineclue_v2.stages.hybrid.naming import best_path, name_levels
-from spineclue_v2.stages.hybrid.network import kinds_of_classes
-from spineclue_v2.stages.hybrid.places import level_places, place_votes, pooled
-from spineclue_v2.stages.hybrid.trainer import by_kind
-from spineclue_v2.volume import Geometry
+from spineclue_v2.imageio.volume import Geometry
+from spineclue_v2.inference.mr_pipeline import most_likely
+from spineclue_v2.plans.data import MRData
+from spineclue_v2.stages.mr.level_assignment import best_path, name_levels
+from spineclue_v2.stages.mr.network import kinds_of_classes
+from spineclue_v2.stages.mr.positional_prior import level_places, place_votes, pooled
+from spineclue_v2.stages.mr.threshold import decide
+from spineclue_v2.stages.mr.trainer import by_kind
 
 CLASSES = ("S", "L5", "L4", "L3", "L5/S", "L4/L5", "L3/L4", "canal")
 NUMBER = {name: i for i, name in enumerate(CLASSES, 1)}

@@ -10,18 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spineclue_v2.anatomy.structures import DISCS, LABELS, canonical, canonical_values, in_order, kind
 from spineclue_v2.errors import InputError
-from spineclue_v2.mr_preprocessing import normalised, to_mr_space
-from spineclue_v2.plans import Hybrid2DNetwork, Hybrid3DNetwork, MRData
-from spineclue_v2.stages.hybrid.attention import ChannelAttention, CrossTriAttention, SliceAttention, SpatialAttention
-from spineclue_v2.stages.hybrid.cps import cross_supervision, pseudo_labels, ramp
-from spineclue_v2.stages.hybrid.cutmix import box_mask, mix
-from spineclue_v2.stages.hybrid.data import inside, other_discs
-from spineclue_v2.stages.hybrid.network import HybridNetwork, PixelHead, TwoBranches
-from spineclue_v2.stages.hybrid.shares import labels_of_pixels
-from spineclue_v2.stages.hybrid.trainer import batch_dice, dice_per_class, summarise_dice
-from spineclue_v2.structures import DISCS, LABELS, canonical, canonical_values, in_order, kind
-from spineclue_v2.volume import Geometry, Volume
+from spineclue_v2.imageio.volume import Geometry, Volume
+from spineclue_v2.plans.data import MRData
+from spineclue_v2.preprocessing.mr import normalised, to_mr_space
+from spineclue_v2.stages.mr.attention import ChannelAttention, CrossTriAttention, SliceAttention, SpatialAttention
+from spineclue_v2.stages.mr.cps import cross_supervision, pseudo_labels, ramp
+from spineclue_v2.stages.mr.cutmix import box_mask, mix
+from spineclue_v2.stages.mr.data import inside, other_discs
+from spineclue_v2.stages.mr.network import HybridNetwork, PixelHead, TwoBranches
+from spineclue_v2.stages.mr.plan import Hybrid2DNetwork, Hybrid3DNetwork
+from spineclue_v2.stages.mr.soft_labels import labels_of_pixels
+from spineclue_v2.stages.mr.trainer import batch_dice, dice_per_class, summarise_dice
 
 FLAT = Hybrid2DNetwork("tu-resnet10t", 8, (1, 2, 3), "detail", 2, (32, 32), 0.1)
 DEEP = Hybrid3DNetwork((3, 32, 32), (16, 16), 4, (1, 1, 1, 1), 1, 8, (1, 2, 3), 0.0, "detail", True, True, True, 4, 1)
@@ -220,8 +221,8 @@ def test_networks_of_slices_keep_channels_last() -> None:
     """Convolutions in half precision run a third faster so; a copy of trained weights into them must not undo it."""
     from test_hybrid_planning import fingerprint
 
-    from spineclue_v2.planning.hybrid_planner import SSHSNetPlanner
-    from spineclue_v2.stages.hybrid.network import build_network
+    from spineclue_v2.planning.mr_planner import SSHSNetPlanner
+    from spineclue_v2.stages.mr.network import build_network
 
     plan = SSHSNetPlanner(".", fingerprint(), 1, "cpu").plan()
     network = build_network("hybrid_2d", plan)
@@ -233,7 +234,7 @@ def test_a_scan_smaller_than_a_crop_is_seen_where_training_had_it() -> None:
     """In the middle: lying in a corner of the window it was named by wrong places (VB Dice of dev phantoms 0.53 instead of 0.75)."""
     from types import SimpleNamespace
 
-    from spineclue_v2.stages.hybrid.predictor import predict_2d
+    from spineclue_v2.stages.mr.predictor import predict_2d
 
     torch.manual_seed(2)
     network = TwoBranches(FLAT, kinds(4)).eval()
@@ -260,9 +261,9 @@ def test_a_patch_is_answered_where_its_corner_lies() -> None:
 
 def test_context_of_a_patch_stays_in_the_scan_and_labels_lie_on_the_image(tmp_path: Path) -> None:
     """A context that reached beyond the scan by half its length gave priors of training that no scan has (score 0.2 instead of 0.7)."""
-    from spineclue_v2.mr_preprocessing import preprocess_mr_case
-    from spineclue_v2.stages.hybrid.data import PatchBatches
-    from spineclue_v2.volume import write_volume
+    from spineclue_v2.imageio.volume import write_volume
+    from spineclue_v2.preprocessing.mr import preprocess_mr_case
+    from spineclue_v2.stages.mr.data import PatchBatches
 
     data = MRData((4.0, 1.0, 1.0), "PIL", (0.0, 100.0), ("L5",), (24,))
     grid = Geometry((6, 96, 80), (4.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]]))

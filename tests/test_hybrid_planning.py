@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from spineclue_v2.errors import InputError
-from spineclue_v2.planning.hybrid_planner import SSHSNetPaperPlanner, SSHSNetPlanner
+from spineclue_v2.planning.mr_planner import SSHSNetPaperPlanner, SSHSNetPlanner
 from spineclue_v2.planning.planner import SpineCLUEPlanner, find_planner
-from spineclue_v2.plans import Plans
+from spineclue_v2.stages.plan_files import plans_from_json
 
 
 def fingerprint(**facts: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_grids_of_2d_and_3d_meet_on_every_class_of_machine(device: str, gb: floa
         assert patch % 16 == 0 and context % (4 * flat.in_plane_factor) == 0 and (patch + 2 * context) % (16 * flat.in_plane_factor) == 0
     assert deep.patch_size[0] <= fingerprint(**facts)["mr"]["slices_p50"]
     assert plan.stage("hybrid_2d").data_fingerprint == plan.stage("hybrid_3d").data_fingerprint
-    assert Plans.from_json(plan.to_json()) == plan
+    assert plans_from_json(plan.to_json()) == plan
 
 
 def test_a_crop_shows_enough_spine_to_name_it() -> None:
@@ -74,7 +74,7 @@ def test_the_papers_size_builds_and_a_step_has_the_right_shapes(stage: str) -> N
     """On torch's meta device: every layer at the paper's size and batch, forwards and backwards, without its arithmetic."""
     import torch
 
-    from spineclue_v2.stages.hybrid.network import build_network
+    from spineclue_v2.stages.mr.network import build_network
 
     plan = SSHSNetPaperPlanner(".", fingerprint(), 32, "cuda").plan()
     network_plan, run = plan.stage(stage).network, plan.stage(stage).run

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from spineclue_v2.adapters import dice_and_cross_entropy
-from spineclue_v2.stages.hybrid.data import SliceBatches
-from spineclue_v2.stages.hybrid.shares import dice_and_cross_entropy_of_shares, labels_of_pixels, shares_of_kinds, shares_of_pixels
+from spineclue_v2.stages.mr.data import SliceBatches
+from spineclue_v2.stages.mr.soft_labels import dice_and_cross_entropy_of_shares, labels_of_pixels, shares_of_kinds, shares_of_pixels
 
 KINDS = torch.tensor([0, 1, 1, 2])
 

@@ -11,12 +11,15 @@ from example_fingerprint import fingerprint
 from tiny_dataset import DATASET
 
 from spineclue_v2.anatomy import LEVEL_INDEX, NUM_LEVELS
-from spineclue_v2.dataset import PreprocessedDataset
+from spineclue_v2.anatomy.vertebra import Vertebra
+from spineclue_v2.cross_validation.run_training import train
+from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.geometry import Geometry
+from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.inference.pipeline import Options
 from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
-from spineclue_v2.plans import Data, Plans
+from spineclue_v2.plans.data import Data
 from spineclue_v2.stages.identify import appearance, predictor
 from spineclue_v2.stages.identify.appearance import (
     CROP,
@@ -33,9 +36,7 @@ from spineclue_v2.stages.identify.appearance import (
 )
 from spineclue_v2.stages.identify.calibration import START
 from spineclue_v2.stages.identify.predictor import combine_witnesses, shape_logs
-from spineclue_v2.training.run import train
-from spineclue_v2.vertebra import Vertebra
-from spineclue_v2.volume import Volume
+from spineclue_v2.stages.plan_files import load_plans
 
 DATA = Data(2.0)
 
@@ -79,7 +80,7 @@ def test_orientation_of_the_scan_does_not_matter():
 
 
 def test_batches_hold_levels_equally_and_places_off_the_spine(tiny):
-    plan = Plans.load(tiny / "SpineCLUEPlans.json").stage("identify")
+    plan = load_plans(tiny / "SpineCLUEPlans.json").stage("identify")
     folder = tiny / plan.data_fingerprint
     maker = AppearanceBatches(folder, PreprocessedDataset(folder).cases, plan.data, 40, seed=5)
     batch = maker(3)
@@ -101,7 +102,7 @@ def test_beyond_the_ends_of_the_spine_lie_skull_and_sacrum_and_an_end_of_the_fie
 
 
 def test_places_beyond_the_ends_are_taught_as_no_vertebra(tiny, monkeypatch):
-    plan = Plans.load(tiny / "SpineCLUEPlans.json").stage("identify")
+    plan = load_plans(tiny / "SpineCLUEPlans.json").stage("identify")
     folder = tiny / plan.data_fingerprint
     data, looked = PreprocessedDataset(folder), []
     monkeypatch.setattr(appearance, "beyond_ends", lambda labels, centres: [centres[np.argmin(centres[:, 2])] - (0.0, 0.0, 22.0)])
@@ -126,7 +127,7 @@ def test_trained_like_any_stage_and_found_beside_the_shape_witness(tiny, tmp_pat
     folder, summary = train(DATASET, "identify", 0, trainer="AppearanceTrainer", device="cpu")
     alone = summary["alone"]
     assert alone["id_rate_single"] == alone["metric_per_case"][0]["right"] / alone["metric_per_case"][0]["vertebrae"]
-    plan = Plans.load(tiny / "SpineCLUEPlans.json").stage("identify")
+    plan = load_plans(tiny / "SpineCLUEPlans.json").stage("identify")
     witness = AppearanceWitness.from_checkpoints([folder / "checkpoint_final.pth"], plan.data)
     data = PreprocessedDataset(tiny / plan.data_fingerprint)
     case = data.cases[0]
@@ -148,7 +149,7 @@ def test_trained_like_any_stage_and_found_beside_the_shape_witness(tiny, tmp_pat
 
 @pytest.mark.parametrize("every", [False, True])
 def test_validation_cases_without_a_regular_vertebra_do_not_stop_it(tiny, tmp_path, monkeypatch, every):
-    plans = Plans.load(tiny / "SpineCLUEPlans.json")
+    plans = load_plans(tiny / "SpineCLUEPlans.json")
     data = PreprocessedDataset(tiny / plans.stage("identify").data_fingerprint)
     empty = data.cases[-2:] if every else data.cases[-1:]
     properties = PreprocessedDataset.properties

@@ -7,7 +7,8 @@ import pytest
 from spineclue_v2.anatomy import LEVEL_INDEX, LEVELS, NUM_LEVELS
 from spineclue_v2.evaluation.calibration import expected_calibration_error
 from spineclue_v2.stages.identify.calibration import LARGEST, START, WitnessRows, fit_weights, weighted
-from spineclue_v2.stages.identify.decoder import Decoder, Prices
+from spineclue_v2.stages.identify.decoder import Decoder
+from spineclue_v2.stages.identify.plan import Prices
 
 
 def honest(names: tuple[str, ...], generator: np.random.Generator, sharpness: float = 1.0) -> np.ndarray:

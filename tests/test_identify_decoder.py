@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import ANATOMICAL_ORDER, LEVEL_INDEX, LEVELS
-from spineclue_v2.stages.identify.decoder import Decoder, Prices
+from spineclue_v2.stages.identify.decoder import Decoder
+from spineclue_v2.stages.identify.plan import Prices
 
 PRICES = Prices(t13=-2.0, l6=-1.5, missing_t12=-2.5, missed=-1.0, false_detection=0.3, t13_offset=-0.2, l6_offset=0.4)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from spineclue_v2.anatomy import EMITTING_LEVEL, LEVEL_INDEX, LEVELS
-from spineclue_v2.stages.identify.decoder import Prices
 from spineclue_v2.stages.identify.decoder_fit import Case, fit_prices, mean_log_posterior
+from spineclue_v2.stages.identify.plan import Prices
 
 
 def case(names, seed, sharpness=3.0):

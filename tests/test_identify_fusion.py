@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import LEVEL_INDEX
+from spineclue_v2.anatomy.vertebral_gaps import steps_along_spine, whole_positions
 from spineclue_v2.stages.identify.fusion import MessageFusion, fit_phi, shift_matrix
-from spineclue_v2.stages.identify.steps import steps_along_spine, whole_positions
 from spineclue_v2.stages.identify.uncertainty import entropy
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.errors import InputError
-from spineclue_v2.stages.identify import geometry_features as gf
-from spineclue_v2.stages.identify import geometry_variants as gv
-from spineclue_v2.stages.identify.geometry import GeometryWitness, load_weights
-from spineclue_v2.stages.identify.geometry_network import Schedule, SequenceNetwork, Shape
+from spineclue_v2.stages.geometry import features as gf
+from spineclue_v2.stages.geometry import variants as gv
+from spineclue_v2.stages.geometry.classifier import GeometryWitness
+from spineclue_v2.stages.geometry.network import Schedule, SequenceNetwork, Shape
+from spineclue_v2.training.tensor_files import load_weights
 
 POSITIONS = ("centres", "left", "right")
 SMALL = Shape(width=32, layers=2, heads=2, dropout=0.0)

@@ -12,11 +12,14 @@ import torch
 from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.cli import _common
 from spineclue_v2.errors import InputError
-from spineclue_v2.paths import weights_folder
-from spineclue_v2.stages.identify import vid, vid_evaluation, vid_model, vid_origin
-from spineclue_v2.stages.identify.geometry_features import L6, NOT_A_VERTEBRA
-from spineclue_v2.stages.identify.vid_candidates import NONE, SIXTH, Seen, candidates
-from spineclue_v2.stages.identify.vid_features import features
+from spineclue_v2.stages.geometry.features import L6, NOT_A_VERTEBRA
+from spineclue_v2.utilities.paths import weights_folder
+from spineclue_v2.vid import evaluation as vid_evaluation
+from spineclue_v2.vid import model as vid_model
+from spineclue_v2.vid import origin as vid_origin
+from spineclue_v2.vid import scans as vid
+from spineclue_v2.vid.candidates import NONE, SIXTH, Seen, candidates
+from spineclue_v2.vid.features import features
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "landmarks" / "vid_training.json.gz"
 

@@ -9,12 +9,12 @@ import torch
 from sklearn.tree import DecisionTreeRegressor
 
 from spineclue_v2.anatomy import LEVEL_INDEX
-from spineclue_v2.stages.identify.geometry_features import Landmarks
-from spineclue_v2.stages.identify.vid import VidScan
-from spineclue_v2.stages.identify.vid_candidates import L1, NONE, T12, Seen
-from spineclue_v2.stages.identify.vid_features import features
-from spineclue_v2.stages.identify.vid_forest import UNKNOWN, Forest, Growth, _softmax
-from spineclue_v2.stages.identify.vid_likelihood import FACTORS, LEVELS_SEEN, Likelihood, Likelihoods, quantities
+from spineclue_v2.stages.geometry.features import Landmarks
+from spineclue_v2.stages.geometry.vid_landmarks import VidScan
+from spineclue_v2.vid.candidates import L1, NONE, T12, Seen
+from spineclue_v2.vid.features import features
+from spineclue_v2.vid.forest import UNKNOWN, Forest, Growth, _softmax
+from spineclue_v2.vid.likelihood import FACTORS, LEVELS_SEEN, Likelihood, Likelihoods, quantities
 
 FEW = Growth(trees=60, leaves=6, features=1.0)
 

@@ -20,8 +20,9 @@ from test_bad_commands import Trap
 from test_bad_input import is_one_sentence
 
 from spineclue_v2.errors import InputError
-from spineclue_v2.inference import install, share
-from spineclue_v2.inference.install import install_model
+from spineclue_v2.model_sharing import export_model as share
+from spineclue_v2.model_sharing import install_model as install
+from spineclue_v2.model_sharing.install_model import install_model
 
 
 class Archive:

@@ -11,19 +11,15 @@ from analytic import ThresholdDetector, hu_volume, localize_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.plans import Data, LocalizeNetwork, StagePlan
+from spineclue_v2.plans.data import Data
+from spineclue_v2.plans.plans import StagePlan
 from spineclue_v2.stages.localize import network as network_module
-from spineclue_v2.stages.localize.data import (
-    SliceBatches,
-    augment_slice,
-    place_slice,
-    section_areas,
-    section_boxes,
-    take_slice,
-)
+from spineclue_v2.stages.localize.data import SliceBatches, augment_slice, place_slice, section_areas, section_boxes, take_slice
 from spineclue_v2.stages.localize.network import build_network
+from spineclue_v2.stages.localize.plan import LocalizeNetwork
 from spineclue_v2.stages.localize.predictor import detect, locate, slice_positions
 from spineclue_v2.stages.localize.trainer import match_centres, matched_boxes
+from spineclue_v2.stages.plan_files import load_plans
 from spineclue_v2.training.checkpoint import Checkpoint, load_weights
 
 PLAN = StagePlan(Data(2.0), LocalizeNetwork("yolo11", "n", (96, 64)), localize_run())
@@ -114,10 +110,9 @@ def test_coronal_slices_are_mirrored_now_and_then():
 
 
 def test_batches_are_functions_of_seed_and_index(tiny):
-    from spineclue_v2.dataset import PreprocessedDataset
-    from spineclue_v2.plans import Plans
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 
-    plan = Plans.load(tiny / "SpineCLUEPlans.json").stage("localize")
+    plan = load_plans(tiny / "SpineCLUEPlans.json").stage("localize")
     dataset = PreprocessedDataset(tiny / plan.data_fingerprint)
     make = [SliceBatches(dataset.folder, dataset.cases, plan.data.windows_hu, (64, 64), plan.data.spacing_mm, 6, seed=3) for _ in range(2)]
     make[0](0)

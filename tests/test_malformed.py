@@ -21,10 +21,10 @@ from small_model import write_results
 from test_install import without_detector
 
 from spineclue_v2.errors import InputError
-from spineclue_v2.inference.install import check_checkpoint, install_model
-from spineclue_v2.inference.share import export_model
+from spineclue_v2.imageio.volume import read_volume
+from spineclue_v2.model_sharing.export_model import export_model
+from spineclue_v2.model_sharing.install_model import check_checkpoint, install_model
 from spineclue_v2.training.checkpoint import Checkpoint
-from spineclue_v2.volume import read_volume
 
 CPU_SECONDS = 10.0
 GROWTH_BYTES = 600 * 2 ** 20

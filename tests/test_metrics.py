@@ -15,7 +15,7 @@ from spineclue_v2.evaluation.label_overlap import label_means, label_overlap
 from spineclue_v2.evaluation.matching import count_overlaps, match_by_centroid, match_by_dice
 from spineclue_v2.evaluation.pooling import pool
 from spineclue_v2.evaluation.surface import surface_distances
-from spineclue_v2.volume import Geometry, Volume
+from spineclue_v2.imageio.volume import Geometry, Volume
 
 NINE = [f"T{i}" for i in range(4, 13)]
 CERVICAL = [f"C{i}" for i in range(1, 8)]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import LABEL_OF_NAME
-from spineclue_v2.morphology import body_centre, fill_holes, largest_component
+from spineclue_v2.anatomy.morphology import body_centre, fill_holes, largest_component
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "ct"
 
@@ -67,7 +67,7 @@ def test_largest_component_and_holes() -> None:
 
 def test_body_centre_lies_in_the_annotated_corpus() -> None:
     """The sub-region annotation of a real CT (49, 50: vertebral body) as reference for L3, the one whole vertebra."""
-    from spineclue_v2.volume import read_labels
+    from spineclue_v2.imageio.volume import read_labels
 
     folder = REAL / "tptbox"
     if not folder.is_dir():

@@ -9,8 +9,10 @@ from tiny_dataset import DATASET, edited
 from spineclue_v2.cli import _common
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning.move_plans import move_plans_between_datasets
-from spineclue_v2.plans import CORE_STAGES, DEFAULT_PLANS_NAME, Plans
-from spineclue_v2.storage import write_json
+from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import CORE_STAGES
+from spineclue_v2.utilities.files import write_json
 
 TARGET = "Dataset498_Other"
 
@@ -27,7 +29,7 @@ def test_every_number_moves_and_names_its_new_dataset(tiny, tmp_path, monkeypatc
     write_json(target / "dataset_fingerprint.json", {"dataset_hash": "0123456789abcdef"})
     assert _common.main("move_plans_between_datasets", ["-s", "499", "-t", "498", "-tp", "Moved"]) == 0
     assert "spineclue_preprocess -d 498 -plans_name Moved" in capsys.readouterr().out
-    before, after = Plans.load(tiny / f"{DEFAULT_PLANS_NAME}.json"), Plans.load(target / "Moved.json")
+    before, after = load_plans(tiny / f"{DEFAULT_PLANS_NAME}.json"), load_plans(target / "Moved.json")
     assert (after.plans_name, after.dataset_name, after.dataset_hash) == ("Moved", TARGET, "0123456789abcdef")
     for stage in CORE_STAGES:
         assert after.stage(stage) == before.stage(stage)

@@ -12,7 +12,7 @@ from blocks import lumbar_dataset
 
 from spineclue_v2.cli._common import main
 from spineclue_v2.errors import InputError
-from spineclue_v2.parallel import dask_executor, make_executor, run_tasks
+from spineclue_v2.utilities.parallel import dask_executor, make_executor, run_tasks
 
 
 def halve(number: int) -> float:

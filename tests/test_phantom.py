@@ -344,8 +344,8 @@ def test_switches_change_the_scan_and_leave_its_names(switch, lumbar):
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR", "SAL"])
 def test_written_orders_of_voxels_tell_the_same_case(orientation, tmp_path):
     from spineclue_v2.dataset_conversion.phantom import ORIENTATIONS, write_case
-    from spineclue_v2.inference.centroids import read_ctd
-    from spineclue_v2.volume import read_labels, read_volume
+    from spineclue_v2.imageio.centroids import read_ctd
+    from spineclue_v2.imageio.volume import read_labels, read_volume
 
     assert orientation in ORIENTATIONS and math.isclose(sum(ORIENTATIONS.values()), 1)
     case = sample(9090, **(LUMBAR | {"spacing": 4.0, "oblique": 9.0}))

@@ -4,9 +4,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from spineclue_v2.anatomy.structures import VALUE
 from spineclue_v2.errors import InputError
 from spineclue_v2.phantom.mr import sample_mr
-from spineclue_v2.structures import VALUE
 
 
 @pytest.fixture(scope="module")

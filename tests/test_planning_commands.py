@@ -11,10 +11,12 @@ from example_fingerprint import fingerprint
 from tiny_dataset import edited
 
 from spineclue_v2.cli._common import main
-from spineclue_v2.dataset import PreprocessedDataset
+from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 from spineclue_v2.planning import plan_and_preprocess as steps
 from spineclue_v2.planning.planner import SpineCLUEPlanner
-from spineclue_v2.plans import CORE_STAGES, GROUP_TYPES, GROUPS, Plans
+from spineclue_v2.plans.plans import GROUPS
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import CORE_STAGES, GROUP_TYPES
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def test_plan_and_preprocess_from_the_command_line(home: Path, capsys: pytest.Ca
     flags = ["-d", "501", "-device", "cpu", "-gpu_memory_target", "1", "-np", "0", "--no_pbar"]
     assert main("plan_and_preprocess", flags) == 0
     folder = home / "preprocessed" / "Dataset501_Lumbar"
-    plans = Plans.load(folder / "SpineCLUEPlans.json")
+    plans = load_plans(folder / "SpineCLUEPlans.json")
     assert json.loads((folder / "dataset.json").read_text())["patients"]["case_01"] == "a"
     for stage in CORE_STAGES:
         assert PreprocessedDataset(folder / plans.stage(stage).data_fingerprint).cases == ["case_00", "case_01", "case_02"]
@@ -50,7 +52,7 @@ def test_the_three_parts_and_another_plan(home: Path) -> None:
     folder = home / "preprocessed" / "Dataset501_Lumbar"
     assert {p.name for p in folder.glob("*Plans.json")} == {"SpineCLUEPaperPlans.json"} and (folder / "Tiny.json").is_file()
     assert [p.name for p in folder.iterdir() if p.is_dir()] == [
-        Plans.load(folder / "Tiny.json").stage("localize").data_fingerprint
+        load_plans(folder / "Tiny.json").stage("localize").data_fingerprint
     ]
 
 
@@ -64,7 +66,7 @@ def test_an_edited_plan_is_kept_aside(home: Path, capsys: pytest.CaptureFixture)
     path.write_text(json.dumps(content))
     main("plan_experiment", flags)
     assert "segment.run.batch_size: 5 -> 2" in capsys.readouterr().err
-    assert Plans.load(path.with_name("SpineCLUEPlans_previous.json")).stage("segment").run.batch_size == 5
+    assert load_plans(path.with_name("SpineCLUEPlans_previous.json")).stage("segment").run.batch_size == 5
 
 
 def test_own_splits_of_the_raw_dataset_are_taken_over(home: Path) -> None:
@@ -123,14 +125,14 @@ def test_plans_share_a_folder_exactly_when_their_data_agree(home: Path) -> None:
         after = {p: p.stat().st_mtime_ns for p in folder.glob("*/*")}
         assert {p: t for p, t in after.items() if p in before} == before
         new = {p.parent.name for p in after.keys() - before.keys()}
-        assert new == ({Plans.load(folder / "Coarse.json").stage("identify").data_fingerprint} if name == "Coarse" else set())
+        assert new == ({load_plans(folder / "Coarse.json").stage("identify").data_fingerprint} if name == "Coarse" else set())
 
 
 def test_weights_of_an_edited_network_are_not_mixed_with_older_ones(home: Path, capsys: pytest.CaptureFixture) -> None:
     """The fingerprint of the folds that are there is compared before anything is trained."""
     assert main("plan_and_preprocess", ["-d", "501", "-device", "cpu", "-np", "0", "--no_pbar"]) == 0
     path = home / "preprocessed" / "Dataset501_Lumbar" / "SpineCLUEPlans.json"
-    plans, folder = Plans.load(path), home / "results" / "Dataset501_Lumbar" / "IdentifyTrainer__SpineCLUEPlans__identify"
+    plans, folder = load_plans(path), home / "results" / "Dataset501_Lumbar" / "IdentifyTrainer__SpineCLUEPlans__identify"
     (folder / "fold_1").mkdir(parents=True)
     (folder / "fold_1" / "checkpoint_final.pth").touch()
     plans.save(folder / "plans.json")

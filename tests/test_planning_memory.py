@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from spineclue_v2.planning import memory
-from spineclue_v2.plans import IdentifyNetwork, LocalizeNetwork, SegmentNetwork
+from spineclue_v2.stages.identify.plan import IdentifyNetwork
+from spineclue_v2.stages.localize.plan import LocalizeNetwork
+from spineclue_v2.stages.segment.plan import SegmentNetwork
 
 WITHIN = 0.15
 CROPS = [(16, 32, 32), (16, 32, 48), (32, 32, 32)]

@@ -18,7 +18,10 @@ from spineclue_v2.errors import InputError
 from spineclue_v2.planning import memory, rules
 from spineclue_v2.planning.planner import SpineCLUEPlanner, find_planner
 from spineclue_v2.planning.rules import Facts
-from spineclue_v2.plans import CORE_STAGES, GROUPS, LocalizeNetwork, Plans
+from spineclue_v2.plans.plans import GROUPS
+from spineclue_v2.stages.localize.plan import LocalizeNetwork
+from spineclue_v2.stages.plan_files import plans_from_json
+from spineclue_v2.stages.registry import CORE_STAGES
 
 
 def facts(**changes: Any) -> Facts:
@@ -95,7 +98,7 @@ def test_any_dataset_gets_a_plan_that_can_be_built(voxel: float, length: float, 
     assert 1.0 <= segment.data.spacing_mm <= max(3.0, voxel + 0.125) and identify.data == segment.data
     assert 2 * localize.run.eps_mm < low
     assert localize.run.eps_mm * localize.run.axis_scale[1] == pytest.approx(rules.REACH_MM, rel=0.01)
-    assert Plans.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert plans_from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_a_small_budget_coarsens_the_segmentation() -> None:

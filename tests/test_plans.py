@@ -13,7 +13,10 @@ from example_fingerprint import fingerprint
 from spineclue_v2 import plans as plans_module
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning.planner import SpineCLUEPlanner
-from spineclue_v2.plans import CHOICES, CORE_STAGES, GROUP_TYPES, GROUPS, STAGES, Plans, family_of, is_whole_model
+from spineclue_v2.plans.plans import GROUPS, Plans
+from spineclue_v2.plans.schema import CHOICES
+from spineclue_v2.stages.plan_files import load_plans, plans_from_json
+from spineclue_v2.stages.registry import CORE_STAGES, GROUP_TYPES, STAGES, family_of, is_whole_model
 
 FIELDS = [
     (stage, group, field.name) for stage in CORE_STAGES for group in GROUPS for field in dataclasses.fields(GROUP_TYPES[stage][group])
@@ -54,7 +57,7 @@ def test_every_field_invalidates_what_its_group_says(plans: Plans, stage: str, g
     content = plans.to_json()
     entry = content["stages"][stage][group][field]
     entry["value"] = changed(entry["value"], field)
-    edited = Plans.from_json(json.loads(json.dumps(content)))
+    edited = plans_from_json(json.loads(json.dumps(content)))
     assert getattr(getattr(edited.stage(stage), group), field) != getattr(getattr(plans.stage(stage), group), field)
     data_differs = edited.stage(stage).data_fingerprint != plans.stage(stage).data_fingerprint
     model_differs = edited.stage(stage).model_fingerprint != plans.stage(stage).model_fingerprint
@@ -68,14 +71,14 @@ def test_a_reason_may_be_rewritten(plans: Plans, stage: str, group: str, field: 
     content = plans.to_json()
     assert content["stages"][stage][group][field]["rule"], "every number has its rule beside it"
     content["stages"][stage][group][field]["rule"] = "because I say so"
-    edited = Plans.from_json(json.loads(json.dumps(content)))
+    edited = plans_from_json(json.loads(json.dumps(content)))
     assert edited == plans and edited.stage(stage).reasons[f"{group}.{field}"]["rule"] == "because I say so"
     assert edited.stage(stage).model_fingerprint == plans.stage(stage).model_fingerprint
 
 
 def test_round_trip_through_a_file(plans: Plans, tmp_path: Path) -> None:
     plans.save(tmp_path / "plan.json")
-    loaded = Plans.load(tmp_path / "plan.json")
+    loaded = load_plans(tmp_path / "plan.json")
     assert loaded == plans and loaded.to_json() == plans.to_json()
     assert loaded.stage("segment").data_fingerprint == loaded.stage("identify").data_fingerprint
 
@@ -84,15 +87,15 @@ def test_the_seventh_digit_does_not_count(plans: Plans) -> None:
     content = plans.to_json()
     entry = content["stages"]["segment"]["network"]["heatmap_sigma_mm"]
     entry["value"] *= 1 + 1e-9
-    assert Plans.from_json(content).stage("segment").model_fingerprint == plans.stage("segment").model_fingerprint
+    assert plans_from_json(content).stage("segment").model_fingerprint == plans.stage("segment").model_fingerprint
     entry["value"] *= 1.001
-    assert Plans.from_json(content).stage("segment").model_fingerprint != plans.stage("segment").model_fingerprint
+    assert plans_from_json(content).stage("segment").model_fingerprint != plans.stage("segment").model_fingerprint
 
 
 def test_a_plain_value_may_stand_for_a_reasoned_one(plans: Plans) -> None:
     content = plans.to_json()
     content["stages"]["identify"]["run"]["theta"] = 0.2
-    assert Plans.from_json(content).stage("identify").run.theta == 0.2
+    assert plans_from_json(content).stage("identify").run.theta == 0.2
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_a_plain_value_may_stand_for_a_reasoned_one(plans: Plans) -> None:
         (lambda c: c["stages"]["identify"]["network"]["crop_size"].update(value=[1, 2]), "crop_size"),
         (lambda c: c["stages"]["localize"]["run"]["batch_size"].update(value=True), "batch_size is True"),
         (lambda c: c["stages"]["identify"]["run"]["neighbours"].update(value=6), "neighbours is 6; expected an odd number"),
-        (lambda c: c["stages"]["identify"]["run"]["decoder_prices"].update(value={"mised": -1.0}), "price 'mised' .did you mean 'missed'"),
+        (lambda c: c["stages"]["identify"]["run"]["decoder_prices"].update(value={"mised": -1.0}), "key 'mised' .did you mean 'missed'"),
         (lambda c: c.update(format=99), "Update spineclue_v2"),
         (lambda c: c.pop("stages"), "no SpineCLUE plan"),
     ],
@@ -115,12 +118,12 @@ def test_a_mistake_is_named_with_its_place(plans: Plans, edit: Any, message: str
     content = json.loads(json.dumps(plans.to_json()))
     edit(content)
     with pytest.raises(InputError, match=message):
-        Plans.from_json(content)
+        plans_from_json(content)
 
 
 def test_missing_files_and_stages_say_what_to_run(plans: Plans, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="spineclue_plan_and_preprocess"):
-        Plans.load(tmp_path / "none.json")
+        load_plans(tmp_path / "none.json")
     with pytest.raises(InputError, match="no stage 'grade'; it has localize"):
         plans.stage("grade")
 
@@ -134,7 +137,7 @@ def test_the_stages_of_a_model_belong_to_one_family(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_stage_has_a_family_and_a_trainer() -> None:
-    from spineclue_v2.stages import DEFAULT_TRAINER, trainer_class
+    from spineclue_v2.stages.registry import DEFAULT_TRAINER, trainer_class
 
     assert sorted(STAGES) == sorted(stage for family in plans_module.FAMILIES for part in family for stage in part)
     assert sorted(STAGES) == sorted(DEFAULT_TRAINER) and all(trainer_class(stage).stage == stage for stage in STAGES)
@@ -144,7 +147,7 @@ def test_a_plan_may_hold_a_part_of_the_stages(plans: Plans) -> None:
     """Fingerprints do not depend on what other stages there are."""
     content = json.loads(json.dumps(plans.to_json()))
     del content["stages"]["localize"], content["stages"]["identify"]
-    part = Plans.from_json(content)
+    part = plans_from_json(content)
     assert list(part.stages) == ["segment"] and part.stage("segment").model_fingerprint == plans.stage("segment").model_fingerprint
     with pytest.raises(InputError, match="no stage 'identify'; it has segment"):
         part.stage("identify")

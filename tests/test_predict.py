@@ -17,13 +17,15 @@ from example_fingerprint import fingerprint
 from tiny_dataset import edited
 
 from spineclue_v2.cli import _common
+from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, write_volume
 from spineclue_v2.inference import model as model_module
-from spineclue_v2.inference.model import build_network, load_trained, stage_folder_name
-from spineclue_v2.inference.predict import case_name, predict
+from spineclue_v2.inference.model import build_network, load_trained
+from spineclue_v2.inference.predict_folder import case_name, predict
 from spineclue_v2.planning.planner import SpineCLUEPlanner
-from spineclue_v2.plans import CORE_STAGES, Plans
+from spineclue_v2.plans.plans import Plans
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import CORE_STAGES, stage_folder_name
 from spineclue_v2.training.checkpoint import Checkpoint
-from spineclue_v2.volume import Geometry, Volume, read_labels, write_volume
 
 NAMES = ("T12", "L1", "L2", "L3", "L4")
 CPU = torch.device("cpu")
@@ -125,7 +127,7 @@ def test_files_of_a_case(trained, tmp_path, scan):
         np.testing.assert_allclose(arrays["probabilities"].sum(1), 1, atol=1e-4)
         assert arrays["probabilities"].shape == (len(record(out, "one")["vertebrae"]), 24)
     assert record(out, "one")["plans"]["fingerprints"] == {s: plans().stage(s).model_fingerprint for s in CORE_STAGES}
-    assert Plans.load(out / "plans.json").stage("segment") == plans().stage("segment")
+    assert load_plans(out / "plans.json").stage("segment") == plans().stage("segment")
 
 
 def test_nothing_of_an_earlier_run_stays_beside_a_new_result(trained, tmp_path, scan):
@@ -218,7 +220,7 @@ def folder_of_scans(tmp_path) -> Path:
 
 
 def test_a_bad_scan_among_others_is_listed_and_the_others_are_done(trained, tmp_path, folder_of_scans, capsys, monkeypatch):
-    from spineclue_v2.inference import predict as module
+    from spineclue_v2.inference import predict_folder as module
 
     original = module.predict_volume
 
@@ -376,8 +378,8 @@ def test_folds_share_all_work_but_their_networks(trained, tmp_path, scan, monkey
 
 
 def test_boxes_of_all_folds_are_pooled_before_clustering(trained, scan, monkeypatch):
+    from spineclue_v2.imageio.volume import read_volume
     from spineclue_v2.stages.localize import predictor as module
-    from spineclue_v2.volume import read_volume
 
     seen = []
     original = module.cluster_boxes

@@ -13,21 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import LABEL_OF_NAME
-from spineclue_v2.dataset import PreprocessedDataset, RawDataset
+from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.geometry import Geometry
+from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.orientation import check_same_grid
+from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.planning.planner import SpineCLUEPlanner
-from spineclue_v2.plans import Data, Plans
-from spineclue_v2.preprocessing import (
-    check_same_grid,
-    labels_to_model_space,
-    model_geometry,
-    preprocess_dataset,
-    to_model_space,
-    vertebra_properties,
-    windows,
-)
-from spineclue_v2.volume import Volume
+from spineclue_v2.plans.data import Data
+from spineclue_v2.plans.plans import Plans
+from spineclue_v2.preprocessing.ct import preprocess_dataset, vertebra_properties
+from spineclue_v2.preprocessing.resampling import labels_to_model_space, model_geometry, to_model_space, windows
 
 ORIENTATIONS = [a + b + c for a in "LR" for b in "PA" for c in "SI"] + ["PIR", "ASL", "SRA", "IPL"]
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from small_model import DATASET, write_results
 from test_bad_commands import refused, run
 
-from spineclue_v2 import paths
 from spineclue_v2.anatomy import LABEL_OF_NAME, LEVELS, NUM_LEVELS
 from spineclue_v2.errors import InputError
+from spineclue_v2.imageio.volume import Volume, read_labels, write_volume
 from spineclue_v2.inference.model import Model, load_shipped, load_trained
 from spineclue_v2.inference.pipeline import Options
 from spineclue_v2.inference.relabel import find_bodies, name_bodies, relabel, to_vertebra
-from spineclue_v2.plans import Data
-from spineclue_v2.preprocessing import labels_to_model_space, model_geometry
-from spineclue_v2.volume import Volume, read_labels, write_volume
+from spineclue_v2.plans.data import Data
+from spineclue_v2.preprocessing.resampling import labels_to_model_space, model_geometry
+from spineclue_v2.utilities import paths
 
 NAMES = ["T11", "T12", "L1", "L2", "L3"]
 SMALLEST_ML = 2.0

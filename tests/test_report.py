@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from spineclue_v2 import anatomy
-from spineclue_v2.inference.report import curved_views, spine_figure, write_report
-from spineclue_v2.vertebra import SpineResult, Vertebra
-from spineclue_v2.volume import Geometry, Volume
+from spineclue_v2.anatomy.vertebra import Vertebra
+from spineclue_v2.imageio.volume import Geometry, Volume
+from spineclue_v2.results import SpineResult
+from spineclue_v2.visualization.report import curved_views, spine_figure, write_report
 
 LEVELS = ("T11", "T12", "L1", "L2", "L3")
 
@@ -134,8 +135,8 @@ VERSE = Path(__file__).parents[1].parent / "shared" / "data" / "ct" / "verse"
 def test_a_real_scan_with_its_reference_mask(tmp_path):
     from matplotlib.image import imread
 
-    from spineclue_v2.evaluation.overlay import vertebrae_of
-    from spineclue_v2.volume import read_labels, read_volume
+    from spineclue_v2.imageio.volume import read_labels, read_volume
+    from spineclue_v2.visualization.overlay import vertebrae_of
 
     scan, labels = read_volume(VERSE / "sub-verse008_ct.nii.gz"), read_labels(VERSE / "sub-verse008_seg-vert_msk.nii.gz")
     vertebrae = vertebrae_of(labels)
@@ -146,7 +147,7 @@ def test_a_real_scan_with_its_reference_mask(tmp_path):
 
 def test_command_draws_every_labelled_scan(tmp_path, capsys):
     from spineclue_v2.cli._common import main
-    from spineclue_v2.volume import write_volume
+    from spineclue_v2.imageio.volume import write_volume
 
     result, scan = scoliosis()
     labels = np.zeros(scan.array.shape, dtype=np.uint8)

@@ -10,14 +10,14 @@ import torch
 from test_bad_commands import Trap
 from tiny_dataset import DATASET, edited, same, trainer
 
-from spineclue_v2 import paths
 from spineclue_v2.cli import _common
+from spineclue_v2.cross_validation.run_training import train
 from spineclue_v2.errors import InputError
-from spineclue_v2.plans import Plans
-from spineclue_v2.stages import default_trainer_name, trainer_class
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import default_trainer_name, trainer_class
 from spineclue_v2.training.checkpoint import FORMAT, Checkpoint, load_weights
-from spineclue_v2.training.run import train
 from spineclue_v2.training.trainer import BaseTrainer, Interrupted
+from spineclue_v2.utilities import paths
 
 
 def stop_after(run: BaseTrainer, steps: int) -> None:
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_plan_is_refused(tiny, tmp_path):
 
 
 def test_folds_of_one_stage_share_their_model(tiny, tmp_path, monkeypatch):
-    plans = Plans.load(tiny / "SpineCLUEPlans.json")
+    plans = load_plans(tiny / "SpineCLUEPlans.json")
     folder = paths.results_folder() / DATASET / f"{default_trainer_name('segment')}__SpineCLUEPlans__segment"
     edited(plans, {"segment": {"network": {"features": (4, 12)}}}).save(folder / "plans.json")
     (folder / "fold_1").mkdir()

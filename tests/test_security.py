@@ -70,7 +70,7 @@ import resource, sys
 from spineclue_v2.cli import _common
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 from spineclue_v2.errors import InputError
-from spineclue_v2.volume import read_volume
+from spineclue_v2.imageio.volume import read_volume
 for path in sys.argv[1:]:
     try:
         read_volume(path)

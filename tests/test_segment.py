@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from spineclue_v2.adapters import dice_and_cross_entropy, segmentation_transforms
-from spineclue_v2.plans import Data, SegmentNetwork, SegmentRun, StagePlan
-from spineclue_v2.stages.segment.data import CropBatches, crop_channels, crop_start
+from spineclue_v2.anatomy.vertebra import Vertebra
+from spineclue_v2.plans.data import Data
+from spineclue_v2.plans.plans import StagePlan
+from spineclue_v2.preprocessing.crops import crop_start
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.segment.data import CropBatches, crop_channels
 from spineclue_v2.stages.segment.heatmap import heatmap
 from spineclue_v2.stages.segment.network import build_network, foreground_probability
+from spineclue_v2.stages.segment.plan import SegmentNetwork, SegmentRun
 from spineclue_v2.stages.segment.predictor import resolve_ownership, segment
 from spineclue_v2.stages.segment.trainer import dice
-from spineclue_v2.vertebra import Vertebra
 
 CPU = torch.device("cpu")
 PLAN = StagePlan(Data(2.0), SegmentNetwork("ResEnc", (24, 32, 32), (4, 8), (1, 1), 6.0),
@@ -55,10 +59,9 @@ def test_crop_channels_are_windows_and_heat_map_with_air_outside():
 
 
 def test_training_crops_are_jittered_and_functions_of_seed_and_index(tiny):
-    from spineclue_v2.dataset import PreprocessedDataset
-    from spineclue_v2.plans import Plans
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 
-    plan = Plans.load(tiny / "SpineCLUEPlans.json").stage("segment")
+    plan = load_plans(tiny / "SpineCLUEPlans.json").stage("segment")
     dataset = PreprocessedDataset(tiny / plan.data_fingerprint)
     jitter = 2.0
     maker = CropBatches(dataset.folder, dataset.cases, plan.data.windows_hu, plan.data.hu_min, plan.network.crop_size, 1.5, jitter, 8, 3,

@@ -13,14 +13,14 @@ import torch
 from small_model import CARD, CASES, DATASET, export_fold, files_of, write_results
 from test_bad_commands import refused, run
 
-from spineclue_v2 import paths
-from spineclue_v2.inference import share
-from spineclue_v2.inference.install import install_model
 from spineclue_v2.inference.model import load_shipped, load_trained
-from spineclue_v2.inference.share import export_model, write_shipped
-from spineclue_v2.plans import CORE_STAGES
+from spineclue_v2.model_sharing import export_model as share
+from spineclue_v2.model_sharing.export_model import export_model, write_shipped
+from spineclue_v2.model_sharing.install_model import install_model
 from spineclue_v2.stages.identify.appearance import AppearanceNetwork
+from spineclue_v2.stages.registry import CORE_STAGES
 from spineclue_v2.training.checkpoint import Checkpoint
+from spineclue_v2.utilities import paths
 
 CPU = torch.device("cpu")
 

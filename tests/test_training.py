@@ -12,16 +12,16 @@ import pytest
 import torch
 from tiny_dataset import CPU, DATASET, edited, same, trainer
 
-from spineclue_v2 import paths
 from spineclue_v2.cli import _common
-from spineclue_v2.dataset import PreprocessedDataset
+from spineclue_v2.cross_validation.run_training import train
+from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.plans import Plans
-from spineclue_v2.stages import default_trainer_name
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import default_trainer_name
 from spineclue_v2.training.checkpoint import Checkpoint, weights_sha256
 from spineclue_v2.training.device import autocast
-from spineclue_v2.training.run import train
 from spineclue_v2.training.trainer import Interrupted, default_workers
+from spineclue_v2.utilities import paths
 
 
 def test_what_a_finished_training_leaves_behind(tiny, capsys):
@@ -54,8 +54,8 @@ def test_what_a_finished_training_leaves_behind(tiny, capsys):
 
 
 def test_the_whole_line_of_stages_is_validated_and_fitted_on_what_was_found(tiny, monkeypatch, capsys):
+    from spineclue_v2.anatomy.vertebra import Vertebra
     from spineclue_v2.stages.localize import predictor
-    from spineclue_v2.vertebra import Vertebra
 
     def located(volume, networks, plan, device):
         size, middle = np.array(volume.array.shape), (np.array(volume.array.shape) - 1) / 2
@@ -205,7 +205,7 @@ def test_shared_checkpoints_hold_half_of_the_bytes(tiny, tmp_path):
 def test_a_fold_beyond_the_splits_does_not_part_patients(tiny, tmp_path, monkeypatch):
     import shutil
 
-    from spineclue_v2.training import run as module
+    from spineclue_v2.cross_validation import run_training as module
 
     home = tmp_path / "preprocessed" / DATASET
     shutil.copytree(tiny, home)
@@ -234,7 +234,7 @@ def test_a_fold_beyond_the_splits_does_not_part_patients(tiny, tmp_path, monkeyp
 
 @pytest.mark.parametrize("only_validate, theta", [(False, 0.1), (True, 0.35)])
 def test_a_validation_takes_the_plan_that_predicts(tiny, monkeypatch, only_validate, theta):
-    from spineclue_v2.training import run as module
+    from spineclue_v2.cross_validation import run_training as module
 
     class Told(Exception):
         pass
@@ -244,7 +244,7 @@ def test_a_validation_takes_the_plan_that_predicts(tiny, monkeypatch, only_valid
 
     monkeypatch.setattr(module, "trainer_class", lambda stage, name: recorder)
     recorder.__name__ = "Recorder"
-    chosen = edited(Plans.load(tiny / "SpineCLUEPlans.json"), {"identify": {"run": {"theta": 0.35}}})
+    chosen = edited(load_plans(tiny / "SpineCLUEPlans.json"), {"identify": {"run": {"theta": 0.35}}})
     chosen.save(paths.results_folder() / DATASET / "Recorder__SpineCLUEPlans__identify" / "plans.json")
     with pytest.raises(Told) as told:
         train(DATASET, "identify", 0, device="cpu", only_validate=only_validate)

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.volume import Geometry, Volume, read_labels, read_volume, write_volume
+from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, read_volume, write_volume
 
 ORIENTATIONS = ["".join(sides) for axes in itertools.permutations(("LR", "PA", "SI")) for sides in itertools.product(*axes)]
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from spineclue_v2.dataset import PreprocessedDataset, fold_cases, load_splits
-from spineclue_v2.plans import DEFAULT_PLANS_NAME, Plans
-from spineclue_v2.stages import trainer_class
+from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+from spineclue_v2.dataset.splits import fold_cases, load_splits
+from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, Plans
+from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import trainer_class
 from spineclue_v2.training.checkpoint import Checkpoint
 from spineclue_v2.training.trainer import BaseTrainer
 
@@ -42,7 +44,8 @@ def edited(plans: Plans, edits: dict[str, dict[str, dict[str, Any]]], spacing: f
 
 def make(home: Path) -> Path:
     """Draw, plan and preprocess the dataset below `home`; returns its preprocessed folder."""
-    from spineclue_v2.dataset import PreprocessedDataset, load_splits
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+    from spineclue_v2.dataset.splits import load_splits
     from spineclue_v2.dataset_conversion.phantom import convert
     from spineclue_v2.planning.plan_and_preprocess import fingerprint_dataset, plan_experiment, preprocess_plans
 
@@ -62,7 +65,7 @@ def make(home: Path) -> Path:
 
 def trainer(tiny: Path, stage: str, folder: Path, workers: int = 0, kind: type | None = None, **edits: dict) -> BaseTrainer:
     """The stage's trainer on fold 0; `edits`: {group: {field: value}} of its plan."""
-    plans = edited(Plans.load(tiny / "SpineCLUEPlans.json"), {stage: edits})
+    plans = edited(load_plans(tiny / "SpineCLUEPlans.json"), {stage: edits})
     dataset = PreprocessedDataset(tiny / plans.stage(stage).data_fingerprint)
     train_cases, val_cases = fold_cases(load_splits(tiny, dataset.cases), 0)
     return (kind or trainer_class(stage))(plans, 0, dataset, train_cases, val_cases, folder, CPU, workers=workers)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from ..environment import guard
 from ..errors import InputError
+from ..utilities.environment import guard
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}

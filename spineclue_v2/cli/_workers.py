@@ -25,7 +25,7 @@ def workers(args: argparse.Namespace, memory_gb_each: float = 3.0) -> Iterator[t
 
     `memory_gb_each`: free memory that one worker process needs where the user gives no number.
     """
-    from ..parallel import dask_executor, default_processes
+    from ..utilities.parallel import dask_executor, default_processes
 
     count = default_processes(memory_gb_each) if args.np is None else args.np
     if args.dask:

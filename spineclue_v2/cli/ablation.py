@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..evaluation.ablation.study import ablation
+    from ..ablation.study import ablation
     from ..training.trainer import Interrupted
 
     try:

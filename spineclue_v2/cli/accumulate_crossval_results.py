@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..inference.crossval import accumulate, key_figure
+    from ..cross_validation.validation import accumulate, key_figure
 
     folder, summary = accumulate(args.dataset, args.c, args.f, args.p, args.tr, Path(args.o) if args.o else None)
     print(f"{len(summary['metric_per_case'])} cases of {len(summary['folds'])} folds, {args.c}: {key_figure(args.c, summary):.4f}")

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> dict:
     from dataclasses import replace
 
-    from ..stages.identify import vid_model
+    from ..vid import model as vid_model
 
     schedule = vid_model.Schedule()
     return {"schedule": schedule if args.epochs is None else replace(schedule, epochs=args.epochs),
@@ -46,7 +46,7 @@ def _settings(args: argparse.Namespace) -> dict:
 
 def _labelled(path: str) -> list:
     from ..errors import InputError
-    from ..stages.identify import vid
+    from ..vid import scans as vid
 
     scans = vid.read_scans(path)
     labelled = [scan for scan in scans if scan.names]
@@ -58,9 +58,10 @@ def _labelled(path: str) -> list:
 def _crossval(args: argparse.Namespace) -> int:
     import time
 
-    from ..stages.identify import vid, vid_model
-    from ..stages.identify.vid_evaluation import evaluate, report
-    from ..storage import write_json
+    from ..utilities.files import write_json
+    from ..vid import model as vid_model
+    from ..vid import scans as vid
+    from ..vid.evaluation import evaluate, report
 
     scans = _labelled(args.file)
     fold = vid.folds(scans, keep_look_alikes=args.keep_look_alikes)
@@ -77,7 +78,7 @@ def _crossval(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     import time
 
-    from ..stages.identify import vid_model
+    from ..vid import model as vid_model
 
     scans = _labelled(args.file)
     start = time.perf_counter()
@@ -90,11 +91,11 @@ def _train(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..paths import weights_folder
-    from ..stages.identify import vid
-    from ..stages.identify.vid_evaluation import evaluate, report
-    from ..stages.identify.vid_model import VidModel
-    from ..storage import write_json
+    from ..utilities.files import write_json
+    from ..utilities.paths import weights_folder
+    from ..vid import scans as vid
+    from ..vid.evaluation import evaluate, report
+    from ..vid.model import VidModel
 
     model = VidModel.load(Path(args.m) if args.m else weights_folder() / "vid.pth")
     scans = vid.read_scans(args.file)

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from spineclue_v2.dataset_conversion.registry import convert_dataset
-    from spineclue_v2.parallel import default_processes
+
+    from ..utilities.parallel import default_processes
 
     options = {"cases": args.cases, "seed": args.seed, "pathology": args.pathology, "grades": args.grades,
                "keep_known_errors": args.keep_known_errors or None, "unlabelled": args.unlabelled, "test": args.test,

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inference.demo import demo
+    from ..demo import demo
 
     result = demo(args.o, args.device, args.seed)
     print(f"{'level':<6} {'confidence':>10} {'volume ml':>10} {'body centre mm (x, y, z)':>28}")

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..evaluation.summary import evaluate_simple
-    from ..parallel import default_processes
+    from ..utilities.parallel import default_processes
 
     output = Path(args.o) if args.o else Path(args.pred_folder) / "summary.json"
     processes = default_processes() if args.np is None else args.np

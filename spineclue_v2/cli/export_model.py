@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
-    from ..inference.share import export_model, write_shipped
+    from ..model_sharing.export_model import export_model, write_shipped
 
     if args.shipped is None:
         written = [export_model(args.d, args.o, args.f, args.p, trainers_of(args), args.chk, args.half, args.license)]

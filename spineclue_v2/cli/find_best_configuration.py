@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inference.best import find_best_configuration, results_place
+    from ..cross_validation.find_best_configuration import find_best_configuration, results_place
     from ..training.device import resolve_device
 
     found = find_best_configuration(args.dataset, args.p, args.tr, args.f, resolve_device(args.device))

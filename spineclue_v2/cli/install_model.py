@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inference.install import install_model
+    from ..model_sharing.install_model import install_model
 
     folder = install_model(args.zip, args.overwrite)
     print(f"{args.zip} is installed in {folder}; use it with -d {folder.name}.")

@@ -16,11 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..dataset import RawDataset
+    from ..dataset.raw import RawDataset
     from ..errors import InputError
-    from ..evaluation.overlay import plot_overlays
-    from ..parallel import default_processes
-    from ..paths import dataset_name, raw_folder
+    from ..utilities.parallel import default_processes
+    from ..utilities.paths import dataset_name, raw_folder
+    from ..visualization.overlay import plot_overlays
 
     images, labels, values = args.i, args.l, None
     if args.d is not None:

@@ -52,7 +52,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inference.predict import list_cases
+    from ..inference.predict_folder import list_cases
 
     list_cases(args.i)  # a wrong input path is said before seconds are spent on loading networks
     return predict_and_report(args, load_model(args))
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
 def model_source(args: argparse.Namespace) -> Any:
     """Which model -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the shipped one."""
-    from .. import paths
     from ..inference.model import ModelSource
+    from ..utilities import paths
 
     if args.m is None and args.d is None:
         return ModelSource(args.device)
@@ -77,7 +77,7 @@ def load_model(args: argparse.Namespace) -> Any:
 
 
 def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
-    from ..plans import CORE_STAGES
+    from ..stages.registry import CORE_STAGES
 
     return dict(zip(CORE_STAGES, args.tr, strict=True)) if args.tr else None
 
@@ -85,8 +85,8 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
 def predict_and_report(args: argparse.Namespace, model: object) -> int:
     """Predict with a loaded model, then say where the results are and what failed. Exit code 0 or 1."""
     from ..inference.pipeline import Options
-    from ..inference.predict import predict
-    from ..parallel import dask_executor
+    from ..inference.predict_folder import predict
+    from ..utilities.parallel import dask_executor
 
     options = Options(args.forbid_anomalies, args.mirror, tuple(args.witnesses))
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:

@@ -5,7 +5,7 @@ import argparse
 import sys
 from typing import Any
 
-from ..stages import DEFAULT_TRAINER
+from ..stages.registry import DEFAULT_TRAINER
 from ._common import INTERRUPTED
 
 DESCRIPTION = f"Train a stage ({', '.join(DEFAULT_TRAINER)}) on a fold (0..4 or all) of a planned and preprocessed dataset."
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..training.run import train
+    from ..cross_validation.run_training import train
     from ..training.trainer import Interrupted
 
     try:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import anatomy
 from ..errors import InputError
-from ..volume import Geometry, Volume
+from ..imageio.volume import Geometry, Volume
 from . import metrics
 from .matching import count_overlaps, match_by_dice
 from .surface import surface_distances

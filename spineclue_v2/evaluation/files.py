@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..volume import FILE_ENDINGS
+from ..imageio.volume import FILE_ENDINGS
 
 VERSE_MASK = "_seg-vert_msk"
 GROUP_SEPARATOR = ";"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..storage import read_json
+from ..utilities.files import read_json
 from .files import CaseFiles, case_key, stem
 
 GRADES = (0, 1, 2, 3)
@@ -142,7 +142,7 @@ def grading_of(cases: Sequence[CaseFiles]) -> dict[str, Any] | None:
 
 def reference_grades(labels: Path) -> dict[str, int]:
     """{level: Genant grade} that belongs to a reference label map; empty where there is none."""
-    from ..dataset import read_grades
+    from ..dataset.raw import read_grades
 
     key, folder = case_key(stem(labels)), labels.parent
     choices = [folder / f"{key}_grades.json"]

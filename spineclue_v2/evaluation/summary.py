@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..parallel import run_tasks
-from ..storage import read_json, write_json
-from ..volume import Volume, read_labels
+from ..imageio.volume import Volume, read_labels
+from ..utilities.files import read_json, write_json
+from ..utilities.parallel import run_tasks
 from .case import check_same_grid, evaluate_case
 from .files import GROUP_SEPARATOR, CaseFiles, case_key, pair_files, stem
 from .grading import grading_of
@@ -100,7 +100,7 @@ def _reference_values(folder: Path) -> dict[int, int] | None:
     description = folder.parent / "dataset.json"
     if not folder.name.startswith("labels") or not description.is_file():
         return None
-    from ..dataset import verse_values
+    from ..dataset.raw import verse_values
 
     labels = read_json(description, "dataset.json").get("labels", {})
     values = verse_values({name: value for name, value in labels.items() if isinstance(value, int)}, folder.parent)
@@ -142,7 +142,7 @@ def evaluate_files(files: CaseFiles, centroids: str = "mask", values: Mapping[in
 
 
 def _body_centres(path: Path, labels: Volume) -> dict[int, np.ndarray]:
-    from ..inference.centroids import read_ctd
+    from ..imageio.centroids import read_ctd
 
     name = f"{case_key(stem(path))}_ctd.json"
     folder = path.parent
@@ -191,7 +191,7 @@ def dataset_reference(reference: str | Path | None, dataset: str | None = None,
         if reference is None:
             raise InputError("No reference: give -ref LABELS or -d DATASET.")
         return Path(reference), None
-    from ..paths import dataset_name, raw_folder
+    from ..utilities.paths import dataset_name, raw_folder
 
     folder = raw_folder() / dataset_name(dataset, raw_folder())
     if reference is None:

@@ -15,16 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..anatomy.morphology import fill_holes, largest_component
+from ..anatomy.vertebra import Vertebra, on_the_masks_side, vertebra_from_record
 from ..errors import InputError
 from ..evaluation.matching import match_by_centroid
-from ..morphology import fill_holes, largest_component
-from ..plans import Plans
-from ..storage import read_json
-from ..vertebra import SpineResult, Vertebra, on_the_masks_side, vertebra_from_record
-from ..volume import Geometry, read_labels
-from .export import export_case, interpolated, target_box
+from ..export.case_files import export_case
+from ..export.label_map import interpolated, target_box
+from ..imageio.volume import Geometry, read_labels
+from ..results import SpineResult
+from ..stages.plan_files import load_plans
+from ..utilities.files import read_json
 from .pipeline import Options
-from .predict import remove_earlier, save_probabilities_of
+from .predict_folder import remove_earlier, save_probabilities_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def ensemble(inputs: Sequence[str | Path], output: str | Path, save_probabilitie
         where = next(folder for folder, own in zip(folders, cases, strict=True) if lacking[0] not in own)
         raise InputError(f"{where} has no saved probabilities of case '{lacking[0]}' ({len(lacking)} cases lack them somewhere); predict "
                          "it there with --save_probabilities.")
-    plans = Plans.load(folders[0] / "plans.json")
+    plans = load_plans(folders[0] / "plans.json")
     outcome: dict[str, str | None] = {}
     for case in sorted(cases[0]):
         try:
@@ -201,9 +203,10 @@ def _merged(group: list[tuple[Vertebra, Geometry]], mask: np.ndarray, probabilit
 
 def named(vertebrae: list[Vertebra], prices: dict[str, float], forbid_anomalies: bool = False) -> SpineResult:
     """The decoder's verdict on merged vertebrae, by the mean of their members' log-probabilities."""
-    from ..stages.identify.decoder import Decoder, Prices
+    from ..anatomy.vertebral_gaps import steps_along_spine
+    from ..stages.identify.decoder import Decoder
+    from ..stages.identify.plan import Prices
     from ..stages.identify.predictor import head_to_foot
-    from ..stages.identify.steps import steps_along_spine
 
     if not vertebrae:
         return SpineResult((), True)

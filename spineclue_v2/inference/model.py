@@ -9,26 +9,17 @@ from typing import Any
 
 import torch
 
-from .. import paths
 from .. import stages as stage_registry
 from ..errors import InputError
-from ..plans import CORE_STAGES, DEFAULT_PLANS_NAME, MR_STAGES, STAGES, Plans, family_of
-from ..stages import default_trainer_name
+from ..plans.plans import DEFAULT_PLANS_NAME, Plans
+from ..stages.plan_files import load_plans, plans_from_json
+from ..stages.registry import CORE_STAGES, MR_STAGES, STAGES, family_of, stage_folder_name, train_command
 from ..training.checkpoint import Checkpoint, load_weights, weights_sha256
+from ..training.stage_model import CHECKPOINT_NAME, StageModel
+from ..utilities import paths
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_NAME = "checkpoint_final.pth"
-
-
-@dataclass
-class StageModel:
-    """Networks of one stage (one per fold) in evaluation mode, with the checkpoints' fitted values and extra tensors."""
-
-    networks: list[torch.nn.Module]
-    fitted: list[dict[str, Any]]
-    extra: list[dict[str, torch.Tensor]]
-    sha256: list[str]                         # of the weights, not of the files
 
 
 @dataclass
@@ -72,22 +63,6 @@ def model_of(source: ModelSource) -> Model:
     return source.load()
 
 
-def stage_folder_name(stage: str, plans_name: str = DEFAULT_PLANS_NAME, trainer: str | None = None) -> str:
-    """`TRAINER__PLANS__STAGE` as nnU-Net names its result folders."""
-    return f"{trainer or default_trainer_name(stage)}__{plans_name}__{stage}"
-
-
-def train_command(dataset: str, stage: str, fold: int | str, plans_name: str = DEFAULT_PLANS_NAME, trainer: str | None = None,
-                  *flags: str) -> str:
-    """The command that trains this fold of dataset `DatasetXXX_Name`, for messages; -p and -tr where they are not the default."""
-    words = ["spineclue_train", dataset[7:10], stage, str(fold)]
-    if plans_name != DEFAULT_PLANS_NAME:
-        words += ["-p", plans_name]
-    if trainer not in (None, default_trainer_name(stage)):
-        words += ["-tr", trainer]
-    return " ".join([*words, *flags])
-
-
 def load_shipped(device: torch.device) -> Model:
     """The weights that come with the package."""
     folder = paths.weights_folder()
@@ -107,7 +82,7 @@ def load_trained(folder: Path, folds: list[int | str] | None, device: torch.devi
                  trainers: dict[str, str] | None = None, checkpoint_name: str = CHECKPOINT_NAME) -> Model:
     """Model of a results folder `DatasetXXX_Name` (or an installed one). `folds` None: every fold that all stages finished."""
     files = trained_files(folder, folds, plans_name, trainers, checkpoint_name)
-    parts = {stage: Plans.load(found[0].parents[1] / "plans.json") for stage, found in files.items()}
+    parts = {stage: load_plans(found[0].parents[1] / "plans.json") for stage, found in files.items()}
     plans = _joined(parts)
     names = ", ".join(folds_of(files))
     model = _assemble(files, plans, device, f"{folder.name}, folds {names}")
@@ -168,7 +143,7 @@ def _joined(parts: dict[str, Plans]) -> Plans:
 def _assemble(files: dict[str, list[Path]], plans: Plans | None, device: torch.device, source: str) -> Model:
     loaded = {stage: [Checkpoint.load(file, device) for file in wanted] for stage, wanted in files.items()}
     if plans is None:
-        parts = {stage: Plans.from_json(saved[0].meta["plans"], str(files[stage][0])) for stage, saved in loaded.items()}
+        parts = {stage: plans_from_json(saved[0].meta["plans"], str(files[stage][0])) for stage, saved in loaded.items()}
         plans = _joined(parts)
     if "segment" in plans.stages:
         _check_one_space(plans, source)
@@ -226,7 +201,7 @@ def _check_fingerprint(checkpoint: Checkpoint, plans: Plans, stage: str, file: P
 def build_network(stage: str, plans: Plans) -> torch.nn.Module:
     """The network of a stage as its plan says, with fresh weights."""
     if stage in MR_STAGES:  # the 3D network contains the 2D branches, so it needs both plans
-        from ..stages.hybrid.network import build_network as build
+        from ..stages.mr.network import build_network as build
 
         return build(stage, plans)
     return stage_registry.build_network(stage, plans.stage(stage))
@@ -248,6 +223,6 @@ def geometry_witness() -> Any:
     file = paths.weights_folder() / "geometry.pth"
     if not file.exists():
         return None
-    from ..stages.identify.geometry import GeometryWitness
+    from ..stages.geometry.classifier import GeometryWitness
 
     return GeometryWitness.load(file)

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
-from ..plans import StagePlan
-from ..preprocessing import oriented_view, to_model_space
-from ..vertebra import SpineResult, Vertebra
-from ..volume import THICK_SLICE_MM, Geometry, Volume
+from ..imageio.orientation import oriented_view
+from ..imageio.volume import THICK_SLICE_MM, Geometry, Volume
+from ..plans.plans import StagePlan
+from ..preprocessing.resampling import to_model_space
+from ..results import SpineResult
 from .model import Model
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ class Clock:
 
 def predict_volume(volume: Volume, model: Model, options: Options | None = None) -> tuple[SpineResult, Geometry]:
     """Vertebrae of a CT (HU, any orientation) from head to foot, and the model-space grid their masks lie on."""
-    from ..stages.grade.predictor import add_grades, add_heights
+    from ..stages.grade.body_heights import add_heights
+    from ..stages.grade.predictor import add_grades
     from ..stages.identify.predictor import identify
     from ..stages.localize.predictor import locate
 
@@ -83,8 +86,8 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
 def segment_located(fine: Volume, located: list[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: Geometry,
                     mirror: bool = False) -> list[Vertebra]:
     """Stage 2 on a model-space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid."""
-    from ..stages.segment.candidates import missed, without_fragments
     from ..stages.segment.predictor import segment
+    from ..stages.segment.proposals import missed, without_fragments
 
     found = segment(fine, located, networks, plan, device, mirror, partial(missed, geometry=fine.geometry))
     return without_fragments([mark_border(v, fine.geometry, scan) for v in found])

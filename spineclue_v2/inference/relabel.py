@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from ..anatomy import LABEL_OF_NAME
+from ..anatomy.label_boxes import label_boxes
+from ..anatomy.morphology import body_centre, fill_holes
+from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
-from ..morphology import body_centre, fill_holes
-from ..plans import Data
-from ..preprocessing import check_same_grid, label_boxes, labels_to_model_space, model_geometry, oriented_view
-from ..storage import write_json
-from ..vertebra import SpineResult, Vertebra
-from ..volume import FILE_ENDINGS, Geometry, Volume, read_labels, read_volume, write_volume
-from .centroids import write_ctd
-from .export import case_record
+from ..export.case_record import case_record
+from ..imageio.centroids import write_ctd
+from ..imageio.orientation import check_same_grid, oriented_view
+from ..imageio.volume import FILE_ENDINGS, Geometry, Volume, read_labels, read_volume, write_volume
+from ..plans.data import Data
+from ..preprocessing.resampling import labels_to_model_space, model_geometry
+from ..results import SpineResult
+from ..utilities.files import write_json
 from .model import Model
 from .pipeline import Options, identify_masks, mark_border
 
@@ -57,7 +60,7 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
     if len(bodies) > MAX_BODIES:
         raise InputError(f"{source} holds {len(bodies)} separate bodies of {smallest:g} ml and more, no spine has that many; expected "
                          "a label map of vertebrae (--ignore leaves out values of other structures).")
-    from ..stages.grade.predictor import add_heights
+    from ..stages.grade.body_heights import add_heights
 
     data = model.plans.stage("identify").data
     result, owners = name_bodies(bodies, labels.geometry, model, options, volume)
@@ -69,7 +72,7 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
     result = replace(result, vertebrae=named, notes=result.notes + notes, seconds={"total": time.perf_counter() - started})
     Path(f"{base}.json").unlink(missing_ok=True)  # an older record must not vouch for half-replaced files
     if volume is not None:
-        from .report import write_report
+        from ..visualization.report import write_report
 
         write_report(result, grid, volume, f"{base}.png", Path(base).name)
     write_volume(Volume(_drawn(labels, owners), labels.geometry), output)

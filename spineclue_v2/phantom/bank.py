@@ -116,7 +116,7 @@ class ShapeBank:
 
     def save(self, path: str | Path) -> None:
         """Tensors in one file, by rename."""
-        from ..storage import atomic_path
+        from ..utilities.files import atomic_path
 
         content = {k: getattr(self, k).cpu() for k in ("fields", "levels", "spines")} | {"spacing": torch.tensor(self.spacing)}
         if self.images is not None:

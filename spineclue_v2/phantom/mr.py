@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..anatomy.structures import SACRUM, VALUE
 from ..errors import InputError
-from ..structures import SACRUM, VALUE
 from . import spine
 from .canvas import Canvas, average, smooth_field
 from .fields import discs, distance_fields

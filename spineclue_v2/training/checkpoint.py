@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..storage import atomic_path
+from ..utilities.files import atomic_path
 
 FORMAT = 1
 HALF_PRECISION_RATIO = 65504.0

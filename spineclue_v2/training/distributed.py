@@ -184,7 +184,7 @@ def _first_failure(notes: Path) -> tuple[str, str] | None:
 
 
 def _process(number: int, count: int, port: int, notes: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    from ..environment import guard
+    from ..utilities.environment import guard
 
     guard()
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",

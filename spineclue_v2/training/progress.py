@@ -5,7 +5,7 @@ import logging
 import time
 from pathlib import Path
 
-from ..storage import atomic_path
+from ..utilities.files import atomic_path
 
 logger = logging.getLogger("spineclue_v2.training")
 

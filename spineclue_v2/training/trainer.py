@@ -13,23 +13,22 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .. import __version__
-from ..dataset import PreprocessedDataset
+from ..anatomy.vertebra import Vertebra
+from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
-from ..plans import Plans
+from ..plans.plans import Plans
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
 from .distributed import any_process, mean_over_processes, parallel_loss, rank, share_of, synchronised, world_size
 from .progress import open_log, plot_progress
-
-if TYPE_CHECKING:
-    from ..inference.out_of_fold import OutOfFold
+from .stage_model import StageModel
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -37,6 +36,19 @@ EMA_WEIGHT = 0.9
 GRADIENT_CLIP = 12.0
 VALIDATION_BATCHES = 6
 HISTORY = ("train_loss", "val_loss", "val_score", "ema_score", "learning_rate", "seconds")
+
+
+class EarlierFindings(Protocol):
+    """What earlier stages of the same fold found in its validation cases."""
+
+    def segmented(self, case: str) -> list[Vertebra]:
+        """Vertebrae with masks, in no order."""
+
+    def labels(self, case: str) -> np.ndarray:
+        """True label values (z, y, x) on the grid of the masks."""
+
+    def model(self, stage: str) -> StageModel:
+        """The fold's network of an earlier stage."""
 
 
 class Interrupted(Exception):
@@ -83,7 +95,7 @@ class BaseTrainer:
         self.epoch = 0
         self.extra: dict[str, torch.Tensor] = {}
         self.fitted: dict[str, Any] = {}
-        self.upstream: OutOfFold | None = None  # what earlier stages found in the validation cases
+        self.upstream: EarlierFindings | None = None  # what earlier stages found in the validation cases
         self._stop, self._parallel_loss = False, self._loss_alone
         torch.manual_seed(seed)
         self.network = synchronised(self.build_network().to(device), device)

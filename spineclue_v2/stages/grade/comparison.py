@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...anatomy import ANATOMICAL_ORDER, ORDER_INDEX
-from ...vertebra import BodyHeights
+from ...anatomy.vertebra import BodyHeights
 
 GRADE_LIMITS = (0.20, 0.25, 0.40)
 INTACT = 0.12            # neighbours that have lost more do not tell what is normal

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from ...adapters import crop_and_pad
 from ...anatomy import ORDER_INDEX
-from ...dataset import PreprocessedDataset
-from ...preprocessing import windows
-from ...vertebra import Vertebra
-from ...volume import Geometry
-from ..identify.data import rotations
+from ...anatomy.vertebra import Vertebra
+from ...dataset.preprocessed import PreprocessedDataset
+from ...imageio.volume import Geometry
+from ...preprocessing.moving_grids import rotations
+from ...preprocessing.resampling import windows
 from .comparison import GRADED
 
 AIR_HU = -1024
@@ -80,7 +80,7 @@ def stored_crop(dataset: PreprocessedDataset, case: str, level: str, size: Seque
 def stored_losses(folder: Path, case: str) -> dict[str, float]:
     """level -> largest missing share of height, in the true masks of a case preprocessed in `folder`; without those that have no
     heights. Measured once per process: a tenth of a second per vertebra."""
-    from .predictor import add_heights
+    from .body_heights import add_heights
 
     dataset = PreprocessedDataset(folder)
     content, labels = dataset.properties(case), dataset.labels(case)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...morphology import body_centre
+from ...anatomy.morphology import body_centre
 
 STEP_MM = 0.75                  # samples along y' and x'
 Z_STEP_MM = 0.5

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...plans import GradeNetwork
+from .plan import GradeNetwork
 
 GRADES = 4
 

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from ...evaluation.grading import auc, summarise
-from ...storage import write_json
 from ...training.device import autocast
+from ...training.losses import supervised_contrastive
 from ...training.trainer import BaseTrainer
-from ..identify.losses import supervised_contrastive
-from .combination import Combination
+from ...utilities.files import write_json
 from .data import GradeBatches, graded_rows, stored_crop, stored_losses
 from .network import GRADES, GradeNet, build_network
+from .ordinal_fusion import Combination
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -106,7 +106,7 @@ class GradeTrainer(BaseTrainer):
 
     def patients(self) -> dict[str, str]:
         """case -> patient, as the dataset describes them."""
-        from ...training.run import patients_of
+        from ...dataset.splits import patients_of
 
         base = self.dataset.folder.parent
         return patients_of(base) if (base / "dataset.json").is_file() else {}

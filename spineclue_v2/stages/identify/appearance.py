@@ -17,16 +17,18 @@ from torch.nn import functional
 
 from ...adapters import crop_and_pad
 from ...anatomy import LABEL_OF_NAME, LEVEL_INDEX_OF_LABEL, LEVELS, NUM_LEVELS, region
-from ...dataset import PreprocessedDataset
+from ...dataset.preprocessed import PreprocessedDataset
+from ...dataset.vertebra_rows import regular_rows
 from ...errors import InputError
-from ...plans import Data
-from ...preprocessing import oriented_view, to_model_space, windows
+from ...imageio.orientation import oriented_view
+from ...imageio.volume import Geometry, Volume
+from ...plans.data import Data
+from ...preprocessing.crops import crop_start
+from ...preprocessing.moving_grids import moving_grid
+from ...preprocessing.resampling import to_model_space, windows
 from ...training.checkpoint import Checkpoint
+from ...training.tensor_files import load_weights, save_weights
 from ...training.trainer import BaseTrainer
-from ...volume import Geometry, Volume
-from ..segment.data import crop_start
-from .data import moving_grid, regular_rows
-from .geometry import load_weights, save_weights
 from .network import InceptionStem, ResidualBlock
 from .uncertainty import fit_temperature
 

@@ -12,8 +12,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from ...anatomy import LEVEL_INDEX
-from .decoder import Prices
 from .decoder_fit import Case, mean_log_posterior
+from .plan import Prices
 
 START = {"shape": 1.0, "geometry": 0.45, "appearance": 0.45}
 LARGEST = 3.0

@@ -10,25 +10,10 @@ from torch.nn import functional
 
 from ...adapters import crop_and_pad
 from ...anatomy import LEVEL_INDEX_OF_LABEL
-from ...dataset import PreprocessedDataset
-from ..segment.data import crop_start, vertebra_table
-
-MAX_ROTATION_DEG = (12.0, 12.0, 18.0)   # about the x (nod), y (tilt) and z (turn) axis
-MAX_SHIFT_MM = 5.0
-LARGEST_SCALE = 1.08                    # size tells levels apart: scaling stays well inside the between-subject range
-ELASTIC_MM = 1.5
-ELASTIC_GRID = (4, 5, 5)
-
-
-def mask_crop(mask: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-    """Tight bool mask (z, y, x) -> float32 crop of `size` with the middle of the mask in its middle."""
-    centre = (np.array(mask.shape) - 1) / 2
-    return crop_and_pad(mask, crop_start(centre, size), size).astype(np.float32)
-
-
-def regular_rows(dataset: PreprocessedDataset, cases: list[str]) -> list[tuple[str, int, np.ndarray]]:
-    """`vertebra_table` without variants (T13, L6): the networks know the 24 regular levels."""
-    return [row for row in vertebra_table(dataset, cases) if row[1] in LEVEL_INDEX_OF_LABEL]
+from ...dataset.preprocessed import PreprocessedDataset
+from ...dataset.vertebra_rows import regular_rows, vertebra_table
+from ...preprocessing.crops import crop_start
+from ...preprocessing.moving_grids import moving_grid
 
 
 @dataclass
@@ -141,33 +126,4 @@ def augment_masks(masks: torch.Tensor, rng: np.random.Generator, spacing: float)
         length = rng.integers(3, np.maximum(4, size // 4))
         begin = [int(rng.integers(0, n - m)) for n, m in zip(size, length, strict=True)]
         result[i, 0, begin[0]:begin[0] + length[0], begin[1]:begin[1] + length[1], begin[2]:begin[2] + length[2]] = 0
-    return result
-
-
-def moving_grid(count: int, size: np.ndarray, rng: np.random.Generator, spacing: float) -> torch.Tensor:
-    """Sampling grids (count, z, y, x, 3) for `grid_sample`: random turn, shift, slight scale, bend and left-right mirror."""
-    angles = np.radians(rng.uniform(-1, 1, (count, 3)) * MAX_ROTATION_DEG)
-    matrix = rotations(angles) * np.exp(rng.uniform(-1, 1, (count, 1, 1)) * np.log(LARGEST_SCALE))
-    matrix[:, :, 0] *= rng.choice([-1.0, 1.0], (count, 1))  # mirror left-right
-    # affine_grid works in coordinates of -1..1 per axis (x, y, z): bring the isotropic map into them.
-    half = size[::-1] / 2
-    theta = np.zeros((count, 3, 4))
-    theta[:, :, :3] = matrix * half[None, None, :] / half[None, :, None]
-    theta[:, :, 3] = rng.uniform(-1, 1, (count, 3)) * MAX_SHIFT_MM / spacing / half
-    grid = functional.affine_grid(torch.from_numpy(theta).float(), [count, 1, *map(int, size)], align_corners=False)
-    bend = torch.from_numpy(rng.normal(0, ELASTIC_MM / spacing, (count, 3, *ELASTIC_GRID))).float()
-    bend = functional.interpolate(bend, size=tuple(map(int, size)), mode="trilinear", align_corners=True)
-    return grid + bend.permute(0, 2, 3, 4, 1) / torch.from_numpy(half.copy()).float()
-
-
-def rotations(angles: np.ndarray) -> np.ndarray:
-    """Rotation matrices (n, 3, 3) in (x, y, z) coordinates from angles (n, 3) about x, y and z (radians)."""
-    result = np.tile(np.eye(3), (len(angles), 1, 1))
-    for axis in range(3):
-        first, second = [(1, 2), (0, 2), (0, 1)][axis]
-        turn = np.tile(np.eye(3), (len(angles), 1, 1))
-        cosine, sine = np.cos(angles[:, axis]), np.sin(angles[:, axis])
-        turn[:, first, first], turn[:, second, second] = cosine, cosine
-        turn[:, first, second], turn[:, second, first] = -sine, sine
-        result = result @ turn
     return result

@@ -12,13 +12,14 @@ measured gap. Viterbi gives the best path, forward-backward the exact posterior 
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from ...anatomy import ANATOMICAL_ORDER, EMITTING_LEVEL, LEVEL_INDEX, LEVELS, NUM_LEVELS, ORDER_INDEX, level_distance
+from .plan import Prices
 
 NOT_A_VERTEBRA = NUM_LEVELS
 """Column of "not a vertebra" in the (n, 25) log-probabilities."""
@@ -27,34 +28,6 @@ NAMES = len(ANATOMICAL_ORDER)
 FLOOR = -30.0
 """Least log-probability taken seriously: one overconfident zero of a witness cannot forbid the true path."""
 NEVER = -np.inf
-
-
-@dataclass(frozen=True)
-class Prices:
-    """Log weights of what is rare, learned from held-out scans by `decoder_fit.fit_prices`; more negative = rarer."""
-
-    t13: float = -5.5                 # transition T12 -> T13
-    l6: float = -4.0                  # transition L5 -> L6
-    missing_t12: float = -5.5         # transition T11 -> L1
-    missed: float = -3.0              # each vertebra passed over
-    false_detection: float = -2.0     # each detection dropped, beside its log p(not a vertebra)
-    t13_offset: float = 0.0           # added to T12's evidence when it is read as T13's
-    l6_offset: float = 0.0            # added to L5's evidence when it is read as L6's
-    step_sigma: float = 0.2           # spread of log(measured steps / steps of the way)
-    step_floor: float = -6.0          # the most a strange gap can cost
-    evidence: float = 1.0             # multiplies the log-probabilities: detections of one scan share the mistakes of a witness
-    shifted_limit: float = 0.05       # numbering is anchored while shifted paths hold no more than this
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, float]) -> Prices:
-        """From plans or a checkpoint; an unknown name is an error that lists the known ones."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown decoder price '{unknown[0]}'; known: {', '.join(sorted(known))}")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize
 
-from .decoder import Decoder, Prices
+from .decoder import Decoder
+from .plan import Prices
 
 FITTED = ("l6", "missing_t12", "missed", "false_detection", "evidence")
 BOUNDS = {"t13": (-9.0, 0.0), "l6": (-9.0, 0.0), "missing_t12": (-9.0, 0.0), "missed": (-9.0, 0.0), "t13_offset": (-4.0, 4.0),

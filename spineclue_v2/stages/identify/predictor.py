@@ -9,21 +9,23 @@ import numpy as np
 import torch
 
 from ...anatomy import NUM_LEVELS
-from ...plans import StagePlan
+from ...anatomy.vertebra import Vertebra
+from ...anatomy.vertebral_gaps import steps_along_spine, whole_positions
+from ...imageio.volume import Volume
+from ...plans.plans import StagePlan
+from ...preprocessing.crops import mask_crop
+from ...results import SpineResult
 from ...training.device import autocast
-from ...vertebra import SpineResult, Vertebra
-from ...volume import Volume
 from .appearance import trusted
 from .calibration import weighted
-from .data import mask_crop
-from .decoder import Decoder, Prices
+from .decoder import Decoder
 from .fusion import fusion_with
-from .steps import steps_along_spine, whole_positions
+from .plan import Prices
 from .uncertainty import monte_carlo
 
 if TYPE_CHECKING:
-    from ...inference.model import StageModel
     from ...inference.pipeline import Options
+    from ...training.stage_model import StageModel
 
 NOT_A_VERTEBRA_SHAPE = 0.02  # the shape witness has no such class: a small constant keeps the decoder's false detections possible
 WITNESSES = ("shape", "geometry", "appearance")

@@ -7,14 +7,17 @@ import numpy as np
 import torch
 
 from ...anatomy import LEVEL_INDEX, LEVEL_INDEX_OF_LABEL
+from ...anatomy.vertebral_gaps import steps_along_spine, whole_positions
+from ...dataset.vertebra_rows import regular_rows
+from ...preprocessing.crops import mask_crop
 from ...training.distributed import gather_rows, share_of
+from ...training.losses import supervised_contrastive
 from ...training.trainer import BaseTrainer, logger
 from .appearance import AppearanceTrainer  # noqa: F401 - found here by its name (-tr AppearanceTrainer)
-from .data import MaskBatches, mask_crop, regular_rows
+from .data import MaskBatches
 from .fusion import MessageFusion, fit_phi, fusion_with
-from .losses import identification_loss, supervised_contrastive
+from .losses import identification_loss
 from .network import LevelNetwork, build_network
-from .steps import steps_along_spine, whole_positions
 from .uncertainty import fit_temperature, monte_carlo
 
 
@@ -163,7 +166,7 @@ class IdentifyTrainer(BaseTrainer):
     @torch.no_grad()
     def _found_scans(self) -> list[dict[str, Any]]:
         """As `_scans`, of the masks that earlier stages found; rows that are no regular true vertebra have the target -1."""
-        from ...inference.out_of_fold import true_names
+        from ...evaluation.instances import true_names
 
         scans: list[dict[str, Any]] = []
         for case in self.val_cases if self.upstream is not None else ():

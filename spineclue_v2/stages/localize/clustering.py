@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...plans import LocalizeRun
+from .plan import LocalizeRun
 
 BODY_MM = {"sagittal": 30.0, "coronal": 22.0}  # how far a body reaches across the slices of that plane
 LINK = 1.25                   # the next slice lies within eps, with a quarter to spare

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ...dataset import PreprocessedDataset
-from ...preprocessing import windows
-from ..augmentation import augment_hu, field_ends
+from ...dataset.preprocessed import PreprocessedDataset
+from ...preprocessing.augmentation import augment_hu, field_ends
+from ...preprocessing.resampling import windows
 
 PLANES = ("sagittal", "coronal")
 MIN_SHARE_OF_LARGEST = 0.25   # a box is made where the section holds at least this share of the vertebra's largest section

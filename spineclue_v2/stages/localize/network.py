@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...errors import InputError
-from ...plans import LocalizeNetwork
+from .plan import LocalizeNetwork
 
 LOSS_GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 MAX_BOXES = 100

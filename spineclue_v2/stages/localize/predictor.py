@@ -4,15 +4,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...plans import StagePlan
-from ...preprocessing import windows
+from ...anatomy.vertebra import Vertebra
+from ...imageio.volume import Volume
+from ...plans.plans import StagePlan
+from ...preprocessing.resampling import windows
 from ...training.device import autocast
-from ...vertebra import Vertebra
-from ...volume import Volume
-from .chain import spine_chain
 from .clustering import Boxes, Cluster, cluster_boxes
 from .data import PLANES, take_slice
 from .network import SliceDetector
+from .spine_path import spine_chain
 
 STRIDE = 32
 FINE_GAP_MM = 4.0        # slices this close need no second look

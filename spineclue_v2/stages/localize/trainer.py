@@ -53,7 +53,7 @@ class LocalizeTrainer(BaseTrainer):
 
     def validate_cases(self) -> dict[str, Any]:
         """Whole validation volumes through slices and clustering: a true vertebra is found when a centre lies within 10 mm."""
-        from ...volume import Geometry, Volume
+        from ...imageio.volume import Geometry, Volume
         from .predictor import locate
 
         hits = predicted = true = 0

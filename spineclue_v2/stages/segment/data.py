@@ -9,24 +9,18 @@ import numpy as np
 import torch
 
 from ...adapters import crop_and_pad, segmentation_transforms
-from ...dataset import PreprocessedDataset
-from ...preprocessing import windows
-from ..augmentation import augment_hu, field_ends
+from ...dataset.preprocessed import PreprocessedDataset
+from ...dataset.vertebra_rows import vertebra_table
+from ...preprocessing.augmentation import augment_hu, field_ends
+from ...preprocessing.crops import crop_start
+from ...preprocessing.resampling import windows
 from .heatmap import heatmap
 
 CUT_PROBABILITY = 0.2  # of a crop in which the scan ends at the vertebra
+
 KEPT_SHARE = 0.5       # of a vertebra's length that such an end leaves at least
+
 MARGIN = 1.2  # crops are taken this much larger, so that rotation and scaling bring in real voxels instead of padding
-
-
-def vertebra_table(dataset: PreprocessedDataset, cases: list[str]) -> list[tuple[str, int, np.ndarray]]:
-    """(case, label value, centre of the mask's bounding box (z, y, x) index) of every labelled vertebra."""
-    rows = []
-    for case in cases:
-        for vertebra in dataset.properties(case)["vertebrae"].values():
-            centre = (np.array(vertebra["start"]) + np.array(vertebra["stop"]) - 1) / 2
-            rows.append((case, int(vertebra["label"]), centre))
-    return rows
 
 
 def crop_channels(image: Any, centre: np.ndarray, size: tuple[int, ...], windows_hu: Any, hu_min: int, sigma: float) -> np.ndarray:
@@ -34,11 +28,6 @@ def crop_channels(image: Any, centre: np.ndarray, size: tuple[int, ...], windows
     start = crop_start(centre, size)
     ct = crop_and_pad(image, start, size, pad_value=hu_min)
     return np.concatenate([windows(ct, windows_hu), heatmap(tuple(size), centre - start, sigma)[None]])
-
-
-def crop_start(centre: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """First index (z, y, x) of the crop of `size` whose middle lies nearest to `centre`."""
-    return np.round(np.asarray(centre) - (np.asarray(size) - 1) / 2).astype(int)
 
 
 @dataclass

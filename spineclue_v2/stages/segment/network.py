@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError
-from ...plans import SegmentNetwork
+from .plan import SegmentNetwork
 
 CLASSES = 2
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ...morphology import body_centre, fill_holes, largest_component
-from ...plans import StagePlan
+from ...anatomy.morphology import body_centre, fill_holes, largest_component
+from ...anatomy.vertebra import Vertebra, on_the_masks_side
+from ...imageio.volume import Volume
+from ...plans.plans import StagePlan
+from ...preprocessing.crops import crop_start
 from ...training.device import autocast
-from ...vertebra import Vertebra, on_the_masks_side
-from ...volume import Volume
-from .data import crop_channels, crop_start
+from .data import crop_channels
 from .network import foreground_probability
 
 OWN_SHARE = 0.5    # whose neighbours own more than the rest of its mask is no vertebra of its own,

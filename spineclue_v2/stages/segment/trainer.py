@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from ...adapters import dice_and_cross_entropy
+from ...dataset.vertebra_rows import vertebra_table
 from ...training.trainer import BaseTrainer
-from .data import CropBatches, vertebra_table
+from .data import CropBatches
 from .network import build_network, foreground_probability
 
 
@@ -54,8 +55,8 @@ class SegmentTrainer(BaseTrainer):
 
     def validate_cases(self) -> dict[str, Any]:
         """Whole validation cases with true centres moved by up to the plan's jitter: Dice per vertebra."""
-        from ...vertebra import Vertebra
-        from ...volume import Geometry, Volume
+        from ...anatomy.vertebra import Vertebra
+        from ...imageio.volume import Geometry, Volume
         from .predictor import segment
 
         rng = np.random.default_rng(self.seed)

@@ -1,0 +1,186 @@
+"""What the trained networks say about the validation cases, and the names that every step of the method makes of it.
+
+Everything that is fitted after training (temperature, fusion matrices, weights of the witnesses) is fitted on other scans
+than those it is applied to: on the other folds, or with one fold on the other half of its validation cases.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..anatomy import LEVEL_INDEX, LEVELS, NAME_OF_LABEL
+from ..anatomy.vertebral_gaps import steps_along_spine, whole_positions
+from ..dataset.preprocessed import PreprocessedDataset
+from ..imageio.volume import Geometry, Volume
+from ..stages.identify.appearance import AppearanceTrainer, AppearanceWitness
+from ..stages.identify.calibration import START, WitnessRows, fit_weights, weighted
+from ..stages.identify.decoder import Decoder, Numbering
+from ..stages.identify.fusion import MessageFusion, fit_phi
+from ..stages.identify.plan import IdentifyRun, Prices
+from ..stages.identify.predictor import INFERENCE_BATCH, shape_logs
+from ..stages.identify.uncertainty import fit_temperature, monte_carlo
+from ..training.trainer import BaseTrainer
+
+STEPS = ("baseline on CT", "+ mask", "+ contrastive", "+ fusion", "+ geometry", "+ appearance", "+ decoder")
+"""The paper's Table 3, then what is beyond the paper."""
+
+FITTED, PLANNED, BLIND = "fitted weights", "planned weights", "fitted, without appearance"
+
+
+@dataclass
+class Scan:
+    """One validation case under one fold and seed: its true vertebrae from head to foot (masks and centres are the true ones).
+
+    `features` and `logits` per training, `appearance` and `geometry` log-probabilities (n, 25); `part`: scans that share it are
+    never fitted on one another.
+    """
+
+    case: str
+    fold: int | str
+    seed: int
+    names: tuple[str, ...]
+    centres: np.ndarray
+    part: str = ""
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
+    logits: dict[str, torch.Tensor] = field(default_factory=dict)
+    appearance: np.ndarray | None = None
+    geometry: np.ndarray | None = None
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """(n,) level indices, -1 for T13 and L6, which the networks do not know."""
+        return torch.tensor([LEVEL_INDEX.get(name, -1) for name in self.names])
+
+    @property
+    def steps(self) -> np.ndarray:
+        return steps_along_spine(self.centres)
+
+
+def scans_of(dataset: PreprocessedDataset, cases: Sequence[str], fold: int | str, seed: int, several_folds: bool,
+             geometry: Any = None) -> list[Scan]:
+    """The validation `cases` with what needs no training of the study; those without a vertebra are left out."""
+    scans = []
+    for case in cases:
+        properties = dataset.properties(case)
+        grid = Geometry.from_json(properties["geometry"])
+        found = sorted(properties["vertebrae"].values(), key=lambda v: -(v["start"][0] + v["stop"][0]))
+        if not found:
+            continue
+        centres = grid.index_to_world(np.array([v["body_centre"] for v in found]))
+        part = f"fold {fold}" if several_folds else f"half {len(scans) % 2}"
+        scans.append(Scan(case, fold, seed, tuple(NAME_OF_LABEL[v["label"]] for v in found), centres, part,
+                          geometry=None if geometry is None else geometry.log_probabilities(centres)))
+    return scans
+
+
+@torch.no_grad()
+def add_outputs(scans: Sequence[Scan], name: str, trainer: BaseTrainer, dataset: PreprocessedDataset) -> None:
+    """Let the trained network of `name` look at every scan once; fills features and logits, or `appearance`."""
+    trainer.network.eval()
+    if isinstance(trainer, AppearanceTrainer):
+        witness = AppearanceWitness([trainer.network], trainer.plan.data, [1.0], device=trainer.device)
+        for scan in scans:
+            volume = Volume(np.asarray(dataset.image(scan.case)[:]), Geometry.from_json(dataset.properties(scan.case)["geometry"]))
+            scan.appearance = witness.log_probabilities(volume, scan.centres)
+        return
+    maker = trainer.batch_maker(training=False)  # type: ignore[attr-defined]
+    maker.cases, maker.variants = [scan.case for scan in scans], True
+    for scan in scans:
+        if tuple(NAME_OF_LABEL[value] for value in maker.labels_of(scan.case)) != scan.names:
+            raise ValueError(f"{scan.case}: network inputs are not in the order of the vertebrae")
+        inputs = maker.inputs_of(scan.case)
+        features = [trainer.network.features(inputs[i:i + INFERENCE_BATCH].to(trainer.device)).float()
+                    for i in range(0, len(inputs), INFERENCE_BATCH)]
+        scan.features[name] = torch.cat(features)
+        scan.logits[name] = trainer.network.classify(scan.features[name]).float().cpu()
+
+
+def parts_of(scans: Sequence[Scan]) -> list[tuple[list[Scan], list[Scan]]]:
+    """(to fit on, to apply to) for every part; a single part must serve as both."""
+    names = sorted({scan.part for scan in scans})
+    if len(names) == 1:
+        return [(list(scans), list(scans))]
+    return [([s for s in scans if s.part != name], [s for s in scans if s.part == name]) for name in names]
+
+
+def best_level(rows: np.ndarray | torch.Tensor) -> list[str | None]:
+    """The most probable of the 24 levels of each row."""
+    return [LEVELS[int(k)] for k in np.asarray(rows)[:, :len(LEVELS)].argmax(axis=1)]
+
+
+def temperature_of(scans: Sequence[Scan], name: str) -> float:
+    return fit_temperature(torch.cat([s.logits[name] for s in scans]), torch.cat([s.targets for s in scans]))
+
+
+def shape_probabilities(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[tuple[int | str, int], Any], run: IdentifyRun,
+                        fused: bool = True, name: str = "contrastive") -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Probabilities (n, 24) of the shape witness, for the scans of `fit` and of `apply`, everything fitted on `fit`.
+
+    `network`: {(fold, seed): network}, for the Monte-Carlo draws of its head. `fused` False: before the messages.
+    """
+    temperature = temperature_of(fit, name)
+    rows = {}
+    for scan in [*fit, *apply]:
+        mean, entropy, _ = monte_carlo(network[scan.fold, scan.seed], scan.features[name], run.mc_samples, temperature)
+        rows[id(scan)] = (mean.cpu().clone(), entropy.cpu().clone(), torch.from_numpy(whole_positions(scan.steps)), scan.targets)
+    if not fused:
+        return tuple([rows[id(scan)][0].numpy() for scan in scans] for scans in (fit, apply))  # type: ignore[return-value]
+    fusion = MessageFusion(run.theta, run.hops, run.neighbours)
+    if run.hops:
+        fit_phi(fusion, [rows[id(scan)] for scan in fit])
+    with torch.no_grad():
+        return tuple([fusion(*rows[id(scan)][:3]).numpy() for scan in scans] for scans in (fit, apply))  # type: ignore[return-value]
+
+
+def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[tuple[int | str, int], Any],
+                  run: IdentifyRun) -> tuple[dict[str, list[list[str | None]]], dict[str, list[Numbering]]]:
+    """{step: names per scan of `apply`}, and what the decoder says with fitted weights, planned ones, and without the appearance.
+
+    Steps whose witness is not there are left out. The names after the decoder are those with fitted weights.
+    """
+    found = {"baseline on CT": [best_level(s.logits["ct"]) for s in apply], "+ mask": [best_level(s.logits["mask"]) for s in apply],
+             "+ contrastive": [best_level(p) for p in shape_probabilities(fit, apply, network, run, fused=False)[1]]}
+    shapes = shape_probabilities(fit, apply, network, run)
+    found["+ fusion"] = [best_level(p) for p in shapes[1]]
+    temperature = _appearance_temperature(fit)
+    heard: tuple[str, ...] = ("shape",)
+    for step, witness in (("+ geometry", "geometry"), ("+ appearance", "appearance")):
+        if getattr(apply[0], witness) is None:
+            continue
+        heard = (*heard, witness)
+        known, asked = (_witness_rows(scans, shape, heard, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
+        weights = fit_weights(known)
+        found[step] = [best_level(weighted(rows.logs, weights)) for rows in asked]
+    prices = Prices.from_dict(run.decoder_prices)
+    decoder, numberings = Decoder(prices), {}
+    for how, witnesses in ((FITTED, heard), (PLANNED, heard), (BLIND, tuple(name for name in heard if name != "appearance"))):
+        if how == BLIND and witnesses == heard:
+            continue
+        known, asked = (_witness_rows(scans, shape, witnesses, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
+        weights = START | run.witness_weights if how == PLANNED else fit_weights(known, prices)
+        numberings[how] = [decoder.decode(weighted(rows.logs, weights), rows.steps) for rows in asked]
+    found["+ decoder"] = [list(numbering.names) for numbering in numberings[FITTED]]
+    return found, numberings
+
+
+def _appearance_temperature(scans: Sequence[Scan]) -> float:
+    if scans[0].appearance is None:
+        return 1.0
+    return fit_temperature(torch.from_numpy(np.concatenate([s.appearance for s in scans])), torch.cat([s.targets for s in scans]))
+
+
+def _witness_rows(scans: Sequence[Scan], shape: Sequence[np.ndarray], heard: Sequence[str], temperature: float) -> list[WitnessRows]:
+    rows = []
+    for scan, probabilities in zip(scans, shape, strict=True):
+        logs = {"shape": shape_logs(probabilities)}
+        if "geometry" in heard:
+            logs["geometry"] = scan.geometry
+        if "appearance" in heard:
+            tempered = scan.appearance / temperature
+            logs["appearance"] = tempered - np.logaddexp.reduce(tempered, axis=1, keepdims=True)
+        rows.append(WitnessRows(logs, scan.names, scan.steps))
+    return rows

@@ -1,0 +1,118 @@
+"""The trainings of the study: which there are, and each one trained, continued or found finished."""
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..dataset.preprocessed import PreprocessedDataset
+from ..errors import InputError
+from ..plans.plans import Plans
+from ..stages.identify.appearance import AppearanceTrainer
+from ..stages.identify.plan import IdentifyNetwork, IdentifyRun
+from ..stages.identify.trainer import IdentifyTrainer
+from ..training.checkpoint import Checkpoint
+from ..training.trainer import BaseTrainer
+from .comparisons import CTTrainer, ResNeXtTrainer, TransformerTrainer
+
+logger = logging.getLogger(__name__)
+
+FIRST_SEED = 1234
+TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
+FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
+
+
+def as_planned(run: IdentifyRun) -> IdentifyRun:
+    return run
+
+
+def plain(run: IdentifyRun) -> IdentifyRun:
+    """The same number of steps, all of them with cross entropy alone and the rate meant for a whole network."""
+    return replace(run, contrastive_epochs=0, classifier_epochs=run.contrastive_epochs + run.classifier_epochs,
+                   loss_weights=(0.0, 0.0, 1.0), freeze_backbone=False, classifier_lr=run.contrastive_lr)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network of the study: its trainer, and what differs from the plan."""
+
+    title: str
+    trainer: type[BaseTrainer]
+    run: Callable[[IdentifyRun], IdentifyRun] = as_planned
+    network: Callable[[IdentifyNetwork], IdentifyNetwork] = lambda network: network
+
+
+TRAININGS = {
+    "ct": Training("ResNet on the CT, cross entropy", CTTrainer, plain),
+    "mask": Training("ResNet on the mask, cross entropy", IdentifyTrainer, plain),
+    "contrastive": Training("contrastive, then classifier, as planned", IdentifyTrainer),
+    "resnext": Training("ResNeXt on the mask, cross entropy", ResNeXtTrainer, plain),
+    "vit": Training("vision transformer on the mask, cross entropy", TransformerTrainer, plain),
+    "appearance": Training("appearance witness on the CT around", AppearanceTrainer),
+}
+"""What the tables and pictures need. A budget is equal in steps; a contrastive step sees two views of each mask."""
+
+EXTRAS = ("objective", "loss", "temperature", "freeze", "width")
+
+
+def extra_trainings(names: Sequence[str], plan: Any) -> dict[str, Training]:
+    """Further contrastive trainings that differ from the plan in one number each; `names` from `EXTRAS`."""
+    run, network, found = plan.run, plan.network, {}
+    if "objective" in names:
+        found["cross_entropy"] = _changed("classifier phase with cross entropy alone", loss_weights=(0.0, 0.0, 1.0))
+    if "loss" in names:
+        other = "in" if run.contrastive_loss == "out" else "out"
+        found[f"loss_{other}"] = _changed(f"contrastive loss '{other}' instead of '{run.contrastive_loss}'", contrastive_loss=other)
+    if "temperature" in names:
+        for value in TEMPERATURES:
+            if value != run.temperature:
+                found[f"temperature_{value:g}"] = _changed(f"temperature {value:g} instead of {run.temperature:g}", temperature=value)
+    if "freeze" in names:
+        words = {True: "frozen", False: "fine-tuned"}
+        found[words[not run.freeze_backbone]] = _changed(f"backbone {words[not run.freeze_backbone]} instead of "
+                                                         f"{words[run.freeze_backbone]}", freeze_backbone=not run.freeze_backbone)
+    if "width" in names:
+        for value in (max(4, network.width // 2), network.width * 2):
+            found[f"width_{value}"] = Training(f"width {value} instead of {network.width}", IdentifyTrainer,
+                                               network=lambda network, value=value: replace(network, width=value))
+    return found
+
+
+def _changed(title: str, **values: Any) -> Training:
+    return Training(title, IdentifyTrainer, lambda run: replace(run, **values))
+
+
+def trained(name: str, training: Training, plans: Plans, dataset: PreprocessedDataset, cases: tuple[list[str], list[str]],
+            folder: Path, fold: int | str, seed: int, device: torch.device, workers: int | None = None) -> BaseTrainer:
+    """The trainer of `training` with its final weights: trained now, continued, or read when it is finished.
+
+    `folder` is that of the fold and seed; weights of another plan, of other cases or of another seed there are an InputError.
+    """
+    stage = plans.stage("identify")
+    plans = replace(plans, stages=plans.stages | {"identify": replace(stage, run=training.run(stage.run),
+                                                                      network=training.network(stage.network))})
+    place = folder / name
+    trainer = training.trainer(plans, fold, dataset, *cases, place, device, seed=FIRST_SEED + seed, workers=workers)
+    for file in (place / FINAL, place / LATEST):
+        if file.exists():
+            _check_same(file, plans, cases)
+    if (place / FINAL).exists() and not (place / LATEST).exists():
+        trainer.history = trainer.load(place / FINAL).meta["history"]
+        return trainer
+    logger.info("Training %s (%s), fold %s, seed %d.", name, training.title, fold, seed)
+    trainer.run(resume=(place / LATEST).exists())
+    return trainer
+
+
+def _check_same(file: Path, plans: Plans, cases: tuple[list[str], list[str]]) -> None:
+    meta = Checkpoint.load(file).meta
+    wanted = json.loads(json.dumps(plans.to_json()["stages"]["identify"]))
+    same_plan = meta.get("plans", {}).get("stages", {}).get("identify") == wanted
+    if not same_plan or (meta.get("train_cases"), meta.get("val_cases")) != cases:
+        raise InputError(f"{file} was trained with {'other cases' if same_plan else 'another plan'} than this study has; give another "
+                         f"folder with -o, or delete {file.parent}.")

@@ -1,0 +1,80 @@
+"""What the stages hand to each other: one frozen record per vertebra that gains fields stage by stage."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class BodyHeights:
+    """Heights of a vertebral body along its own axis (mm), what is expected of them, and what that implies."""
+
+    anterior: float
+    middle: float
+    posterior: float
+    expected: tuple[float, float, float] | None = None   # (anterior, middle, posterior) mm
+    reference: str | None = None                         # where `expected` comes from: "neighbours" or "own posterior wall"
+    grade: int | None = None                             # Genant grade 0..3 that the largest loss implies
+    shape: str | None = None                             # "wedge", "biconcave" or "crush" when the grade is above 0
+
+    @property
+    def measured(self) -> tuple[float, float, float]:
+        return (self.anterior, self.middle, self.posterior)
+
+    @property
+    def loss(self) -> tuple[float, float, float] | None:
+        """Share of the expected height that is missing, per height; below 0 where the body is higher than expected."""
+        return None if self.expected is None else tuple(  # type: ignore[return-value]
+            1 - h / e for h, e in zip(self.measured, self.expected, strict=True))
+
+
+@dataclass(frozen=True)
+class Vertebra:
+    """One vertebra of a scan. Positions are LPS millimetres (x, y, z); extents and sizes are (z, y, x) millimetres.
+
+    localize fills `box_centre`, `extent`, `score`, `support`; segment fills `mask`, `mask_start`, `mask_centroid`,
+    `body_centre`, `volume_ml`, `touches_border`; identify `probabilities` to `confidence`; grade the rest.
+    """
+
+    box_centre: tuple[float, float, float]
+    extent: tuple[float, float, float]
+    score: float
+    support: int = 0                                     # detector boxes behind this vertebra
+    mask: np.ndarray | None = field(default=None, repr=False)   # bool (z, y, x), model space, tight crop
+    mask_start: tuple[int, int, int] | None = None       # index (z, y, x) of mask[0, 0, 0] in model space
+    mask_centroid: tuple[float, float, float] | None = None
+    body_centre: tuple[float, float, float] | None = None
+    volume_ml: float | None = None
+    touches_border: bool = False
+    probabilities: np.ndarray | None = field(default=None, repr=False)  # (24,) over anatomy.LEVELS, sums to 1
+    uncertainty: float | None = None                     # entropy of the Monte-Carlo mean, nats (SpineCLUE Eq. 6)
+    level: str | None = None                             # name in anatomy.ANATOMICAL_ORDER
+    confidence: float | None = None                      # posterior of `level` under the decoder
+    heights: BodyHeights | None = None
+    trabecular_hu: float | None = None                   # median HU of the middle of the body; contrast raises it
+    grade_probabilities: tuple[float, float, float, float] | None = None  # of Genant grades 0..3, by the network
+    combined_grade_probabilities: tuple[float, float, float, float] | None = None  # by network and heights together
+    mask_probability: np.ndarray | None = field(default=None, repr=False)  # uint8 on the crop of `mask`, see on_the_masks_side
+    log_probabilities: np.ndarray | None = field(default=None, repr=False)  # (25,) levels and "not a vertebra", all witnesses together
+
+
+def on_the_masks_side(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Probabilities in [0, 1] as uint8 (255 = 1), at least 128 in the mask and at most 127 outside it.
+
+    Voxels that the mask lost to a neighbour or with another component stay lost at any resolution, filled holes stay filled.
+    """
+    stored = np.rint(probability.astype(np.float32) * 255).astype(np.uint8)
+    return np.where(mask, np.maximum(stored, 128), np.minimum(stored, 127)).astype(np.uint8)
+
+
+def vertebra_record(vertebra: Vertebra) -> dict[str, Any]:
+    """The plain values (numbers, texts, places) as JSON; arrays and what can be measured again are left out."""
+    values = {entry.name: getattr(vertebra, entry.name) for entry in fields(vertebra)}
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str | tuple)}
+
+
+def vertebra_from_record(record: dict[str, Any], **arrays: Any) -> Vertebra:
+    """The vertebra of a `vertebra_record`, with its arrays."""
+    return Vertebra(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}, **arrays)

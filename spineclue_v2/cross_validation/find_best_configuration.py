@@ -1,0 +1,184 @@
+"""`spineclue_find_best_configuration`: what to predict with, chosen on cross-validation alone, and the commands that do it.
+
+Per plans name, stage by stage: of several trainers the one whose validation on unseen cases is best, later stages validated on what the
+chosen earlier ones found; then fusion and decoder (`fusion_choice`). Of several plans the one whose last stage names most.
+Everything is kept or made anew by signature, so a run cut at any moment goes on; the instructions are written last.
+"""
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..plans.plans import DEFAULT_PLANS_NAME
+from ..stages.plan_files import load_plans
+from ..stages.registry import CORE_STAGES, default_trainer_name, train_command, trainer_class
+from ..training.checkpoint import Checkpoint
+from ..training.stage_model import CHECKPOINT_NAME
+from ..utilities import paths
+from ..utilities.files import atomic_path, read_json, write_json
+from .identification_search import Row, Settings, choose, fitted_fusion
+from .out_of_fold import OutOfFold
+from .validation import accumulate, key_figure, open_fold, validate_fold
+
+logger = logging.getLogger(__name__)
+
+INFORMATION, INSTRUCTIONS = "inference_information.json", "inference_instructions.txt"
+RULE = "chosen by spineclue_find_best_configuration on out-of-fold rows"
+
+
+def find_best_configuration(dataset: str | int, plans_names: Sequence[str] = (DEFAULT_PLANS_NAME,), trainers: Sequence[str] | None = None,
+                            folds: Sequence[int | str] = (0, 1, 2, 3, 4), device: torch.device | None = None) -> dict[str, Any]:
+    """Choose, write the choice into the model's plans and checkpoints, and say how to predict; content of inference_information.json.
+
+    `trainers`: class names to compare (None: every trainer that has finished all `folds`). Validations that belong to the present
+    weights are kept, others are made anew.
+    """
+    name = paths.dataset_name(dataset)
+    where, folds = device or torch.device("cpu"), [str(fold) for fold in folds]
+    _check_trainers(name, plans_names, trainers or ())
+    found = {plans_name: _choose_chain(name, plans_name, trainers, folds, where) for plans_name in dict.fromkeys(plans_names)}
+    best = max(found, key=lambda key: found[key]["figures"][CORE_STAGES[-1]])  # the first of equals
+    chosen = found[best]
+    settings, table = _choose_settings(name, best, chosen["trainers"], folds, where)
+    information = {"dataset": name, "folds": folds, "plans": best, "trainers": chosen["trainers"], "figures": chosen["figures"],
+                   "candidates": {key: value["candidates"] for key, value in found.items()},
+                   "settings": vars(settings) | {"prices": dict(settings.prices)}, "settings_tried": table,
+                   "note": "Figures of settings are of folds that had no part in fitting them; nothing was tuned on test cases."}
+    write_json(paths.results_folder() / name / INFORMATION, information)
+    with atomic_path(paths.results_folder() / name / INSTRUCTIONS) as temporary:
+        temporary.write_text(_instructions(name, best, chosen["trainers"], folds, information), encoding="utf-8")
+    return information
+
+
+def _choose_chain(dataset: str, plans_name: str, trainers: Sequence[str] | None, folds: list[str],
+                  device: torch.device) -> dict[str, Any]:
+    """Per stage the best trainer, judged on what the chosen earlier stages found."""
+    chosen: dict[str, str] = {}
+    figures: dict[str, float] = {}
+    candidates: dict[str, dict[str, float]] = {}
+    for stage in CORE_STAGES:
+        candidates[stage] = {}
+        for trainer in _finished_trainers(dataset, stage, plans_name, trainers, folds):
+            for fold in folds:
+                _validated(open_fold(dataset, fold, device, plans_name, chosen | {stage: trainer}), stage)
+            _, summary = accumulate(dataset, stage, folds, plans_name, trainer)
+            candidates[stage][trainer] = key_figure(stage, summary)
+            logger.info("%s, %s: %.4f over %d cases.", stage, trainer, candidates[stage][trainer], len(summary["metric_per_case"]))
+        chosen[stage] = max(candidates[stage], key=candidates[stage].__getitem__)
+        figures[stage] = candidates[stage][chosen[stage]]
+    return {"trainers": chosen, "figures": figures, "candidates": candidates}
+
+
+def _trainers_of(dataset: str, stage: str, plans_name: str) -> list[str]:
+    """Trainers that have a folder for the stage; those of networks that are no stage of the pipeline by themselves are left out."""
+    def stands_alone(trainer: str) -> bool:
+        try:
+            return bool(getattr(trainer_class(stage, trainer), "stands_alone", False))
+        except InputError:  # of a package that is not installed here: its weights are there all the same
+            return False
+
+    names = [place.name.split("__")[0] for place in (paths.results_folder() / dataset).glob(f"*__{plans_name}__{stage}")]
+    return [name for name in names if not stands_alone(name)]
+
+
+def _check_trainers(dataset: str, plans_names: Sequence[str], wanted: Sequence[str]) -> None:
+    """InputError when one of the trainers named has trained no stage."""
+    known = sorted({name for plans_name in plans_names for stage in CORE_STAGES for name in _trainers_of(dataset, stage, plans_name)})
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise InputError(f"No stage that predicts was trained by '{unknown[0]}' with {', '.join(plans_names)} of {dataset}; there are: "
+                         f"{', '.join(known) or 'none'}.")
+
+
+def _finished_trainers(dataset: str, stage: str, plans_name: str, wanted: Sequence[str] | None, folds: list[str]) -> list[str]:
+    """Trainers of the stage with all folds, the default first; InputError when there is none."""
+    results, default = paths.results_folder() / dataset, default_trainer_name(stage)
+    known = sorted(_trainers_of(dataset, stage, plans_name), key=lambda t: (t != default, t))
+    if wanted is not None:  # trainers belong to one stage each: where none of those named does, the default serves
+        known = [trainer for trainer in known if trainer in wanted] or [default]
+    missing: dict[str, list[str]] = {trainer: [fold for fold in folds if not (
+        results / f"{trainer}__{plans_name}__{stage}" / f"fold_{fold}" / CHECKPOINT_NAME).is_file()] for trainer in known}
+    finished = [trainer for trainer in known if not missing[trainer]]
+    if finished:
+        return finished
+    trainer, lacking = next(iter(missing.items()), (default, folds))
+    raise InputError(f"Stage {stage} with {plans_name} has not finished fold {lacking[0]} of {dataset}; run "
+                     f"{train_command(dataset, stage, lacking[0], plans_name, trainer)}, or choose folds with -f.")
+
+
+def _validated(found: OutOfFold, stage: str) -> None:
+    """Make sure that the fold's summary belongs to the present weights of this stage and of the chosen earlier ones."""
+    file = found.folder(stage) / "summary.json"
+    summary = read_json(file, "validation summary") if file.is_file() else {}
+    if summary.get("signature") == found.signature(stage) and "metric_per_case" in summary:
+        return
+    found.require(stage)
+    alone = {"alone": summary["alone"]} if "alone" in summary else {}
+    write_json(file, validate_fold(found, stage) | alone)
+
+
+def _choose_settings(dataset: str, plans_name: str, trainers: dict[str, str], folds: list[str],
+                     device: torch.device) -> tuple[Settings, list[dict[str, Any]]]:
+    """Choose fusion and decoder, then write them: matrices into every fold's checkpoint, numbers into plans.json (last)."""
+    opened = [open_fold(dataset, fold, device, plans_name, trainers) for fold in folds]
+    rows = [_row(found, case) for found in opened for case in found.cases]
+    file = opened[0].stage_folder("identify") / "plans.json"
+    plans = load_plans(file)
+    stage = plans.stage("identify")
+    # The settings of the preprocessed plan are where the search starts, whatever an earlier search has left here.
+    run = load_plans(paths.preprocessed_folder() / dataset / f"{plans_name}.json").stage("identify").run
+    start = Settings(run.theta, run.hops, run.neighbours, run.witness_weights.get("geometry", 1.0), dict(run.decoder_prices))
+    settings, table = choose(rows, start)
+    phi = fitted_fusion(rows, settings).phi.detach().clone()
+    for found in opened:
+        checkpoint = Checkpoint.load(found.checkpoint_file("identify"))
+        fitted = checkpoint.meta.get("fitted", {}) | {"fusion_fitted_on": f"unseen cases of folds {', '.join(folds)}"}
+        if torch.equal(checkpoint.extra.get("phi", torch.zeros(0)), phi) and checkpoint.meta.get("fitted") == fitted:
+            continue  # written by an earlier search
+        checkpoint.extra["phi"], checkpoint.meta["fitted"] = phi, fitted
+        checkpoint.save(found.checkpoint_file("identify"))
+    numbers = {"theta": settings.theta, "hops": settings.hops, "neighbours": settings.neighbours, "decoder_prices": dict(settings.prices),
+               "witness_weights": dict(run.witness_weights) | {"geometry": settings.geometry_weight}}
+    reasons = stage.reasons | {f"run.{key}": {"rule": RULE, "from": {"folds": folds, "before": getattr(run, key)}} for key in numbers}
+    plans.stages["identify"] = dataclasses.replace(stage, run=dataclasses.replace(stage.run, **numbers), reasons=reasons)
+    plans.save(file)
+    return settings, table
+
+
+def _row(found: OutOfFold, case: str) -> Row:
+    rows, geometry = found.rows(case), found.geometry_witness
+    true = len(found.data("identify").properties(case)["vertebrae"])
+    log_rows = geometry.log_probabilities(rows["centres"]) if geometry is not None and len(rows["names"]) else None
+    return Row(str(found.fold), rows["probabilities"], rows["entropy"], rows["centres"], rows["names"],
+               true - int((rows["names"] != "").sum()), log_rows)
+
+
+def _instructions(dataset: str, plans_name: str, trainers: dict[str, str], folds: list[str], information: dict[str, Any]) -> str:
+    """Text with commands that run as they stand, on the dataset's own scans; put your folders in their place."""
+    raw = paths.raw_folder() / dataset
+    scans = next((raw / name for name in ("imagesTs", "imagesTr") if (raw / name).is_dir()), raw / "imagesTs")
+    output = paths.results_folder() / dataset / f"predicted_{scans.name}"
+    model = ["-d", dataset, "-p", plans_name, "-tr", *(trainers[stage] for stage in CORE_STAGES), "-f", *folds]
+    figures = ", ".join(f"{stage} {value:.4f}" for stage, value in information["figures"].items())
+    lines = [f"# {dataset}: predict with {len(folds)} folds of {plans_name}, {', '.join(trainers.values())}.",
+             f"# On cases that the networks had not seen: {figures}.",
+             f"# Another folder of scans: put it after -i. All that was compared: {INFORMATION}.", "",
+             shlex.join(["spineclue_predict", "-i", str(scans), "-o", str(output), *model])]
+    labels = raw / scans.name.replace("images", "labels")
+    if labels.is_dir():
+        caution = "" if scans.name == "imagesTs" else " (these scans were trained on: no measure of quality)"
+        lines += ["", f"# Against the reference{caution}:", shlex.join(["spineclue_evaluate", "-ref", str(labels), "-pred", str(output)])]
+    return "\n".join(lines) + "\n"
+
+
+def results_place(dataset: str) -> tuple[Path, Path]:
+    """Paths of inference_information.json and inference_instructions.txt."""
+    folder = paths.results_folder() / paths.dataset_name(dataset)
+    return folder / INFORMATION, folder / INSTRUCTIONS

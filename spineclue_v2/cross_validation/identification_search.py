@@ -1,0 +1,146 @@
+"""Which fusion, witness weight and decoder prices: chosen on out-of-fold rows, and judged on folds that had no part in fitting.
+
+For each candidate the fusion matrices (and the prices) are fitted on the rows of the other folds and judged on the fold left out.
+What is then written into the model is fitted on the rows of all folds.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..anatomy import LEVEL_INDEX
+from ..anatomy.vertebral_gaps import steps_along_spine, whole_positions
+from ..stages.identify.decoder import Decoder
+from ..stages.identify.decoder_fit import Case, fit_prices, mean_log_posterior
+from ..stages.identify.fusion import MessageFusion, fit_phi
+from ..stages.identify.plan import Prices
+from ..stages.identify.predictor import combine_witnesses
+
+logger = logging.getLogger(__name__)
+
+THETAS = (0.0, 0.05, 0.1, 0.2, 0.4)
+HOPS = (1, 2, 3, 5)
+NEIGHBOURS = (3, 5, 7, 9)
+GEOMETRY_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scan's rows: `probabilities` (n, 24) Monte-Carlo means, `entropy` (n,), `centres` (n, 3) mm, `names` (n,) true names ('' = none),
+    `missed` true vertebrae that were not found, `geometry` log rows (n, 25) of the geometry witness or None."""
+
+    fold: str
+    probabilities: np.ndarray
+    entropy: np.ndarray
+    centres: np.ndarray
+    names: np.ndarray
+    missed: int
+    geometry: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is chosen; `prices` empty: the decoder's own."""
+
+    theta: float
+    hops: int
+    neighbours: int
+    geometry_weight: float
+    prices: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How settings did on the folds left out: share of true vertebrae named right, and the mean log posterior of the true paths."""
+
+    id_rate: float
+    log_posterior: float
+
+    def better_than(self, other: Judgement) -> bool:
+        return (round(self.id_rate, 9), round(self.log_posterior, 6)) > (round(other.id_rate, 9), round(other.log_posterior, 6))
+
+    def to_json(self) -> dict[str, float]:
+        return {"id_rate": self.id_rate, "log_posterior_of_true_paths": self.log_posterior}
+
+
+def choose(rows: Sequence[Row], start: Settings) -> tuple[Settings, list[dict[str, Any]]]:
+    """Settings that do best on held-out folds, and a table of all that was tried. One number is changed at a time, in the order theta,
+    hops, neighbours, geometry weight, prices; a change is kept when it is better, so that ties leave the plan as it is."""
+    best, verdict = start, judge(rows, start)
+    table = [{"settings": vars(start) | {"prices": dict(start.prices)}, "kept": True} | verdict.to_json()]
+    candidates: list[tuple[str, Sequence[Any]]] = [("theta", THETAS), ("hops", HOPS), ("neighbours", NEIGHBOURS)]
+    if any(row.geometry is not None for row in rows):
+        candidates.append(("geometry_weight", GEOMETRY_WEIGHTS))
+    candidates.append(("prices", ("fitted",)))
+    for name, values in candidates:
+        if name in ("hops", "neighbours") and best.theta == 0:
+            continue  # without messages these change nothing
+        current = best
+        for value in values:
+            if value == getattr(current, name):
+                continue
+            tried = current if name == "prices" else replace(current, **{name: value})
+            found = judge(rows, tried, fit=name == "prices")
+            kept = found.better_than(verdict)
+            if kept:
+                best, verdict = (replace(tried, prices=fitted_prices(rows, tried)) if name == "prices" else tried), found
+            table.append({"changed": name, "to": value, "kept": kept} | found.to_json())
+    return best, table
+
+
+def judge(rows: Sequence[Row], settings: Settings, fit: bool = False) -> Judgement:
+    """Each fold by fusion matrices (and, with `fit`, prices) fitted on the others; with a single fold by unlearned ones."""
+    right = true = 0
+    paths: list[tuple[float, int]] = []
+    for fold in sorted({row.fold for row in rows}):
+        true += sum(row.missed for row in rows if row.fold == fold)
+        own, others = ([r for r in rows if (r.fold == fold) == same and len(r.names)] for same in (True, False))
+        if not own:
+            continue
+        fusion = fitted_fusion(others, settings)
+        prices = Prices.from_dict(dict(settings.prices))
+        if fit:
+            prices = fit_prices([_case(r, settings, fusion) for r in others], prices)
+        decoder = Decoder(prices)
+        cases = [_case(row, settings, fusion) for row in own]
+        for row, case in zip(own, cases, strict=True):
+            names = decoder.decode(case.log_probabilities, case.steps).names
+            right += sum(given == name for given, name in zip(names, row.names, strict=True) if name)
+            true += sum(bool(name) for name in row.names)
+        paths.append((mean_log_posterior(prices, cases), len(cases)))
+    return Judgement(right / max(1, true), float(np.average([p for p, _ in paths], weights=[n for _, n in paths])) if paths else 0.0)
+
+
+def fitted_prices(rows: Sequence[Row], settings: Settings) -> dict[str, float]:
+    """The decoder's prices from the rows of all folds."""
+    rows = [row for row in rows if len(row.names)]
+    fusion = fitted_fusion(rows, settings)
+    prices = fit_prices([_case(row, settings, fusion) for row in rows], Prices.from_dict(dict(settings.prices)))
+    return {name: round(value, 6) for name, value in prices.to_dict().items()}
+
+
+def fitted_fusion(rows: Sequence[Row], settings: Settings) -> MessageFusion:
+    """Fusion with matrices learned from `rows` (unlearned where there are none, or no messages)."""
+    fusion = MessageFusion(settings.theta, settings.hops, settings.neighbours)
+    scans = [(*_tensors(row), torch.tensor([LEVEL_INDEX.get(str(name), -1) for name in row.names])) for row in rows if len(row.names)]
+    if any((scan[3] >= 0).any() for scan in scans) and settings.theta > 0:
+        fit_phi(fusion, scans)
+    return fusion
+
+
+def _tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    positions = whole_positions(steps_along_spine(row.centres))
+    # Values below the least normal float would slow every product down a hundredfold.
+    return torch.from_numpy(row.probabilities).clamp(min=1e-9), torch.from_numpy(row.entropy), torch.from_numpy(positions)
+
+
+def _case(row: Row, settings: Settings, fusion: MessageFusion) -> Case:
+    with torch.no_grad():
+        fused = fusion(*_tensors(row)).numpy()
+    log_probabilities = combine_witnesses(fused, row.geometry, {"geometry": settings.geometry_weight})
+    return Case(log_probabilities, tuple(str(name) or None for name in row.names), steps_along_spine(row.centres))

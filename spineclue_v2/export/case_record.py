@@ -1,0 +1,95 @@
+"""`CASE.json`: what is known of each vertebra, as plain JSON."""
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from .. import anatomy
+from ..anatomy.vertebra import BodyHeights, Vertebra
+from ..results import SpineResult
+
+NO_VERTEBRA = "no vertebra found"
+
+REMARKS = ("heights: [anterior, middle, posterior] of the body in the mask, mm; loss: missing share of what the reference lets expect; "
+           "implied_grade: Genant's limits (20, 25, 40 %) on the largest loss, arithmetic that says nothing of the cause.",
+           "trabecular_hu: median CT number in the middle of the body; intravenous contrast raises it, tube voltage and scanner shift it.")
+
+
+def case_record(result: SpineResult, plans: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Content of `CASE.json`. Points are LPS mm (x, y, z), `extent_mm` is (z, y, x); numbers unknown to a stage are null."""
+    return {
+        "status": "ok" if result.vertebrae else NO_VERTEBRA,
+        "vertebrae": [_vertebra_record(vertebra) for vertebra in result.vertebrae],
+        "numbering_anchored": bool(result.numbering_anchored),
+        "margin": _number(result.margin, 4),
+        "notes": list(result.notes),
+        "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
+        "plans": dict(plans or {}),
+        "versions": versions(),
+        "seconds": {stage: round(float(value), 3) for stage, value in result.seconds.items()},
+    }
+
+
+def _vertebra_record(vertebra: Vertebra) -> dict[str, Any]:
+    probabilities = None
+    if vertebra.probabilities is not None:
+        probabilities = {name: round(float(p), 6) for name, p in zip(anatomy.LEVELS, vertebra.probabilities, strict=True)}
+    return {
+        "level": vertebra.level,
+        "label": anatomy.LABEL_OF_NAME[vertebra.level] if vertebra.level else None,
+        "confidence": _number(vertebra.confidence, 6),
+        "uncertainty": _number(vertebra.uncertainty, 6),
+        "body_centre_mm": None if vertebra.body_centre is None else [round(float(c), 3) for c in vertebra.body_centre],
+        "extent_mm": [round(float(e), 2) for e in vertebra.extent],
+        "volume_ml": _number(vertebra.volume_ml, 3),
+        "probabilities": probabilities,
+        "touches_border": bool(vertebra.touches_border),
+        "heights": _heights_record(vertebra.heights),
+        "trabecular_hu": _number(vertebra.trabecular_hu, 0),
+        "grading": _grading_record(vertebra),
+    }
+
+
+def _heights_record(heights: BodyHeights | None) -> dict[str, Any] | None:
+    """Millimetres and shares in the order anterior, middle, posterior."""
+    if heights is None:
+        return None
+    def rounded(values: tuple[float, float, float] | None, decimals: int) -> list[float] | None:
+        return None if values is None else [round(value, decimals) for value in values]
+
+    return {"measured_mm": rounded(heights.measured, 2), "expected_mm": rounded(heights.expected, 2), "reference": heights.reference,
+            "loss": rounded(heights.loss, 3), "to_posterior": rounded(tuple(h / heights.posterior for h in heights.measured), 3),
+            "implied_grade": heights.grade, "shape": heights.shape}
+
+
+def _grading_record(vertebra: Vertebra) -> dict[str, Any] | None:
+    """The network's Genant grade, beside whether the heights contradict it, and what both say together."""
+    if vertebra.grade_probabilities is None:
+        return None
+    from ..stages.grade.predictor import disagree, grade_given
+
+    both = vertebra.combined_grade_probabilities
+    return {"grade": int(np.argmax(vertebra.grade_probabilities)), "probabilities": [round(p, 4) for p in vertebra.grade_probabilities],
+            "disagrees_with_heights": disagree(vertebra),
+            "combined": None if both is None else {"grade": grade_given(vertebra), "probabilities": [round(p, 4) for p in both]}}
+
+
+def _number(value: float | None, decimals: int) -> float | None:
+    """Rounded; None (null) also for what is not finite, which JSON has no word for."""
+    return None if value is None or not math.isfinite(value) else round(float(value), decimals)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a result depends on, where installed."""
+    found = {"python": platform.python_version()}
+    for package in ("spineclue_v2", "torch", "numpy", "SimpleITK", "ultralytics"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,32 @@
+"""Views of a volume in another orientation, and whether two grids are the same."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .volume import Geometry, Volume
+
+
+def oriented_view(volume: Volume, orientation: str = "LPS") -> Volume:
+    """`volume.reoriented` without copying: the array is a view with permuted and flipped axes."""
+    if volume.geometry.orientation == orientation:
+        return volume
+    geometry, axes, flips = volume.geometry.reoriented(orientation)
+    return Volume(np.flip(volume.array.transpose(axes), flips), geometry)
+
+
+def check_same_grid(image: Geometry, label: Geometry, case: str, path: str | Path) -> None:
+    """InputError unless both grids cover the same voxels (axes may be stored in another order, headers may be rounded)."""
+    label = label.reoriented(image.orientation)[0]
+    if not image.same_grid(label, tolerance=0.1 * min(image.spacing)):
+        raise InputError(f"Case '{case}': the label map {Path(path).name} lies on another grid than its image (shape "
+                         f"{label.shape} against {image.shape}, spacing {_rounded(label.spacing)} against "
+                         f"{_rounded(image.spacing)}, origin {_rounded(label.origin)} against {_rounded(image.origin)}); "
+                         "resample it onto the image.")
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(float(v), 3) for v in values)

@@ -1,0 +1,137 @@
+"""Inference of the MR stages in model space: sliding windows, probabilities averaged by counts, folds averaged."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ...adapters import window_starts
+from ...plans.plans import Plans, StagePlan
+from ...training.device import autocast
+from .network import FEATURE_STRIDE, STRIDE_IN_PLANE, HybridNetwork, TwoBranches, neighbour_stacks, shrink
+
+_Box = tuple[slice, ...]
+
+
+def predict_2d(image: np.ndarray, networks: Sequence[TwoBranches], plan: StagePlan, device: torch.device,
+               mirror: bool = False) -> np.ndarray:
+    """Class probabilities (C, S, rows, columns) float32 of a z-scored image (S, rows, columns): mean of both branches and all folds.
+
+    `mirror` averages with the image whose slices run the other way (left-right).
+    """
+    shape, total = image.shape, None
+    for turned in _turns(mirror):
+        padded, box = _padded(image[::-1] if turned else image, plan.network.crop_size, plan.network.in_plane_factor)
+        for network in networks:
+            _, prior = look(padded, network, plan, device)
+            prior = prior.flip(1) if turned else prior
+            total = prior if total is None else total + prior
+    assert total is not None
+    total /= len(networks) * (2 if mirror else 1)
+    factor = plan.network.in_plane_factor
+    result = np.empty((total.shape[0], *shape), np.float32)
+    for number in range(shape[0]):
+        pixels = total[:, number][None]
+        voxels = F.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False) if factor > 1 else pixels
+        result[:, number] = voxels[(0, slice(None), *box[1:])].numpy()
+    return result
+
+
+def predict_3d(image: np.ndarray, networks: Sequence[HybridNetwork], plans: Plans, device: torch.device,
+               mirror: bool = False) -> np.ndarray:
+    """Class probabilities (C, S, rows, columns) float32 of the 3D stage, mean of all folds; each fold looks through its own 2D branches."""
+    plan, plan_2d = plans.stage("hybrid_3d"), plans.stage("hybrid_2d")
+    factor, total = plan_2d.network.in_plane_factor, None
+    for turned in _turns(mirror):
+        padded, box = _padded(image[::-1] if turned else image, plan_2d.network.crop_size, factor, plan.network.patch_size)
+        for network in networks:
+            probability = _windows_3d(padded, network, plan, plan_2d, device)
+            # Padding on the slice axis lies behind the image's slices, which run backwards in the mirrored one.
+            probability = probability[(slice(None), *box)]
+            probability = probability.flip(1) if turned else probability
+            total = probability if total is None else total + probability
+    assert total is not None
+    return (total / (len(networks) * (2 if mirror else 1))).numpy()
+
+
+def look(image: torch.Tensor, network: TwoBranches, plan: StagePlan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """2D branches over windows of every slice of a padded image (S, rows, columns) -> features (2 C, S, rows / 4f, columns / 4f) and
+    prior (C, S, rows / f, columns / f), each averaged over the windows that see it."""
+    size, batch = plan.network.crop_size, plan.run.inference_batch
+    pixels = shrink(image, plan.network.in_plane_factor)
+    stacks = neighbour_stacks(F.pad(pixels[None], (0, 0, 0, 0, 1, 1)))[0]                          # (S, 3, rows, columns)
+    features = prior = seen = None
+    for row, column in _starts(pixels.shape[1:], size, plan.run.overlap, FEATURE_STRIDE):
+        for first in range(0, len(stacks), batch):
+            part = stacks[first:first + batch, :, row:row + size[0], column:column + size[1]].to(device)
+            with torch.inference_mode(), autocast(device):
+                f, p = (t.float().cpu().transpose(0, 1) for t in network(part))
+            if features is None or prior is None or seen is None:
+                coarse = [n // FEATURE_STRIDE for n in pixels.shape[1:]]
+                features, prior = torch.zeros(f.shape[0], len(stacks), *coarse), torch.zeros(p.shape[0], *pixels.shape)
+                seen = torch.zeros(coarse)
+            top, left, high, wide = (n // FEATURE_STRIDE for n in (row, column, *size))
+            features[:, first:first + batch, top:top + high, left:left + wide] += f
+            prior[:, first:first + batch, row:row + size[0], column:column + size[1]] += p
+        seen[top:top + high, left:left + wide] += 1
+    assert features is not None and prior is not None and seen is not None
+    features /= seen
+    prior /= seen.repeat_interleave(FEATURE_STRIDE, 0).repeat_interleave(FEATURE_STRIDE, 1)
+    return features, prior
+
+
+def _windows_3d(image: torch.Tensor, network: HybridNetwork, plan: StagePlan, plan_2d: StagePlan, device: torch.device) -> torch.Tensor:
+    """Probabilities (C, S, rows, columns) of one fold over windows of a padded image."""
+    size, factor = plan.network.patch_size, plan_2d.network.in_plane_factor
+    step = FEATURE_STRIDE * factor
+    features = prior = None
+    if network.branches is not None:
+        features, prior = look(image, network.branches, plan_2d, device)
+    total, seen = torch.zeros(network.num_classes, *image.shape), torch.zeros(image.shape)
+    windows = list(_starts(image.shape, size, plan.run.overlap, step))
+    for first in range(0, len(windows), plan.run.inference_batch):
+        some = windows[first:first + plan.run.inference_batch]
+        boxes = [tuple(slice(a, a + n) for a, n in zip(start, size, strict=True)) for start in some]
+        parts = [torch.stack([image[box] for box in boxes]), None, None]
+        if features is not None and prior is not None:
+            for place, (source, scale) in enumerate(((prior, factor), (features, step)), 1):
+                parts[place] = torch.stack([source[:, box[0], box[1].start // scale:box[1].stop // scale,
+                                                   box[2].start // scale:box[2].stop // scale] for box in boxes])
+        with torch.inference_mode(), autocast(device):
+            logits = network.refine(*(None if part is None else part.to(device) for part in parts))
+        for box, probability in zip(boxes, logits.float().softmax(1).cpu(), strict=True):
+            total[(slice(None), *box)] += probability
+            seen[box] += 1
+    return total / seen
+
+
+def _turns(mirror: bool) -> tuple[bool, ...]:
+    return (False, True) if mirror else (False,)
+
+
+def _padded(image: np.ndarray, crop_size: Sequence[int], factor: int, patch: Sequence[int] = (1, 1, 1)) -> tuple[torch.Tensor, _Box]:
+    """Image (S, rows, columns) with zeros around: at least one window on each axis, rows and columns whole for the networks; and the box
+    of the image in it. Where a crop shows more than the image the image lies in its middle, as crops of training have it: networks
+    learn where in a scan a level stands."""
+    whole = STRIDE_IN_PLANE * factor
+    wanted, box = [max(image.shape[0], patch[0])], [slice(0, image.shape[0])]
+    for axis in (1, 2):
+        window, length = crop_size[axis - 1] * factor, image.shape[axis]
+        wanted.append(-(-max(length, window, patch[axis]) // whole) * whole)
+        before = max(0, window - length) // 2
+        box.append(slice(before, before + length))
+    result = torch.zeros(wanted)
+    result[tuple(box)] = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+    return result, tuple(box)
+
+
+def _starts(shape: Sequence[int], size: Sequence[int], overlap: float, step: int) -> Iterator[tuple[int, ...]]:
+    """First indices of the windows; rows and columns are multiples of `step`, so that windows meet the coarser grids exactly."""
+    # Rounding down to the step must not tear windows apart.
+    axes = window_starts(shape, size, min(1 - overlap, 1 - step / min(size[-2:])))
+    for axis in range(len(shape) - 2, len(shape)):
+        axes[axis] = sorted({start // step * step for start in axes[axis]} | {shape[axis] - size[axis]})
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(shape))
+    yield from (tuple(int(n) for n in start) for start in grid)

@@ -1,0 +1,40 @@
+"""Reading plan files: which stages there are decides what their groups hold."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..plans.plans import DEFAULT_PLANS_NAME, FORMAT, GROUPS, Plans, StagePlan
+from ..plans.schema import nearest, parse_group
+from ..utilities.files import read_json
+from .registry import GROUP_TYPES
+
+
+def load_plans(path: str | Path) -> Plans:
+    """The plan of a file; InputError when it is missing or no plan."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"Plan {path} does not exist; run spineclue_plan_and_preprocess -d ID first.")
+    return plans_from_json(read_json(path, "plan"), str(path))
+
+
+def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
+    """Typed plan from its JSON form. Unknown or missing keys and wrong types are InputErrors that name the place."""
+    if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
+        raise InputError(f"{source} is no SpineCLUE plan (no 'stages').")
+    version = content.get("format", 0)
+    if type(version) is not int or version > FORMAT:
+        raise InputError(f"{source} has format {version!r}; this version reads up to {FORMAT}. Update spineclue_v2.")
+    for key, kind in (("plans_name", str), ("planner", str), ("dataset_name", str), ("dataset_hash", str), ("budget", dict)):
+        if not isinstance(content.get(key, kind()), kind):
+            raise InputError(f"{source}: {key} is {content[key]!r}; expected {kind.__name__}.")
+    stages = {}
+    for name, groups in content["stages"].items():
+        if name not in GROUP_TYPES:
+            raise InputError(f"{source}: unknown stage '{name}'{nearest(name, GROUP_TYPES)}.")
+        reasons: dict[str, dict[str, Any]] = {}
+        parsed = {group: parse_group(GROUP_TYPES[name][group], groups, name, group, reasons, source) for group in GROUPS}
+        stages[name] = StagePlan(**parsed, reasons=reasons)
+    return Plans(content.get("plans_name", DEFAULT_PLANS_NAME), content.get("planner", ""), content.get("dataset_name", ""),
+                 content.get("dataset_hash", ""), content.get("budget", {}), stages)

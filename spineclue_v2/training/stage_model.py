@@ -1,0 +1,19 @@
+"""A trained stage: its networks, one per fold, and what was fitted with them."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+CHECKPOINT_NAME = "checkpoint_final.pth"
+
+
+@dataclass
+class StageModel:
+    """Networks of one stage (one per fold) in evaluation mode, with the checkpoints' fitted values and extra tensors."""
+
+    networks: list[torch.nn.Module]
+    fitted: list[dict[str, Any]]
+    extra: list[dict[str, torch.Tensor]]
+    sha256: list[str]                         # of the weights, not of the files
