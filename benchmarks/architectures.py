@@ -49,7 +49,7 @@ def run(home: Path, architecture: str, minutes: float, seed: int, cases: int) ->
         return SegmentTrainer(changed, 0, data, train, [], folder, CPU, seed=seed, workers=0)
 
     probe = trainer(1)
-    maker = probe.batch_maker(training=True)
+    maker = probe.batch_sampler(training=True)
     for i in range(WARM_UP + TIMED):
         if i == WARM_UP:
             started = time.process_time()

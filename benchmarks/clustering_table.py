@@ -25,11 +25,11 @@ def single_factor(boxes: Any, run: Any, gaps: dict[str, float]) -> np.ndarray:
     expected = c.expected_boxes(gaps)
     bodies = c.body_places(boxes)
     index = np.flatnonzero(bodies.usable)
-    least = max(2, round(run.min_samples_share * expected))
+    least = max(2, round(run.min_samples_fraction * expected))
     labels = c.position_clusters(bodies.place[index], c.linked_scale(run, gaps), run.eps_mm, least)
     groups = [index[labels == label] for label in range(labels.max(initial=-1) + 1)]
     return np.array([c._summarise(boxes, bodies, g, expected).centre for g in groups
-                     if len(g) >= c.LEAST_BOXES and c.support(boxes.plane[g], gaps) >= run.min_samples_share]).reshape(-1, 3)
+                     if len(g) >= c.LEAST_BOXES and c.hits(boxes.plane[g], gaps) >= run.min_samples_fraction]).reshape(-1, 3)
 
 
 def suppressed(boxes: Any, least_score: float) -> np.ndarray:
@@ -67,14 +67,14 @@ def methods(plan: Any) -> dict[str, Callable[[Any, dict[str, float]], np.ndarray
 
 
 def true_centres(path: Path, plan: Any) -> np.ndarray:
-    """Middles (n, 3) (z, y, x) mm in model space of the true masks' bounding boxes."""
+    """Middles (n, 3) (z, y, x) mm in network space of the true masks' bounding boxes."""
     from spineclue_v2.anatomy.label_boxes import label_boxes
     from spineclue_v2.imageio.orientation import oriented_view
     from spineclue_v2.imageio.volume import read_labels
-    from spineclue_v2.preprocessing.resampling import model_geometry
+    from spineclue_v2.preprocessing.resampling import network_grid
 
     labels = oriented_view(read_labels(path), plan.data.orientation)
-    geometry = model_geometry(labels.geometry, plan.data)
+    geometry = network_grid(labels.geometry, plan.data)
     middles = [[(part.start + part.stop - 1) / 2 for part in box] for box in label_boxes(labels.array).values()]
     index = geometry.world_to_index(labels.geometry.index_to_world(np.array(middles).reshape(-1, 3)))
     return (index + 0.5) * plan.data.spacing_mm
@@ -89,7 +89,7 @@ def main() -> None:
     from benchmarks.held_out import make_scans
     from spineclue_v2 import SpineCLUE
     from spineclue_v2.imageio.volume import read_volume
-    from spineclue_v2.preprocessing.resampling import to_model_space
+    from spineclue_v2.preprocessing.resampling import to_network_space
     from spineclue_v2.stages.localize.predictor import detect
     from spineclue_v2.stages.localize.trainer import match_centres
 
@@ -98,7 +98,7 @@ def main() -> None:
     plan = model.plans.stage("localize")
     rows = {name: [0, 0, 0, 0.0] for name in methods(plan)}
     for scan in sorted((args.o / "scans").glob("*.nii.gz"))[:args.cases]:
-        boxes, gaps = detect(to_model_space(read_volume(scan), plan.data), model.stages["localize"].networks, plan, model.device)
+        boxes, gaps = detect(to_network_space(read_volume(scan), plan.data), model.stages["localize"].networks, plan, model.device)
         wanted = true_centres(args.o / "truth" / scan.name, plan)
         for name, method in methods(plan).items():
             found = method(boxes, gaps)

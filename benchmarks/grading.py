@@ -23,7 +23,7 @@ from spineclue_v2.anatomy import LABEL_OF_NAME, NAME_OF_LABEL
 from spineclue_v2.anatomy.label_boxes import label_boxes
 from spineclue_v2.anatomy.vertebra import BodyHeights
 from spineclue_v2.evaluation.grading import summarise
-from spineclue_v2.imageio.volume import Geometry, Volume, read_labels
+from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels
 from spineclue_v2.inference.relabel import Body, find_bodies, to_vertebra
 from spineclue_v2.phantom import spine
 from spineclue_v2.phantom.canvas import Canvas
@@ -56,7 +56,7 @@ def draw(seed: int, spacing: tuple[float, float, float], fractured: float = FRAC
     canvas = Canvas(tuple(n * f for n, f in zip(shape, factor, strict=True)), fine, origin, 0.5, generator)
     with torch.no_grad():
         labels, _ = label_volume(canvas, subject, distance_fields(canvas, subject, generator), shape, factor)
-    return Volume(labels, Geometry(shape, spacing, (0.0, 0.0, 0.0), np.eye(3))), shown
+    return Volume(labels, ImageGrid(shape, spacing, (0.0, 0.0, 0.0), np.eye(3))), shown
 
 
 def true_heights(v: spine.Placed) -> tuple[float, float, float]:
@@ -70,7 +70,7 @@ def true_heights(v: spine.Placed) -> tuple[float, float, float]:
 
 
 def measured(labels: Volume, spacing: float) -> tuple[list[str], list[tuple[float, float, float] | None]]:
-    """Levels from head to foot and their heights, each mask brought to `spacing` as in prediction."""
+    """Levels in cranio-caudal order and their heights, each mask brought to `spacing` as in prediction."""
     data = Data(spacing)
     view = labels.geometry.reoriented("LPS")[0]
     bodies = [Body(tuple(s.start for s in box), labels.array[box] == value, value) for value, box in label_boxes(labels.array).items()]
@@ -83,8 +83,8 @@ def measured(labels: Volume, spacing: float) -> tuple[list[str], list[tuple[floa
 def heights(args: argparse.Namespace) -> dict[str, Any]:
     """Mean absolute error (mm) against the parameters, per slice thickness and model spacing."""
     result = {}
-    for name, spacing, model in (("1 mm", (1.0, 1.0, 1.0), 1.0), ("1 mm, model space 1.5 mm", (1.0, 1.0, 1.0), 1.5),
-                                 ("3 mm slices", (3.0, 1.0, 1.0), 1.0), ("3 mm slices, model space 1.5 mm", (3.0, 1.0, 1.0), 1.5),
+    for name, spacing, model in (("1 mm", (1.0, 1.0, 1.0), 1.0), ("1 mm, network space 1.5 mm", (1.0, 1.0, 1.0), 1.5),
+                                 ("3 mm slices", (3.0, 1.0, 1.0), 1.0), ("3 mm slices, network space 1.5 mm", (3.0, 1.0, 1.0), 1.5),
                                  ("3 mm sagittal slices", (1.0, 1.0, 3.0), 1.0)):
         errors, missed = [], 0
         for seed in range(args.first, args.first + args.subjects):
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("-subjects", type=int, default=40)
     parser.add_argument("-first", type=int, default=50000, help="first seed")
     parser.add_argument("-slices", type=float, default=1.0, help="slice thickness, mm")
-    parser.add_argument("-model", type=float, default=1.0, help="spacing of model space, mm")
+    parser.add_argument("-model", type=float, default=1.0, help="spacing of network space, mm")
     parser.add_argument("-i", help="folder of real masks")
     parser.add_argument("-t", help="table of readers' grades")
     parser.add_argument("-o", help="JSON file for the rows")

@@ -34,11 +34,11 @@ from spineclue_v2.inference.model import Model, load_shipped, stage_model
 from spineclue_v2.inference.relabel import find_bodies, to_vertebra
 from spineclue_v2.plans.plans import Plans, StagePlan
 from spineclue_v2.preprocessing.ct import preprocess_dataset
-from spineclue_v2.preprocessing.resampling import to_model_space
+from spineclue_v2.preprocessing.resampling import to_network_space
 from spineclue_v2.stages.grade.body_heights import add_heights
 from spineclue_v2.stages.grade.comparison import GRADED
 from spineclue_v2.stages.grade.data import graded_rows, stored_losses
-from spineclue_v2.stages.grade.ordinal_fusion import Combination, grade_of_probabilities
+from spineclue_v2.stages.grade.ordinal_fusion import OrdinalFusion, grade_of_probabilities
 from spineclue_v2.stages.grade.plan import GradeNetwork, GradeRun
 from spineclue_v2.stages.grade.predictor import add_grades, grade_given
 from spineclue_v2.stages.plan_files import load_plans
@@ -48,7 +48,7 @@ from spineclue_v2.training.stage_model import CHECKPOINT_NAME, StageModel
 from spineclue_v2.utilities.files import read_json, write_json
 
 DATASET = "Dataset591_Grades"
-SPACING = 1.5                     # of the shipped weights' model space
+SPACING = 1.5                     # of the shipped weights' network space
 TRAINING, LEFT_OUT, TEST = 610_000, 620_000, 970_000    # first seeds
 BROKEN = 6                        # fractures in every training scan
 PLANS = "SpineCLUEPlans"
@@ -143,18 +143,18 @@ def table(args: argparse.Namespace) -> None:
 
 
 def case_rows(home: Path, case: str, arms: dict[str, tuple[Plans, StageModel]]) -> dict[str, tuple[Vertebra, ...]]:
-    """The vertebrae of a test scan, from head to foot, with heights and the grades of each arm."""
+    """The vertebrae of a test scan, in cranio-caudal order, with heights and the grades of each arm."""
     labels, scan = read_labels(home / "truth" / f"{case}.nii.gz"), read_volume(home / "scans" / f"{case}.nii.gz")
     data = next(iter(arms.values()))[0].stage("grade").data
     view = labels.geometry.reoriented("LPS")[0]
     bodies = sorted(find_bodies(labels, 1.0)[0], key=lambda b: anatomy.ORDER_INDEX[anatomy.NAME_OF_LABEL[b.value]])
     vertebrae = tuple(replace(v, level=anatomy.NAME_OF_LABEL[b.value]) for b in bodies if (v := to_vertebra(b, view, data)) is not None)
-    image = to_model_space(scan, data)
+    image = to_network_space(scan, data)
     measured = add_heights(vertebrae, image.geometry, scan)
     return {arm: add_grades(measured, image, model, plans.stage("grade"), torch.device("cpu")) for arm, (plans, model) in arms.items()}
 
 
-def fitted_heights(home: Path) -> Combination:
+def fitted_heights(home: Path) -> OrdinalFusion:
     """Heights alone, their limits fitted to the fold left out as those of both are: what of the gain the network has no part in."""
     base = home / "preprocessed" / DATASET
     plan = load_plans(base / f"{PLANS}_{next(iter(ARMS))}.json").stage("grade")
@@ -162,12 +162,12 @@ def fitted_heights(home: Path) -> Combination:
     rows = graded_rows(data, read_json(base / "splits_final.json", "splits")[0]["val"])
     known = [(grade, loss) for case, level, grade in rows if (loss := stored_losses(data.folder, case).get(level)) is not None]
     grades, losses = zip(*known, strict=True)
-    found = Combination.fit(grades, np.tile(SILENT, (len(grades), 1)), losses)
+    found = OrdinalFusion.fit(grades, np.tile(SILENT, (len(grades), 1)), losses)
     assert found is not None
     return found
 
 
-def given(v: Vertebra, alone: Combination) -> dict[str, tuple[int, float]]:
+def given(v: Vertebra, alone: OrdinalFusion) -> dict[str, tuple[int, float]]:
     """Grade and score (grows with the suspicion) by heights, network and both; grade 0 where they are silent."""
     loss = max(v.heights.loss) if v.heights is not None and v.heights.loss is not None else None
     network, both = v.grade_probabilities, v.combined_grade_probabilities

@@ -35,9 +35,9 @@ def make_scan(folder: Path, seed: int, window: bool) -> None:
 
 def write_scan(folder: Path, name: str, case: Any) -> None:
     """A PhantomCase as `truth/NAME.nii.gz` and `scans/NAME.nii.gz`; the scan comes last, so a scan that is there is complete."""
-    from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
+    from spineclue_v2.imageio.volume import ImageGrid, Volume, write_volume
 
-    geometry = Geometry(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), case.direction)
+    geometry = ImageGrid(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), case.direction)
     write_volume(Volume(case.labels, geometry), folder / "truth" / f"{name}.nii.gz")
     write_volume(Volume(case.ct, geometry), folder / "scans" / f"{name}.nii.gz")
 

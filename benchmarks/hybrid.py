@@ -30,7 +30,7 @@ from spineclue_v2.plans.data import MRData
 from spineclue_v2.plans.plans import Plans, StagePlan
 from spineclue_v2.preprocessing.mr import class_of_value, preprocess_mr_case, preprocess_mr_dataset
 from spineclue_v2.stages.mr.plan import Hybrid2DNetwork, Hybrid2DRun, Hybrid3DNetwork, Hybrid3DRun
-from spineclue_v2.stages.mr.soft_labels import shares_of_pixels
+from spineclue_v2.stages.mr.soft_labels import soft_labels_of_pixels
 from spineclue_v2.stages.mr.trainer import Hybrid2DTrainer, Hybrid3DTrainer, dice_per_class, summarise_dice
 from spineclue_v2.stages.plan_files import plans_from_json
 from spineclue_v2.training.checkpoint import Checkpoint
@@ -136,7 +136,7 @@ def phantoms(out: Path, seeds: list[int], steps: tuple[int, int], arms: tuple[st
                 edits = {"3D alone": {"use_2d": False}, "hybrid, no attention": {"attention": False}}
                 plan = changed(base, "hybrid_3d", "network", **edits.get(arm, {}))
                 if arm == "full, placed anywhere":
-                    plan = changed(plan, "hybrid_3d", "run", class_placed_share=0.0)
+                    plan = changed(plan, "hybrid_3d", "run", class_centred_fraction=0.0)
                 row = fit(Hybrid3DTrainer, plan, data, train, test, place / arm, seed, branches=cps)
             rare = [row["mean"][name] for name in rarest(data, train, PHANTOM_CLASSES) if name in row["mean"]]
             sys.stdout.write(f"seed {seed}, {arm}: VB {row['VB']:.3f}, IVD {row['IVD']:.3f}, rarest {np.mean(rare):.3f} (n = {len(rare)}), "
@@ -148,7 +148,7 @@ def vb3_data(source: Path, out: Path, plan: Plans) -> tuple[PreprocessedDataset,
     """MyoSegmenTUM's water-fat MR as one slice per acquired one (every fourth is real, the others repeat it); bodies 1..5 = L1..L5."""
     from scipy.io import loadmat
 
-    from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
+    from spineclue_v2.imageio.volume import ImageGrid, Volume, write_volume
 
     data, folder = plan.stage("hybrid_2d").data, out / "vb3_preprocessed"
     names = []
@@ -161,7 +161,7 @@ def vb3_data(source: Path, out: Path, plan: Plans) -> tuple[PreprocessedDataset,
         stored = loadmat(path)
         truth = stored["mask"] if "mask" in stored else stored["GT"]
         # Stored as (down, back, left); slices 1..4, 5..8, ... are equal.
-        grid = Geometry((19, 224, 224), (4.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]]))
+        grid = ImageGrid((19, 224, 224), (4.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]]))
         image, labels = (np.ascontiguousarray(a[:, :, 2::4].transpose(2, 0, 1)) for a in (stored["I"], truth))
         for array, name in ((image.astype(np.int16), "image"), (labels.astype(np.uint8), "label")):
             write_volume(Volume(array, grid), out / "vb3_raw" / f"{path.stem}_{name}.nii.gz")
@@ -196,9 +196,9 @@ def vb3(out: Path, source: Path, folds: list[int], steps: tuple[int, int], metho
 def worst(out: Path, method: str) -> None:
     """The case of vb3 with the smallest Dice of bodies: out/worst/CASE_found.png and CASE_truth.png, from the weights of its fold."""
     from spineclue_v2.export.structures import structure_records
-    from spineclue_v2.imageio.volume import Geometry, Volume
+    from spineclue_v2.imageio.volume import ImageGrid, Volume
     from spineclue_v2.stages.mr.level_assignment import name_levels
-    from spineclue_v2.stages.mr.threshold import decide
+    from spineclue_v2.stages.mr.threshold import apply_threshold
     from spineclue_v2.visualization.mr_report import write_mr_report
 
     results = sorted((out / "vb3").glob(f"*/{method}/result.json"))
@@ -212,8 +212,8 @@ def worst(out: Path, method: str) -> None:
     trainer.load(place / "checkpoint_final.pth")
     trainer.network.eval()
     image, mr = data.image(case)[:].astype(np.float32), trainer.plan.data
-    grid = Geometry.from_json(data.properties(case)["geometry"])
-    found = decide(name_levels(trainer.probability(image), mr, trainer.fitted.get("places")))
+    grid = ImageGrid.from_json(data.properties(case)["geometry"])
+    found = apply_threshold(name_levels(trainer.probability(image), mr, trainer.fitted.get("places")))
     (out / "worst").mkdir(exist_ok=True)
     for name, labels in (("found", found), ("truth", data.labels(case)[:])):
         volume = Volume(labels.astype(np.uint8), grid)
@@ -231,7 +231,7 @@ def ceiling(out: Path) -> None:
     for case in test:
         truth = torch.from_numpy(data.labels(case)[:].astype(np.int64))
         high, wide = truth.shape[1:]
-        shares = shares_of_pixels(F.pad(truth, (0, -wide % factor, 0, -high % factor)), factor, count)
+        shares = soft_labels_of_pixels(F.pad(truth, (0, -wide % factor, 0, -high % factor)), factor, count)
         largest = F.one_hot(shares.argmax(1), count).movedim(-1, 1).float()
         for name, pixels in (("share of each class per pixel", shares), ("largest class per pixel", largest)):
             back = F.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False)[..., :high, :wide].argmax(1)
@@ -281,7 +281,7 @@ def paper_step() -> None:
 
 def volume() -> None:
     """Seconds and memory of one 512 x 512 x 15 scan from array to label map, light plan (weights do not matter)."""
-    from spineclue_v2.imageio.volume import Geometry, Volume
+    from spineclue_v2.imageio.volume import ImageGrid, Volume
     from spineclue_v2.inference.model import Model
     from spineclue_v2.inference.mr_pipeline import predict_mr_volume
     from spineclue_v2.stages.mr.network import build_network
@@ -290,7 +290,7 @@ def volume() -> None:
     plan = plans(PHANTOM_CLASSES, PHANTOM_MM, (EPOCHS, EPOCHS))
     stages = {stage: StageModel([build_network(stage, plan).eval()], [{}], [{}], [""]) for stage in plan.stages}
     array = np.random.default_rng(0).integers(0, 900, (15, 512, 512)).astype(np.int16)
-    scan = Volume(array, Geometry(array.shape, (4.4, 0.6, 0.6), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]])))
+    scan = Volume(array, ImageGrid(array.shape, (4.4, 0.6, 0.6), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]])))
     started, cpu = time.perf_counter(), time.process_time()
     _, seconds = predict_mr_volume(scan, Model(plan, CPU, stages))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -1,7 +1,7 @@
 """Seconds of stage identify for 24 vertebrae: `python -m benchmarks.identify_speed [--widths 8 16 32] [--threads 2]`.
 
 The planner's CPU plan with fresh weights (time does not depend on them), crops of made-up masks. Prints the whole stage (crops, backbone,
-head with N = 20, fusion, decoder, geometry witness), the head alone, and how often the backbone was called.
+head with N = 20, fusion, decoder, geometry classifier), the head alone, and how often the backbone was called.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPEATS = 3
 
 
 def made_up_vertebrae(spacing: float) -> list:
-    """24 boxes with an arch, head to foot, growing downwards."""
+    """24 boxes with an arch, cranio-caudal, growing downwards."""
     from spineclue_v2.anatomy.vertebra import Vertebra
 
     found, z = [], 0.0
@@ -34,7 +34,7 @@ def made_up_vertebrae(spacing: float) -> list:
 
 
 def main() -> None:
-    from spineclue_v2.inference.model import geometry_witness
+    from spineclue_v2.inference.model import geometry_classifier
     from spineclue_v2.inference.pipeline import Options
     from spineclue_v2.stages.identify.network import build_network
     from spineclue_v2.stages.identify.predictor import identify
@@ -50,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     meta = Checkpoint.load(paths.weights_folder() / "identify.pth").meta
     plan = plans_from_json(meta["plans"]).stage("identify")
-    vertebrae, geometry, device = made_up_vertebrae(plan.data.spacing_mm), geometry_witness(), torch.device("cpu")
+    vertebrae, geometry, device = made_up_vertebrae(plan.data.spacing_mm), geometry_classifier(), torch.device("cpu")
     for width in args.widths:
         own = replace(plan, network=replace(plan.network, width=width))
         network = build_network(own.network, len(own.data.windows_hu)).eval()

@@ -26,7 +26,7 @@ NAME = "Dataset820_Long"
 def make(root: Path) -> Path:
     """The scan as a raw dataset; what the phantom's field lacks to 900 mm is added as air above and below."""
     from spineclue_v2.anatomy import dataset_labels
-    from spineclue_v2.imageio.grid import Geometry
+    from spineclue_v2.imageio.grid import ImageGrid
     from spineclue_v2.imageio.volume import Volume, write_volume
     from spineclue_v2.phantom import sample
 
@@ -37,7 +37,7 @@ def make(root: Path) -> Path:
         lacking = max(0, round(LENGTH_MM / SPACING[0]) - case.ct.shape[0])
         pad = ((lacking // 2, lacking - lacking // 2), (0, 0), (0, 0))
         ct, labels = np.pad(case.ct, pad, constant_values=-1000), np.pad(case.labels, pad)
-        geometry = Geometry(ct.shape, SPACING, (0.0, 0.0, 0.0), np.eye(3))
+        geometry = ImageGrid(ct.shape, SPACING, (0.0, 0.0, 0.0), np.eye(3))
         write_volume(Volume(labels, geometry), folder / "labelsTr" / "long.nii.gz")
         write_volume(Volume(ct, geometry), image)
         content = {"channel_names": {"0": "CT"}, "labels": dataset_labels(), "numTraining": 1, "file_ending": ".nii.gz"}

@@ -32,7 +32,7 @@ QUIET = {"spacing": 1.0, "wide": False, "variant": None, "fractures": {}, "screw
 
 
 def panel(title: str):
-    """(HU image, label image, aspect) of a panel; rows from head to foot or from front to back."""
+    """(HU image, label image, aspect) of a panel; rows in cranio-caudal order or from front to back."""
     seed, pathology, more, view = PANELS[title]
     what = {**QUIET, **more, **parse_pathology(pathology)}
     if title == "tight crop":

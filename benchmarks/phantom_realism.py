@@ -28,7 +28,7 @@ VOLUMES = {level: v * ADULT for level, v in WOMEN.items()} | {
     "L2": 55.4, "L3": 60.5, "L4": 61.5, "L5": 60.3}
 """cm3: C3-C7 mean of 38 women, brought to the mean adult; T2-T8 a stylised thorax; T9-T12 that and one VerSe mask; L2-L5 the mean of
 87 patients and that mask."""
-SIZES = {  # quantity: (parameter, factor, levels' coefficient of variation in the morphometry table: neck, chest, loin)
+SIZES = {  # quantity: (parameter, factor, levels' coefficient of variation in the morphometry table: neck, chest, lumbar spine)
     "body width": ("wm", 1, (0.081, 0.080, 0.081)), "body depth": ("dm", 1, (0.079, 0.080, 0.080)),
     "front height": ("ha", 1, (0.074, 0.075, 0.075)), "back height": ("hp", 1, (0.075, 0.075, 0.075)),
     "canal width": ("cw", 1, (0.091, 0.090, 0.089)), "canal depth": ("cd", 1, (0.110, 0.110, 0.110)),

@@ -1,7 +1,8 @@
 """Does a network that has seen synthetic vertebrae only name real masks? `python -m benchmarks.phantom_transfer [--minutes 15]`.
 
 VerSe 004, 005 and 008 (true masks, no CT), the shape network alone: single vertebrae, four-vertebra windows, whole sequences, each
-with the run of consecutive levels whose log-probabilities sum highest: no geometry, no fusion, no prices. With --minutes a fresh network of
+with the run of consecutive levels whose log-probabilities sum highest: no geometry, no fusion, no penalties. With --minutes a fresh
+network of
 the shipped plan's size is trained from a bank of distance fields first, on one thread; else the shipped identify weights answer.
 """
 from __future__ import annotations
@@ -20,7 +21,7 @@ CASES = ("verse004", "verse005", "verse008")
 
 
 def real_spines(folder: Path, model) -> dict[str, tuple[list[int], torch.Tensor]]:
-    """{case: (level indices from head to foot, mask crops (n, 1, z, y, x))} as stage 3 would see them."""
+    """{case: (level indices in cranio-caudal order, mask crops (n, 1, z, y, x))} as stage 3 would see them."""
     from spineclue_v2.anatomy import NAME_OF_LABEL
     from spineclue_v2.imageio.volume import read_labels
     from spineclue_v2.inference.relabel import find_bodies, to_vertebra

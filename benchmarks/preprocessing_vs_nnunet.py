@@ -153,7 +153,7 @@ def errors(root: Path, number: int) -> dict[str, tuple[float, float]]:
     import blosc2
 
     from spineclue_v2.dataset.preprocessed import PreprocessedDataset
-    from spineclue_v2.imageio.grid import Geometry
+    from spineclue_v2.imageio.grid import ImageGrid
 
     plan = json.loads((root / "ours" / dataset(number) / "SpineCLUEPaperPlans.json").read_text())
     ours = PreprocessedDataset(root / "ours" / dataset(number) / plan["fingerprints"]["segment"]["data"])
@@ -162,7 +162,7 @@ def errors(root: Path, number: int) -> dict[str, tuple[float, float]]:
     limits = norm["percentile_00_5"], norm["percentile_99_5"]
     found: dict[str, list[tuple[float, float]]] = {program: [] for program in PROGRAMS}
     for case in ours.cases:
-        grid = Geometry.from_json(ours.properties(case)["geometry"])
+        grid = ImageGrid.from_json(ours.properties(case)["geometry"])
         found["spineclue"].append(error(ours.image(case)[:], ours.labels(case)[:], case, root / "reference", grid, limits))
         image = blosc2.open(str(theirs / "Iso_3d_fullres" / f"{case}.b2nd"))[0] * norm["std"] + norm["mean"]
         labels = blosc2.open(str(theirs / "Iso_3d_fullres" / f"{case}_seg.b2nd"))[0]

@@ -32,7 +32,7 @@ def ways(source: object, target: object) -> dict[str, Callable[[np.ndarray], np.
 
     from spineclue_v2.imageio.volume import Volume
     from spineclue_v2.plans.data import Data
-    from spineclue_v2.preprocessing.resampling import to_model_space
+    from spineclue_v2.preprocessing.resampling import to_network_space
 
     torch.set_num_threads(1)
     old, new, shape = source.spacing, target.spacing, target.shape
@@ -50,7 +50,7 @@ def ways(source: object, target: object) -> dict[str, Callable[[np.ndarray], np.
         return resample_data_or_seg_to_shape(array[None].astype(np.float32), shape, old, new, False, 3, 0, None)[0]
 
     return {
-        "ours, cubic": lambda a: to_model_space(Volume(a, source), Data(1.0)).array,
+        "ours, cubic": lambda a: to_network_space(Volume(a, source), Data(1.0)).array,
         "SimpleITK, linear": lambda a: itk(a, sitk.sitkLinear),
         "SimpleITK, B-spline 3": lambda a: itk(a, sitk.sitkBSpline),
         "torch, trilinear": trilinear,
@@ -69,13 +69,13 @@ def main() -> None:
 
     from spineclue_v2.imageio.volume import Volume, read_volume
     from spineclue_v2.plans.data import Data
-    from spineclue_v2.preprocessing.resampling import model_geometry
+    from spineclue_v2.preprocessing.resampling import network_grid
 
     for number, label in enumerate(GRIDS, start=1):
         rows: dict[str, list[tuple[float, float]]] = {}
         for path in sorted((args.o / "raw" / dataset(number) / "imagesTr").glob("*.nii.gz"))[:args.cases]:
             scan, truth = read_volume(path), read_volume(args.o / "reference" / "imagesTr" / path.name)
-            target = model_geometry(scan.geometry, Data(1.0))
+            target = network_grid(scan.geometry, Data(1.0))
             grid = Volume(np.zeros(target.shape, np.uint8), target).to_sitk()
             smooth = Volume(truth.array.astype(np.float32), truth.geometry).to_sitk()
             wanted = sitk.GetArrayFromImage(sitk.Resample(smooth, grid, sitk.Transform(), sitk.sitkBSpline))

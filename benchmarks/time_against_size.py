@@ -44,9 +44,9 @@ def widened(ct: np.ndarray, voxels: float) -> np.ndarray:
 
 
 def as_volume(ct: np.ndarray) -> Any:
-    from spineclue_v2.imageio.volume import Geometry, Volume
+    from spineclue_v2.imageio.volume import ImageGrid, Volume
 
-    return Volume(ct, Geometry(ct.shape, (1.5, 1.5, 1.5), (0.0, 0.0, 0.0), np.eye(3)))
+    return Volume(ct, ImageGrid(ct.shape, (1.5, 1.5, 1.5), (0.0, 0.0, 0.0), np.eye(3)))
 
 
 def measure(model: Any, volume: Any, repeats: int) -> tuple[int, dict[str, float]]:

@@ -82,7 +82,7 @@ def write_dataset(cases: Sequence[Case], folder: Path, description: str, skipped
 
 
 def convert_case(case: Case, folder: Path) -> str:
-    """Write one case; returns what was done ('kept', 'linked', 'mended'). Raises InputError when it cannot be used."""
+    """Write one case; returns what was done ('kept', 'linked', 'fixed'). Raises InputError when it cannot be used."""
     suffix = "Tr" if case.part == TRAINING else "Ts"
     image, label = folder / f"images{suffix}" / f"{case.name}_0000{ENDING}", folder / f"labels{suffix}" / f"{case.name}{ENDING}"
     if case.centroids is not None:

@@ -15,7 +15,7 @@ from .common import TRAINING, Case, scans_below, stem, write_dataset
 
 logger = logging.getLogger(__name__)
 
-# Reported upstream and never mended (github.com/MIRACLE-Center/CTSpine1K, issues 13 and 15): labels with a level left out or
+# Reported upstream and never fixed (github.com/MIRACLE-Center/CTSpine1K, issues 13 and 15): labels with a level left out or
 # shifted. They are skipped unless `keep_known_errors`; every other case goes through the anatomy checks of the fingerprint.
 KNOWN_ERRORS = {
     "1.3.6.1.4.1.9328.50.4.0103": "labels not consecutive (upstream issue 13)",

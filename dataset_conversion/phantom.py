@@ -56,9 +56,9 @@ def convert(
 def write_case(folder: Path, name: str, case: Any, orientation: str = "LPS") -> None:
     """Write one PhantomCase with its voxels in the order `orientation`; the image comes last, so a case with an image is complete."""
     from spineclue_v2.imageio.centroids import DIRECTION, to_voxels
-    from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
+    from spineclue_v2.imageio.volume import ImageGrid, Volume, write_volume
 
-    geometry = Geometry(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), case.direction)
+    geometry = ImageGrid(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), case.direction)
     image, labels = (Volume(array, geometry).reoriented(orientation) for array in (case.ct, case.labels))
     points = []
     for level, centre in case.centroids.items():

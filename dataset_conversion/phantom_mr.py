@@ -7,7 +7,7 @@ from typing import Any
 
 from spineclue_v2.anatomy import structures
 from spineclue_v2.errors import InputError
-from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume, write_volume
 from spineclue_v2.utilities.files import read_json, write_json
 from spineclue_v2.utilities.parallel import run_tasks
 
@@ -60,7 +60,7 @@ def _write_case(name: str, part: str, seed: int, folder: Path, contrast: str, wh
     from spineclue_v2.phantom.mr import sample_mr
 
     case = sample_mr(seed, contrast=contrast, **what)
-    geometry = Geometry(case.image.shape, case.spacing, (0.0, 0.0, 0.0), np.eye(3))
+    geometry = ImageGrid(case.image.shape, case.spacing, (0.0, 0.0, 0.0), np.eye(3))
     images, labels = PARTS[part]
     if labels is not None:
         write_volume(Volume(case.labels, geometry).reoriented(ACQUIRED), folder / labels / f"{name}.nii.gz")

@@ -67,7 +67,7 @@ def extract_fingerprint(raw: RawDataset, dataset_folder: str | Path, num_process
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         raise InputError(f"{raw.name} has {len(errors)} error(s) that would spoil training (first: case '{errors[0].case}', "
-                         f"{errors[0].detail}); mend or remove these cases and run again.")
+                         f"{errors[0].detail}); fix or remove these cases and run again.")
     fingerprint = summarise(raw, records, findings)
     write_json(folder / FILE_NAME, fingerprint)
     return fingerprint

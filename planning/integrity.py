@@ -15,7 +15,7 @@ from spineclue_v2.anatomy import ANATOMICAL_ORDER, ORDER_INDEX
 
 MAX_LISTED = 30
 ISLAND_ML = 0.3
-DUPLICATE_SHARE = 0.3
+DUPLICATE_FRACTION = 0.3
 CLOSE_RATIO, FAR_RATIO = 0.5, 1.7
 BEHIND_MM = -2.0               # real vertebrae measure +2 (neck) to +12 (lumbar)
 LUNG_BASES = ("T10", "T11", "T12")
@@ -92,7 +92,7 @@ def _components(vertebrae: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, s
         # A vertebra that the border cuts falls apart naturally: body and arch meet outside.
         if len(parts) < 2 or vertebra["touches_border"]:
             continue
-        if parts[1] > DUPLICATE_SHARE * parts[0]:
+        if parts[1] > DUPLICATE_FRACTION * parts[0]:
             details.append(("duplicate", f"{name} names two bodies of {parts[0]:.1f} and {parts[1]:.1f} ml"))
         else:
             details.append(("island", f"{name} has {len(parts) - 1} island(s) of up to {parts[1]:.1f} ml"))

@@ -118,7 +118,7 @@ def _residual_encoder(voxels: Sequence[float], features: Sequence[int], blocks: 
 
 
 def shape_network(network: IdentifyNetwork, levels: int = 24) -> tuple[float, float]:
-    """(values kept per crop, parameters) of the shape witness's ResNet."""
+    """(values kept per crop, parameters) of the shape classifier's ResNet."""
     counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[network.depth]
     expansion = 4 if network.depth in (50, 101) else 1
     step = min(network.stem_stride, 2)

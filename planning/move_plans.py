@@ -1,4 +1,4 @@
-"""The plan of one dataset for another: pretrain on one, fine-tune on the other with the same networks and the same model space."""
+"""The plan of one dataset for another: pretrain on one, fine-tune on the other with the same networks and the same network space."""
 from __future__ import annotations
 
 from dataclasses import replace

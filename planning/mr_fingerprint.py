@@ -47,7 +47,7 @@ def extract_mr_fingerprint(raw: RawDataset, folder: Path, num_processes: int = 0
     records, failures = run_tasks(measure_mr_case, tasks, executor, num_processes, "fingerprint", progress)
     if failures:
         case, why = next(iter(failures.items()))
-        raise InputError(f"{raw.name}: {len(failures)} of {len(tasks)} cases are unusable (first '{case}': {why}); mend or remove them.")
+        raise InputError(f"{raw.name}: {len(failures)} of {len(tasks)} cases are unusable (first '{case}': {why}); fix or remove them.")
     labelled = [records[case] for case in raw.cases]
     found = Counter(name for record in labelled for name in record["structures"])
     if not found:

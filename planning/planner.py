@@ -23,7 +23,7 @@ from spineclue_v2.stages.registry import GROUP_TYPES
 from spineclue_v2.stages.segment.plan import SegmentNetwork
 
 from . import memory, rules
-from .rules import Choice, Facts
+from .rules import DatasetStatistics, PlannedValue
 
 DEFAULT_PLANNER = "SpineCLUEPlanner"
 ENTRY_POINTS = "spineclue_v2.planners"
@@ -44,9 +44,9 @@ class SpineCLUEPlanner:
                              "it as MR.")
         self.raw_folder, self.fingerprint, self.device = Path(raw_folder), dict(fingerprint), device
         self.plans_name = plans_name or self.default_plans_name
-        self.facts = Facts.from_fingerprint(self.fingerprint)
-        self.tier_choice = rules.tier(device, self.gb)
-        self.tier: rules.Tier = self.tier_choice.value
+        self.facts = DatasetStatistics.from_fingerprint(self.fingerprint)
+        self.tier_choice = rules.profile(device, self.gb)
+        self.profile: rules.HardwareProfile = self.tier_choice.value
         self.value_bytes = memory.MIXED if device == "cuda" else memory.FLOAT
 
     def plan(self) -> Plans:
@@ -56,43 +56,44 @@ class SpineCLUEPlanner:
         if rules.can_learn_grades(self.fingerprint.get("grades", {})):
             stages["grade"] = self.grade(segment)
         steps = {name: memory.stage_bytes(name, stage, self.value_bytes) for name, stage in stages.items()}
-        budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.tier.name,
+        budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.profile.name,
                   "rule": self.tier_choice.rule,
                   "training_step_gb": {name: round(step / 1e9, 2) for name, step in steps.items() if step is not None}}
         return Plans(self.plans_name, type(self).__name__, self.fingerprint["dataset_name"], self.fingerprint["dataset_hash"],
                      budget, stages)
 
-    def data(self, finest_mm: float) -> dict[str, Choice]:
+    def data(self, finest_mm: float) -> dict[str, PlannedValue]:
         """The `data` group of a stage."""
         limits = rules.hu_limits(self.facts)
         return {"spacing_mm": rules.spacing(self.facts, finest_mm),
-                "orientation": Choice("LPS", "z up, y back, x left: the orientation all stages and the geometry assume", {}),
+                "orientation": PlannedValue("LPS", "z up, y back, x left: the orientation all stages and the geometry assume", {}),
                 "hu_min": limits._replace(value=limits.value[0]), "hu_max": limits._replace(value=limits.value[1]),
                 "windows_hu": rules.windows_hu(self.facts)}
 
     def localize(self) -> StagePlan:
-        facts, machine = self.facts, self.tier
+        facts, machine = self.facts, self.profile
         data = self.data(machine.localize_mm)
         size = rules.slice_size(facts, data["spacing_mm"].value, machine.slice_pixels)
-        network = {"family": Choice("yolo11", "one-stage detector of ultralytics, small and quick on a CPU too", {}),
+        network = {"family": PlannedValue("yolo11", "one-stage detector of ultralytics, small and quick on a CPU too", {}),
                    "scale": self.of_class(machine.detector, "x in the paper"), "slice_size": size}
         built = LocalizeNetwork("yolo11", machine.detector, size.value)
         batch = self.batch(8, 64, lambda n: memory.detector_bytes(built, n, self.value_bytes))
         slices = rules.slices_per_plane(facts, machine.slice_hits, machine.max_slices)
         eps = rules.eps_mm(facts)
         run = {"batch_size": batch, **self.schedule(0, 1e-3, 5e-4, "AdamW, the paper's rate"),
-               "slices_per_plane": slices, "inference_batch": Choice(16, "slices at a time, without gradients", {}),
-               "min_score": Choice(0.25, "weaker boxes are mostly false; the clustering forgives missed ones", {}),
-               "nms_iou": Choice(0.5, "neighbouring vertebrae overlap less than half in any slice", {}),
+               "slices_per_plane": slices, "inference_batch": PlannedValue(16, "slices at a time, without gradients", {}),
+               "min_score": PlannedValue(0.25, "weaker boxes are mostly false; the clustering forgives missed ones", {}),
+               "nms_iou": PlannedValue(0.5, "neighbouring vertebrae overlap less than half in any slice", {}),
                "eps_mm": eps, "axis_scale": rules.axis_scale(eps.value),
-               "min_samples_share": Choice(0.25, "a body shows in at least a quarter of the slices that should cross it; segment can "
+               "min_samples_fraction": PlannedValue(0.25, "a body shows in at least a quarter of the slices that should cross it; "
+                                                    "segment can "
                                            "still drop what is found twice, but what is missed stays missed", {}),
-               "size_eps": Choice(0.35, "boxes of one vertebra agree within a third of their median height and width", {}),
+               "size_eps": PlannedValue(0.35, "boxes of one vertebra agree within a third of their median height and width", {}),
                "spacing_between_mm": rules.spacing_between_mm(facts)}
         return stage_plan("localize", data, network, run)
 
     def segment(self) -> StagePlan:
-        facts, machine = self.facts, self.tier
+        facts, machine = self.facts, self.profile
         jitter = rules.centre_jitter_mm(facts)
         data = self.data(machine.segment_mm)
         channels = len(data["windows_hu"].value) + 1
@@ -104,15 +105,15 @@ class SpineCLUEPlanner:
                 break
             old = data["spacing_mm"]
             rule = old.rule.split("; coarsened")[0] + "; coarsened in steps of 0.25 mm until two crops fit the memory"
-            data["spacing_mm"] = Choice(old.value + 0.25, rule, old.inputs | {"gb": self.gb})
-        network = {"architecture": Choice("ResEnc", "nnU-Net's residual-encoder U-Net", {}), "crop_size": crop,
+            data["spacing_mm"] = PlannedValue(old.value + 0.25, rule, old.inputs | {"gb": self.gb})
+        network = {"architecture": PlannedValue("ResEnc", "nnU-Net's residual-encoder U-Net", {}), "crop_size": crop,
                    "features": self.of_class(machine.features), "blocks": self.of_class(machine.blocks),
                    "heatmap_sigma_mm": rules.heatmap_sigma_mm(facts)}
         batch = self.batch(2, 16, lambda n: memory.segment_bytes(built, channels, n, self.value_bytes))
         run = {"batch_size": batch, **self.schedule(1, 1e-3, 1e-4, "AdamW"),
-               "inference_batch": Choice(max(4, batch.value), "crops at a time without gradients", {}),
+               "inference_batch": PlannedValue(max(4, batch.value), "crops at a time without gradients", {}),
                "centre_jitter_mm": jitter, "min_volume_ml": rules.min_volume_ml(facts),
-               "overlap_dice": Choice(0.6, "of one vertebra found twice the masks share almost all, neighbours in one mask less", {})}
+               "overlap_dice": PlannedValue(0.6, "of one vertebra found twice the masks share almost all, neighbours in one mask less", {})}
         return stage_plan("segment", data, network, run)
 
     def identify(self, segment: StagePlan) -> StagePlan:
@@ -120,33 +121,33 @@ class SpineCLUEPlanner:
         machine = self.fitting(lambda m: memory.identify_bytes(IdentifyNetwork(m.depth, m.width, 2, crop.value, (2, 3, 3), 512, 128, 0.3),
                                                                2 * IDENTIFY_BATCH, self.value_bytes))
         same = "the same as segment's, so that both share one preprocessed folder and the masks need no resampling"
-        data = {name: Choice(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
+        data = {name: PlannedValue(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
         network = {"depth": self.of_class(machine.depth, "101 in the paper", machine),
                    "width": self.of_class(machine.width, "64 in the paper", machine),
-                   "stem_stride": Choice(2, "halves the grid in the stem: a mask has little detail below two voxels", {}),
+                   "stem_stride": PlannedValue(2, "halves the grid in the stem: a mask has little detail below two voxels", {}),
                    "crop_size": crop,
-                   "pool_grid": Choice((2, 3, 3), "keeps where the mask ends, which plain averaging forgets", {}),
-                   "hidden": Choice(512 if machine.depth > 18 else 256, "width of the projection head", {}),
-                   "projection_dim": Choice(128, "Khosla et al. 2020", {}),
-                   "dropout": Choice(0.3, "Monte-Carlo dropout in the head; strong enough to spread uncertain cases", {})}
+                   "pool_grid": PlannedValue((2, 3, 3), "keeps where the mask ends, which plain averaging forgets", {}),
+                   "hidden": PlannedValue(512 if machine.depth > 18 else 256, "width of the projection head", {}),
+                   "projection_dim": PlannedValue(128, "Khosla et al. 2020", {}),
+                   "dropout": PlannedValue(0.3, "Monte-Carlo dropout in the head; strong enough to spread uncertain cases", {})}
         built = IdentifyNetwork(**{k: c.value for k, c in network.items()})
         batch = self.batch(IDENTIFY_BATCH, 64, lambda n: memory.identify_bytes(built, 2 * n, self.value_bytes))
         run = {"batch_size": batch,
                "contrastive_epochs": self.of_class(machine.epochs[2], "500 in the paper"),
                "classifier_epochs": self.of_class(machine.epochs[3], "100 in the paper"),
                "iterations_per_epoch": self.of_class(machine.iterations),
-               "contrastive_lr": Choice(1e-3, "AdamW; the paper's 1e-2 is for SGD", {}),
-               "classifier_lr": Choice(1e-3, "AdamW on a head of few parameters; the paper's 1e-5 needs its long schedule", {}),
-               "weight_decay": Choice(1e-4, "the paper's", {}),
-               "contrastive_loss": Choice("out", "mean over positives outside the logarithm, as Khosla et al. recommend", {}),
-               "freeze_backbone": Choice(False, "the contrastive phase is far shorter than the paper's: the backbone learns on", {}),
+               "contrastive_lr": PlannedValue(1e-3, "AdamW; the paper's 1e-2 is for SGD", {}),
+               "classifier_lr": PlannedValue(1e-3, "AdamW on a head of few parameters; the paper's 1e-5 needs its long schedule", {}),
+               "weight_decay": PlannedValue(1e-4, "the paper's", {}),
+               "contrastive_loss": PlannedValue("out", "mean over positives outside the logarithm, as Khosla et al. recommend", {}),
+               "freeze_backbone": PlannedValue(False, "the contrastive phase is far shorter than the paper's: the backbone learns on", {}),
                **method_choices()}
         return stage_plan("identify", data, network, run)
 
     def grade(self, segment: StagePlan) -> StagePlan:
-        machine = self.tier
+        machine = self.profile
         same = "the same as segment's: masks and CT are read from one preprocessed folder"
-        data = {name: Choice(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
+        data = {name: PlannedValue(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
         network = {"crop_size": rules.grade_crop(self.facts, data["spacing_mm"].value, machine.grade_pixels),
                    "features": self.of_class(machine.features[:4]), "blocks": self.of_class(machine.blocks[:4]),
                    "projection_dim": wei(128), "windows_hu": rules.grade_windows(self.facts)}
@@ -155,33 +156,34 @@ class SpineCLUEPlanner:
                **self.schedule(0, 1e-3, 1e-4, "AdamW; 0.005 in Wei et al. is for SGD"),
                "contrastive_weight": wei(1.0, "both losses count alike"), "temperature": wei(0.07),
                "detach_classifier": wei(True, "the encoder learns from the contrastive loss alone"),
-               "ordinal": Choice(False, "plain grades, as in Wei et al.", {})}
+               "ordinal": PlannedValue(False, "plain grades, as in Wei et al.", {})}
         return stage_plan("grade", data, network, run)
 
-    def batch(self, low: int, high: int, bytes_of: Any) -> Choice:
+    def batch(self, low: int, high: int, bytes_of: Any) -> PlannedValue:
         """Largest batch that the memory model allows; a laptop takes the smallest, its limit is time."""
-        if self.tier.name == "laptop":
-            return Choice(low, "the smallest useful batch: on this class of machine the time of a step is the limit",
+        if self.profile.name == "laptop":
+            return PlannedValue(low, "the smallest useful batch: on this class of machine the time of a step is the limit",
                           {"estimated_gb": round(bytes_of(low) / 1e9, 2)})
         value = memory.largest_batch(bytes_of, self.gb, low, high)
-        return Choice(value, f"largest of {low}..{high} whose training step fits {memory.RESERVE:.0%} of the memory target",
+        return PlannedValue(value, f"largest of {low}..{high} whose training step fits {memory.RESERVE:.0%} of the memory target",
                       {"gpu_memory_target_gb": self.gb, "estimated_gb": round(bytes_of(value) / 1e9, 2)})
 
-    def schedule(self, index: int, rate: float, decay: float, why: str) -> dict[str, Choice]:
+    def schedule(self, index: int, rate: float, decay: float, why: str) -> dict[str, PlannedValue]:
         """Epochs, iterations, learning rate and weight decay of stage `index`."""
-        return {"epochs": self.of_class(self.tier.epochs[index]), "iterations_per_epoch": self.of_class(self.tier.iterations),
-                "initial_lr": Choice(rate, why, {}), "weight_decay": Choice(decay, why.split(",")[0], {})}
+        return {"epochs": self.of_class(self.profile.epochs[index]), "iterations_per_epoch": self.of_class(self.profile.iterations),
+                "initial_lr": PlannedValue(rate, why, {}), "weight_decay": PlannedValue(decay, why.split(",")[0], {})}
 
-    def fitting(self, bytes_of: Callable[[rules.Tier], float]) -> rules.Tier:
+    def fitting(self, bytes_of: Callable[[rules.HardwareProfile], float]) -> rules.HardwareProfile:
         """The own class of machine, or the next smaller one whose network trains its smallest batch within the memory target."""
-        classes = rules.TIERS[:rules.TIERS.index(self.tier) + 1]
-        return next((c for c in reversed(classes) if bytes_of(c) <= memory.RESERVE * self.gb * 1e9), rules.TIERS[0])
+        classes = rules.HARDWARE_PROFILES[:rules.HARDWARE_PROFILES.index(self.profile) + 1]
+        return next((c for c in reversed(classes) if bytes_of(c) <= memory.RESERVE * self.gb * 1e9), rules.HARDWARE_PROFILES[0])
 
-    def of_class(self, value: Any, note: str = "", machine: rules.Tier | None = None) -> Choice:
+    def of_class(self, value: Any, note: str = "", machine: rules.HardwareProfile | None = None) -> PlannedValue:
         """A number that the class of machine decides; `machine`: another class than the plan's, because its network fits."""
-        name = (machine or self.tier).name
-        why = "what this class of machine serves" if name == self.tier.name else f"that of class {name}: larger ones do not fit the memory"
-        return Choice(value, why + (f"; {note}" if note else ""), {"class": name})
+        name = (machine or self.profile).name
+        why = (f"that of class {name}: larger ones do not fit the memory" if name != self.profile.name
+               else "what this class of machine serves")
+        return PlannedValue(value, why + (f"; {note}" if note else ""), {"class": name})
 
 
 class SpineCLUEPaperPlanner(SpineCLUEPlanner):
@@ -191,13 +193,13 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
 
     def __init__(self, *arguments: Any, **keywords: Any):
         super().__init__(*arguments, **keywords)
-        self.tier = rules.TIERS[-1]
+        self.profile = rules.HARDWARE_PROFILES[-1]
 
-    def fitting(self, bytes_of: Callable[[rules.Tier], float]) -> rules.Tier:
+    def fitting(self, bytes_of: Callable[[rules.HardwareProfile], float]) -> rules.HardwareProfile:
         """The largest class whatever the memory: the paper's numbers do not shrink."""
-        return self.tier
+        return self.profile
 
-    def data(self, finest_mm: float) -> dict[str, Choice]:
+    def data(self, finest_mm: float) -> dict[str, PlannedValue]:
         return super().data(finest_mm) | {"spacing_mm": paper(1.0, "isotropic 1 mm")}
 
     def localize(self) -> StagePlan:
@@ -209,8 +211,8 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
 
     def segment(self) -> StagePlan:
         network = {"architecture": paper("TransUNet3D", "TransUNet; ours is its 3D form"), "crop_size": paper((128, 128, 128)),
-                   "features": Choice((32, 64, 128, 256), "the paper gives no widths", {}),
-                   "blocks": Choice((1, 2, 3, 3), "the paper gives no depths", {})}
+                   "features": PlannedValue((32, 64, 128, 256), "the paper gives no widths", {}),
+                   "blocks": PlannedValue((1, 2, 3, 3), "the paper gives no depths", {})}
         run = {"batch_size": paper(32), "epochs": paper(300), "initial_lr": paper(1e-4), "weight_decay": paper(1e-4)}
         return overridden(super().segment(), data={"spacing_mm": paper(1.0, "isotropic 1 mm")}, network=network, run=run)
 
@@ -221,7 +223,7 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
                "classifier_epochs": paper(100), "contrastive_lr": paper(1e-2), "classifier_lr": paper(1e-5),
                "contrastive_loss": paper("in", "Eq. 2 as printed"), "freeze_backbone": paper(True),
                "loss_weights": paper((0.1, 0.5, 1.0), "alpha, beta, gamma"),
-               "witness_weights": paper({"shape": 1.0, "geometry": 0.0, "appearance": 0.0}, "the mask's shape alone")}
+               "classifier_weights": paper({"shape": 1.0, "geometry": 0.0, "appearance": 0.0}, "the mask's shape alone")}
         return overridden(super().identify(segment), network=network, run=run)
 
     def grade(self, segment: StagePlan) -> StagePlan:
@@ -230,31 +232,34 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
         return overridden(super().grade(segment), network=network, run={"batch_size": wei(12, "3 of each grade")})
 
 
-def paper(value: Any, what: str = "") -> Choice:
+def paper(value: Any, what: str = "") -> PlannedValue:
     """A number of the paper's."""
-    return Choice(value, "SpineCLUE, arXiv 2401.07271" + (f": {what}" if what else ""), {})
+    return PlannedValue(value, "SpineCLUE, arXiv 2401.07271" + (f": {what}" if what else ""), {})
 
 
-def wei(value: Any, what: str = "") -> Choice:
+def wei(value: Any, what: str = "") -> PlannedValue:
     """A number of the paper that stage grade follows."""
-    return Choice(value, "Wei et al. 2022, arXiv 2208.10698" + (f": {what}" if what else ""), {})
+    return PlannedValue(value, "Wei et al. 2022, arXiv 2208.10698" + (f": {what}" if what else ""), {})
 
 
-def method_choices() -> dict[str, Choice]:
+def method_choices() -> dict[str, PlannedValue]:
     """What the paper's parameter study fixed; `spineclue_find_best_configuration` may say better."""
-    return {"temperature": Choice(0.1, "not given in the paper; Khosla et al. 2020", {}),
-            "loss_weights": Choice((0.1, 0.01, 1.0), "alpha, beta, gamma; the paper's beta of 0.5 on squared level distances outweighs the "
+    return {"temperature": PlannedValue(0.1, "not given in the paper; Khosla et al. 2020", {}),
+            "loss_weights": PlannedValue((0.1, 0.01, 1.0), "alpha, beta, gamma; the paper's beta of 0.5 on squared level distances "
+                                         "outweighs the "
                                    "rest until nearly all levels are right: a short training named 0.35 of the vertebrae right with it, "
                                    "0.48 with 0.01", {}),
             "mc_samples": paper(20, "N, Fig. 7"),
             "theta": paper(0.1, "Fig. 7"), "hops": paper(3, "Fig. 7"), "neighbours": paper(7, "Fig. 7, the target included"),
-            "decoder_prices": Choice({}, "empty: the decoder's own defaults", {}),
-            "witness_weights": Choice({"shape": 1.0, "geometry": 0.45, "appearance": 0.45}, "middle of the best range on the validation "
-                                      "phantoms of fold 0 (0.3 to 0.6); the geometry witness repeats part of what the decoder knows; as "
-                                      "much for the appearance witness where it was trained", {})}
+            "decoder_penalties": PlannedValue({}, "empty: the decoder's own defaults", {}),
+            "classifier_weights": PlannedValue({"shape": 1.0, "geometry": 0.45, "appearance": 0.45}, "middle of the best range on the "
+                                               "validation "
+                                      "phantoms of fold 0 (0.3 to 0.6); the geometry classifier repeats part of what the decoder knows; as "
+                                      "much for the appearance classifier where it was trained", {})}
 
 
-def stage_plan(stage: str, data: Mapping[str, Choice], network: Mapping[str, Choice], run: Mapping[str, Choice]) -> StagePlan:
+def stage_plan(stage: str, data: Mapping[str, PlannedValue], network: Mapping[str, PlannedValue], run: Mapping[str,
+                                                                                                               PlannedValue]) -> StagePlan:
     """Typed stage from its choices; every field of the three groups must have one."""
     groups = dict(zip(GROUPS, (data, network, run), strict=True))
     values: dict[str, Any] = {}
@@ -270,7 +275,7 @@ def stage_plan(stage: str, data: Mapping[str, Choice], network: Mapping[str, Cho
     return StagePlan(**values, reasons=reasons)
 
 
-def overridden(stage: StagePlan, **groups: Mapping[str, Choice]) -> StagePlan:
+def overridden(stage: StagePlan, **groups: Mapping[str, PlannedValue]) -> StagePlan:
     """`stage` with some numbers replaced, reasons included."""
     reasons = dict(stage.reasons)
     parts: dict[str, Any] = {}

@@ -18,7 +18,7 @@ REACH_MM = 12.0                  # how far one vertebra's boxes are linked acros
 SPINE_BAND_MM = 320.0            # in-plane width that holds spine, ribs and a scoliotic curve
 
 
-class Choice(NamedTuple):
+class PlannedValue(NamedTuple):
     """A planned number with its reason."""
 
     value: Any
@@ -27,7 +27,7 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetStatistics:
     """What the rules look at. Extents: p95 of the largest level, p95 and p5 over all vertebrae, each (SI, AP, LR) mm."""
 
     median_voxel: float
@@ -44,14 +44,14 @@ class Facts:
     intensity: tuple[float, float, float]             # p0.5, median, p99.5 of the foreground
 
     @staticmethod
-    def from_fingerprint(fingerprint: dict[str, Any]) -> Facts:
+    def from_fingerprint(fingerprint: dict[str, Any]) -> DatasetStatistics:
         spine = fingerprint["spine"]
         axes = ("si", "ap", "lr")
         # One or two samples say little about a 95th percentile: such levels count only when nothing else is there.
         levels = [v for v in spine["levels"].values() if v["whole"] >= 3] or list(spine["levels"].values())
         gaps = spine["spacing_between_mm"] or {"p5": 15.0, "p50": 25.0, "p99": 40.0}    # no neighbours in the data: adult anatomy
         intensity = fingerprint["foreground_intensity_properties_per_channel"]["0"]
-        return Facts(
+        return DatasetStatistics(
             median_voxel=spine["median_voxel_mm"], fov=tuple(spine["fov_mm"][a]["p95"] for a in axes),
             largest=tuple(max(v["extent_mm"][a]["p95"] for v in levels) for a in axes),
             extent_p95=tuple(spine["extent_mm"][a]["p95"] for a in axes),
@@ -63,7 +63,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Tier:
+class HardwareProfile:
     """A class of machine and what fits it; chosen by `tier`. Everything else follows from the data."""
 
     name: str
@@ -82,16 +82,16 @@ class Tier:
     grade_pixels: int = 128      # largest in-plane side of a crop for grading
 
 
-TIERS = (
+HARDWARE_PROFILES = (
     # The laptop's epochs are half an hour for all three stages on two cores that multiply bfloat16 (measured: 26 minutes), perhaps
     # three quarters on others; more are a number to edit in the plan.
-    Tier("laptop", 2.0, 1.5, "n", 256 * 160, 32, 5, (16, 32, 64, 128), (1, 1, 1, 1), 18, 16, (36, 14, 4, 6), 25, 64),
-    Tier("small", 1.5, 1.25, "s", 384 * 256, 96, 8, (24, 48, 96, 192), (1, 2, 3, 3), 18, 32, (100, 200, 100, 50), 100, 96),
-    Tier("medium", 1.25, 1.0, "m", 512 * 320, 160, 10, (32, 64, 128, 256, 320), (1, 2, 3, 4, 4), 34, 32,
+    HardwareProfile("laptop", 2.0, 1.5, "n", 256 * 160, 32, 5, (16, 32, 64, 128), (1, 1, 1, 1), 18, 16, (36, 14, 4, 6), 25, 64),
+    HardwareProfile("small", 1.5, 1.25, "s", 384 * 256, 96, 8, (24, 48, 96, 192), (1, 2, 3, 3), 18, 32, (100, 200, 100, 50), 100, 96),
+    HardwareProfile("medium", 1.25, 1.0, "m", 512 * 320, 160, 10, (32, 64, 128, 256, 320), (1, 2, 3, 4, 4), 34, 32,
          (150, 400, 200, 100), 250),
-    Tier("large", 1.0, 1.0, "l", 640 * 384, 200, 12, (32, 64, 128, 256, 320), (1, 3, 4, 6, 6), 50, 48,
+    HardwareProfile("large", 1.0, 1.0, "l", 640 * 384, 200, 12, (32, 64, 128, 256, 320), (1, 3, 4, 6, 6), 50, 48,
          (200, 600, 300, 100), 250),
-    Tier("workstation", 1.0, 1.0, "x", 640 * 640, 200, 12, (48, 96, 192, 320, 384), (1, 3, 4, 6, 6), 101, 64,
+    HardwareProfile("workstation", 1.0, 1.0, "x", 640 * 640, 200, 12, (48, 96, 192, 320, 384), (1, 3, 4, 6, 6), 101, 64,
          (300, 800, 500, 100), 250),
 )
 
@@ -111,120 +111,121 @@ def budget(device: str, gpu_memory_target: float | None) -> float:
     return gb
 
 
-def tier(device: str, gpu_memory_target: float) -> Choice:
+def profile(device: str, gpu_memory_target: float) -> PlannedValue:
     """Class of machine from the device and the memory target."""
     if device != "cuda":
-        chosen = TIERS[0]
+        chosen = HARDWARE_PROFILES[0]
     else:
         limits = (3.0, 6.0, 12.0, 32.0)
-        chosen = TIERS[sum(gpu_memory_target >= limit for limit in limits)]
-    return Choice(chosen, "without a GPU waiting time is the limit, not memory: the laptop class; with one by memory: "
+        chosen = HARDWARE_PROFILES[sum(gpu_memory_target >= limit for limit in limits)]
+    return PlannedValue(chosen, "without a GPU waiting time is the limit, not memory: the laptop class; with one by memory: "
                           "small from 3 GB, medium from 6, large from 12, workstation from 32",
                   {"device": device, "gb": gpu_memory_target})
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------------
-def spacing(facts: Facts, finest: float) -> Choice:
+def spacing(facts: DatasetStatistics, finest: float) -> PlannedValue:
     """Isotropic voxel of a stage."""
     value = max(FINEST_MM, finest, round(facts.median_voxel * 4) / 4)
-    return Choice(float(value), "the median voxel's geometric mean in steps of 0.25 mm, not finer than 1 mm nor than the class "
+    return PlannedValue(float(value), "the median voxel's geometric mean in steps of 0.25 mm, not finer than 1 mm nor than the class "
                                 "of machine serves", {"median_voxel_mm": facts.median_voxel, "class_finest_mm": finest})
 
 
-def hu_limits(facts: Facts) -> Choice:
+def hu_limits(facts: DatasetStatistics) -> PlannedValue:
     """Stored intensity range."""
     if facts.is_ct:
-        return Choice((-1024, 3071), "12-bit CT from air; metal above says nothing about bone", {})
-    return Choice((0, int(max(1.0, 4 * facts.intensity[2]))), "no CT: 0 to four times the foreground's 99.5th percentile",
+        return PlannedValue((-1024, 3071), "12-bit CT from air; metal above says nothing about bone", {})
+    return PlannedValue((0, int(max(1.0, 4 * facts.intensity[2]))), "no CT: 0 to four times the foreground's 99.5th percentile",
                   {"percentile_99_5": facts.intensity[2]})
 
 
-def windows_hu(facts: Facts) -> Choice:
+def windows_hu(facts: DatasetStatistics) -> PlannedValue:
     """CT windows, one input channel each."""
     if facts.is_ct:
-        return Choice(((-200.0, 400.0), (-100.0, 1300.0)), "soft tissue, discs and trabecular bone; bone up to the cortex", {})
+        return PlannedValue(((-200.0, 400.0), (-100.0, 1300.0)), "soft tissue, discs and trabecular bone; bone up to the cortex", {})
     low, median, high = facts.intensity
-    return Choice(((round(min(low, 0.0), 1), round(high, 1)), (round(low, 1), round(max(median * 2, low + 1), 1))),
+    return PlannedValue(((round(min(low, 0.0), 1), round(high, 1)), (round(low, 1), round(max(median * 2, low + 1), 1))),
                   "no CT: the whole foreground, and its darker half", {"percentiles": list(facts.intensity)})
 
 
 # ---- localize ---------------------------------------------------------------------------------------------------------------
-def slice_size(facts: Facts, spacing_mm: float, pixels: int) -> Choice:
+def slice_size(facts: DatasetStatistics, spacing_mm: float, pixels: int) -> PlannedValue:
     """(z, in-plane) pixels of a training slice."""
     plane_mm = min(SPINE_BAND_MM, max(facts.fov[1], facts.fov[2]))
     plane = min(MAX_SLICE_SIZE, _multiple(plane_mm / spacing_mm, 32))
     rows = min(MAX_SLICE_SIZE, _multiple(facts.fov[0] / spacing_mm, 32), max(64, 32 * floor(pixels / plane / 32)))
-    return Choice((rows, plane), "95th percentile of the field of view (in-plane at most 320 mm), multiples of 32, at most 640 "
+    return PlannedValue((rows, plane), "95th percentile of the field of view (in-plane at most 320 mm), multiples of 32, at most 640 "
                                  "and the pixels that the class of machine serves; longer scans are tiled",
                   {"fov_p95_mm": list(facts.fov), "spacing_mm": spacing_mm, "class_pixels": pixels})
 
 
-def slices_per_plane(facts: Facts, hits: int, most: int) -> Choice:
+def slices_per_plane(facts: DatasetStatistics, hits: int, most: int) -> PlannedValue:
     """k: slices per plane and scan at inference."""
     narrowest = min(facts.extent_p5[1], facts.extent_p5[2])
     wanted = ceil(hits * max(facts.fov[1], facts.fov[2]) / narrowest)
-    return Choice(int(min(most, MAX_SLICES, max(8, wanted))), "enough slices cross the narrowest vertebra (5th percentile) even "
+    return PlannedValue(int(min(most, MAX_SLICES, max(8, wanted))), "enough slices cross the narrowest vertebra (5th percentile) even "
                   "in the widest scan, at most 200",
                   {"narrowest_mm": narrowest, "fov_p95_mm": max(facts.fov[1], facts.fov[2]), "hits": hits, "class_most": most})
 
 
-def eps_mm(facts: Facts) -> Choice:
+def eps_mm(facts: DatasetStatistics) -> PlannedValue:
     """Radius of the position clustering."""
-    return Choice(round(0.25 * facts.spacing_between[0], 2), "a quarter of the smallest spacing between neighbours (5th "
+    return PlannedValue(round(0.25 * facts.spacing_between[0], 2), "a quarter of the smallest spacing between neighbours (5th "
                   "percentile): boxes of one vertebra agree far better along the spine, and two radii never bridge to the next",
                   {"spacing_p5_mm": facts.spacing_between[0]})
 
 
-def axis_scale(eps: float) -> Choice:
+def axis_scale(eps: float) -> PlannedValue:
     """(z, y, x) divisors of distances before clustering."""
     value = (1.0, round(REACH_MM / eps, 2), round(REACH_MM / eps, 2))
-    return Choice(value, "neighbours part along z, one vertebra's boxes spread in y and x: there eps reaches 12 mm, several slices (best "
+    return PlannedValue(value, "neighbours part along z, one vertebra's boxes spread in y and x: there eps reaches 12 mm, several slices "
+                        "(best "
                          "of 60 settings on validation phantoms); wider where a scan's slices lie farther apart",
                   {"eps_mm": eps, "reach_mm": REACH_MM})
 
 
-def spacing_between_mm(facts: Facts) -> Choice:
+def spacing_between_mm(facts: DatasetStatistics) -> PlannedValue:
     """Plausible distance of neighbouring centres."""
     low, _, high = facts.spacing_between
-    return Choice((round(0.75 * low, 1), round(1.25 * high, 1)), "5th and 99th percentile between neighbours, a quarter wider",
+    return PlannedValue((round(0.75 * low, 1), round(1.25 * high, 1)), "5th and 99th percentile between neighbours, a quarter wider",
                   {"p5_mm": low, "p99_mm": high})
 
 
 # ---- segment ----------------------------------------------------------------------------------------------------------------
-def centre_jitter_mm(facts: Facts) -> Choice:
+def centre_jitter_mm(facts: DatasetStatistics) -> PlannedValue:
     """How far training moves the located centre."""
-    return Choice(round(min(10.0, max(4.0, 0.5 * facts.spacing_between[0])), 1), "half the smallest spacing: a centre that errs "
+    return PlannedValue(round(min(10.0, max(4.0, 0.5 * facts.spacing_between[0])), 1), "half the smallest spacing: a centre that errs "
                   "more means the neighbour", {"spacing_p5_mm": facts.spacing_between[0]})
 
 
-def segment_crop(facts: Facts, spacing_mm: float, jitter_mm: float, resolutions: int) -> Choice:
+def segment_crop(facts: DatasetStatistics, spacing_mm: float, jitter_mm: float, resolutions: int) -> PlannedValue:
     """Crop (z, y, x) voxels around a located vertebra."""
     lengths = (facts.largest[0] + facts.spacing_between[1], facts.largest[1] + jitter_mm, facts.largest[2] + jitter_mm)
     divisor = 2 ** (resolutions - 1)
-    return Choice(tuple(_multiple(length / spacing_mm, divisor) for length in lengths),
+    return PlannedValue(tuple(_multiple(length / spacing_mm, divisor) for length in lengths),
                   "the largest vertebra (95th percentile of the largest level) and half a neighbour above and below, sideways "
                   "the centre's jitter; multiples of what the network halves",
                   {"largest_mm": list(facts.largest), "spacing_p50_mm": facts.spacing_between[1], "jitter_mm": jitter_mm,
                    "divisor": divisor})
 
 
-def heatmap_sigma_mm(facts: Facts) -> Choice:
+def heatmap_sigma_mm(facts: DatasetStatistics) -> PlannedValue:
     """Width of the Gaussian that marks the vertebra."""
     value = min(9.0, max(5.0, 0.5 * facts.body_height[0] + 0.125 * (facts.body_height[1] - facts.body_height[0])))
-    return Choice(round(value, 1), "about half the height of a small body: marks the body, little of its neighbours; 5 to 9 mm",
+    return PlannedValue(round(value, 1), "about half the height of a small body: marks the body, little of its neighbours; 5 to 9 mm",
                   {"body_height_p5_mm": facts.body_height[0], "body_height_p50_mm": facts.body_height[1]})
 
 
-def min_volume_ml(facts: Facts) -> Choice:
+def min_volume_ml(facts: DatasetStatistics) -> PlannedValue:
     """Smallest segmented body that counts."""
-    return Choice(round(max(0.3, 0.1 * facts.volume_p5), 2), "a tenth of a small vertebra (5th percentile): what the border of a "
+    return PlannedValue(round(max(0.3, 0.1 * facts.volume_p5), 2), "a tenth of a small vertebra (5th percentile): what the border of a "
                   "scan leaves of one", {"volume_p5_ml": facts.volume_p5})
 
 
 # ---- identify ---------------------------------------------------------------------------------------------------------------
-def identify_crop(facts: Facts, spacing_mm: float) -> Choice:
+def identify_crop(facts: DatasetStatistics, spacing_mm: float) -> PlannedValue:
     """Mask crop (z, y, x) voxels."""
-    return Choice(tuple(_multiple(length / spacing_mm, 16) for length in facts.extent_p95),
+    return PlannedValue(tuple(_multiple(length / spacing_mm, 16) for length in facts.extent_p95),
                   "holds 95 % of the vertebrae along each axis, multiples of 16",
                   {"extent_p95_mm": list(facts.extent_p95), "spacing_mm": spacing_mm})
 
@@ -240,18 +241,19 @@ def can_learn_grades(grades: dict[str, int]) -> bool:
     return grades.get("0", 0) > 0 and any(count > 0 for grade, count in grades.items() if grade != "0")
 
 
-def grade_crop(facts: Facts, spacing_mm: float, most: int) -> Choice:
+def grade_crop(facts: DatasetStatistics, spacing_mm: float, most: int) -> PlannedValue:
     """Crop that each vertebra is zoomed to."""
     wide = max(facts.extent_p95[1], facts.extent_p95[2])
     side = min(most, _multiple(1.1 * wide / spacing_mm, 16))
     rows = min(side, _multiple(1.1 * facts.extent_p95[0] / wide * side, 16))
-    return Choice((rows, side, side), "vertebrae are zoomed so that their larger in-plane side and a tenth fill the crop: about the voxels "
+    return PlannedValue((rows, side, side), "vertebrae are zoomed so that their larger in-plane side and a tenth fill the crop: about "
+                        "the voxels "
                   "of the scan, as many as the class of machine serves; the height in proportion, multiples of 16; 128 cubed in Wei et al.",
                   {"extent_p95_mm": list(facts.extent_p95), "spacing_mm": spacing_mm, "class_pixels": most})
 
 
-def grade_windows(facts: Facts) -> Choice:
+def grade_windows(facts: DatasetStatistics) -> PlannedValue:
     """CT channels beside the mask."""
     if facts.is_ct:
-        return Choice(((-60.0, 140.0), (-350.0, 1150.0)), "soft tissue (W200 L40) and bone (W1500 L400), Wei et al. 2022", {})
+        return PlannedValue(((-60.0, 140.0), (-350.0, 1150.0)), "soft tissue (W200 L40) and bone (W1500 L400), Wei et al. 2022", {})
     return windows_hu(facts)

@@ -1,7 +1,7 @@
-"""What the geometry witness adds: `python -m recipes.geometry_classifier landmarks|masks [-m GEOMETRY.pth] [-w 0 0.3 0.45]`.
+"""What the geometry classifier adds: `python -m recipes.geometry_classifier landmarks|masks [-m GEOMETRY.pth] [-w 0 0.3 0.45]`.
 
-landmarks: body centres of held-out phantom spines (whole, and cut to a field of view), named by a made shape witness with and
-without geometry, per region. The made witness blurs each level over its neighbours, is off by one in about a third of single
+landmarks: body centres of held-out phantom spines (whole, and cut to a field of view), named by a made shape classifier with and
+without geometry, per region. The made classifier blurs each level over its neighbours, is off by one in about a third of single
 vertebrae and leans the same way within a scan; it stands for a real one, whose training would take hours.
 masks: the true masks of three VerSe scans through `relabel`, and every run of four neighbours of verse004.
 """
@@ -18,22 +18,22 @@ RUN = 4
 
 
 def made_shape_rows(targets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """(n, 24) probabilities of a witness that is right for about two of three vertebrae."""
+    """(n, 24) probabilities of a classifier that is right for about two of three vertebrae."""
     lean = generator.normal(0.0, 0.45)
     middle = targets + lean + generator.normal(0.0, 0.45, len(targets))
     rows = np.exp(-0.5 * ((np.arange(24)[None] - middle[:, None]) / 0.8) ** 2)
     return rows / rows.sum(axis=1, keepdims=True)
 
 
-def landmarks(witness, weights: list[float], count: int) -> None:
+def landmarks(classifier, weights: list[float], count: int) -> None:
     from spineclue_v2.anatomy import EMITTING_LEVEL, LEVEL_INDEX, LEVELS, region
-    from spineclue_v2.anatomy.vertebral_gaps import steps_along_spine
+    from spineclue_v2.anatomy.vertebral_gaps import vertebral_gaps
     from spineclue_v2.stages.geometry.features import L6
-    from spineclue_v2.stages.geometry.training import made_spines
+    from spineclue_v2.stages.geometry.training import sample_spine_curves
     from spineclue_v2.stages.identify.decoder import Decoder
-    from spineclue_v2.stages.identify.predictor import combine_witnesses
+    from spineclue_v2.stages.identify.predictor import combine_evidence
 
-    scans = [scan for scan in made_spines(count, seed=7_000_000) if len(scan.centres) > 2]
+    scans = [scan for scan in sample_spine_curves(count, seed=7_000_000) if len(scan.centres) > 2]
     alone: dict[str, list[bool]] = {}
     right: dict[tuple[float, str], list[bool]] = {}
     for number, scan in enumerate(scans):
@@ -41,12 +41,12 @@ def landmarks(witness, weights: list[float], count: int) -> None:
         centres = scan.centres + generator.normal(0.0, 1.5, scan.centres.shape)
         targets = np.where(scan.targets == L6, LEVEL_INDEX["L5"], scan.targets)
         regions = [region(LEVELS[t]) for t in targets]
-        geometry, shape = witness.log_probabilities(centres), made_shape_rows(targets, generator)
+        geometry, shape = classifier.log_probabilities(centres), made_shape_rows(targets, generator)
         for name, hit in zip(regions, geometry[:, :24].argmax(axis=1) == targets, strict=True):
             alone.setdefault(name, []).append(bool(hit))
         for weight in weights:
-            rows = combine_witnesses(shape, geometry, {"geometry": weight})
-            named = Decoder().decode(rows, steps_along_spine(centres)).names
+            rows = combine_evidence(shape, geometry, {"geometry": weight})
+            named = Decoder().decode(rows, vertebral_gaps(centres)).names
             for name, level, target in zip(regions, named, scan.targets, strict=True):
                 wanted = "L6" if target == L6 else LEVELS[target]
                 hit = level == wanted or (level == "T13" and wanted == EMITTING_LEVEL["T13"])
@@ -58,7 +58,7 @@ def landmarks(witness, weights: list[float], count: int) -> None:
         print(f"shape + {weight:4.2f} geometry, decoded  " + "  ".join(f"{name} {np.mean(right[weight, name]):.3f}" for name in names))
 
 
-def masks(witness, weights: list[float], data: Path) -> None:
+def masks(classifier, weights: list[float], data: Path) -> None:
     from dataclasses import replace
 
     import torch
@@ -69,10 +69,10 @@ def masks(witness, weights: list[float], data: Path) -> None:
     from spineclue_v2.inference.relabel import find_bodies, name_bodies
 
     model = load_shipped(torch.device("cpu"))
-    model.geometry = witness
+    model.geometry = classifier
     identify = model.plans.stage("identify")
     for weight in weights:
-        plan = replace(identify, run=replace(identify.run, witness_weights={"shape": 1.0, "geometry": weight}))
+        plan = replace(identify, run=replace(identify.run, classifier_weights={"shape": 1.0, "geometry": weight}))
         model.plans = replace(model.plans, stages=model.plans.stages | {"identify": plan})
         for name, file in MASKS.items():
             labels = read_labels(data / file)
@@ -94,19 +94,19 @@ def _right(owners, run, names) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["landmarks", "masks"])
-    parser.add_argument("-m", type=Path, default=None, help="weights of the witness (default: those of the package)")
-    parser.add_argument("-w", type=float, nargs="+", default=[0.0, 0.3, 0.45, 0.6], help="weights of the witness beside shape")
+    parser.add_argument("-m", type=Path, default=None, help="weights of the classifier (default: those of the package)")
+    parser.add_argument("-w", type=float, nargs="+", default=[0.0, 0.3, 0.45, 0.6], help="weights of the classifier beside shape")
     parser.add_argument("-n", type=int, default=200, help="phantom spines")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[1].parent / "shared" / "data" / "ct" / "verse")
     args = parser.parse_args()
-    from spineclue_v2.stages.geometry.classifier import GeometryWitness
+    from spineclue_v2.stages.geometry.classifier import GeometryClassifier
     from spineclue_v2.utilities.paths import weights_folder
 
-    witness = GeometryWitness.load(args.m or weights_folder() / "geometry.pth")
+    classifier = GeometryClassifier.load(args.m or weights_folder() / "geometry.pth")
     if args.what == "landmarks":
-        landmarks(witness, args.w, args.n)
+        landmarks(classifier, args.w, args.n)
     else:
-        masks(witness, args.w, args.data)
+        masks(classifier, args.w, args.data)
 
 
 if __name__ == "__main__":

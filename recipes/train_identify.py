@@ -2,8 +2,8 @@
 
 Masks as localize and segment make them differ from true ones, and so do their centres. So: phantoms of the kinds of `train_shipped` (other
 seeds), the shipped localize and segment on each, then (1) the shape network learns on from both true and found masks, (2) the geometry
-witness is trained on landmarks, made spines and found centres, (3) the appearance witness on the CT around true and found centres,
-(4) the weights of shape and geometry and the decoder's prices are fitted on scans that trained none. A whole cycle of kinds in four is
+classifier is trained on landmarks, made spines and found centres, (3) the appearance classifier on the CT around true and found centres,
+(4) the weights of shape and geometry and the decoder's penalties are fitted on scans that trained none. A whole cycle of kinds in four is
 left out for (4) and for the table. Steps that are complete are kept.
 """
 from __future__ import annotations
@@ -26,14 +26,15 @@ from spineclue_v2.utilities.files import atomic_path, read_json, write_json
 DATASET = "Dataset591_Found"
 FIRST_NUMBER = 1000           # localize and segment were trained on numbers below 200 of the same seeds
 STEPS = ("data", "found", "shape", "geometry", "appearance", "fit")
-REPEATS = 6                   # a scan's found centres among the geometry witness's examples
+REPEATS = 6                   # a scan's found centres among the geometry classifier's examples
 FITTED_PRICES = ("false_detection", "evidence")   # the rare numberings are too few here
 MISSED = -4.0
 """By hand, one vertebra in fifty: what localize misses is looked for; of phantoms one in 600 stays missed, but patients have implants."""
 GEOMETRY = "geometry.pth"
 APPEARANCE_PLANS, APPEARANCE_EPOCHS = "AppearancePlans", 100
 APPEARANCE_WEIGHT = {"cervical": 0.3, "thoracic": 0.3, "lumbar": 0.5, "none": 0.5}
-"""By hand. Phantoms alone would have 0.4 to 0.8 everywhere; at the top of two real chests it is off by one, around real loins it is not."""
+"""By hand. Phantoms alone would have 0.4 to 0.8 everywhere; at the top of two real chests it is off by one, around real lumbar spines
+it is not."""
 
 
 @functools.cache
@@ -49,26 +50,26 @@ def shipped() -> Any:
 def find_case(home: Path, case: str) -> None:
     """Found vertebrae of a preprocessed phantom as `found/CASE.npz` and, named by their true masks, as a preprocessed case CASE_found."""
     from spineclue_v2.dataset.preprocessed import PreprocessedDataset
-    from spineclue_v2.evaluation.instances import instance_map, true_names
-    from spineclue_v2.imageio.volume import Geometry, Volume
+    from spineclue_v2.evaluation.instances import instance_map, match_true_names
+    from spineclue_v2.imageio.volume import ImageGrid, Volume
     from spineclue_v2.inference.pipeline import segment_located
     from spineclue_v2.preprocessing.ct import vertebra_properties
     from spineclue_v2.preprocessing.files import write_blosc2
-    from spineclue_v2.stages.identify.predictor import head_to_foot
+    from spineclue_v2.stages.identify.predictor import order_cranio_caudal
     from spineclue_v2.stages.localize.predictor import locate
 
     model, base = shipped(), home / "preprocessed"
     plans = {stage: model.plans.stage(stage) for stage in ("localize", "segment", "identify")}
     data = {stage: PreprocessedDataset(base / train_shipped.DATASET / plan.data_fingerprint) for stage, plan in plans.items()}
-    volumes = {stage: Volume(np.asarray(data[stage].image(case)[:]), Geometry.from_json(data[stage].properties(case)["geometry"]))
+    volumes = {stage: Volume(np.asarray(data[stage].image(case)[:]), ImageGrid.from_json(data[stage].properties(case)["geometry"]))
                for stage in ("localize", "segment")}
     properties, truth = data["segment"].properties(case), np.asarray(data["segment"].labels(case)[:])
     found = locate(volumes["localize"], model.stages["localize"].networks, plans["localize"], model.device)
     if found:
-        scan = Geometry.from_json(properties["source_geometry"])
-        found = head_to_foot(segment_located(volumes["segment"], found, model.stages["segment"].networks, plans["segment"],
+        scan = ImageGrid.from_json(properties["source_geometry"])
+        found = order_cranio_caudal(segment_located(volumes["segment"], found, model.stages["segment"].networks, plans["segment"],
                                              model.device, scan))
-    names = [name or "" for name in true_names(found, truth)] if found else []
+    names = [name or "" for name in match_true_names(found, truth)] if found else []
     target = base / DATASET / plans["identify"].data_fingerprint
     for folder in (target, home / "found"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,61 +148,62 @@ def train_appearance(home: Path, epochs: int, device: str | None) -> None:
 
 
 def trained_appearance(home: Path) -> Any:
-    """The appearance witness that was trained, None without one."""
-    from spineclue_v2.stages.identify.appearance import AppearanceWitness
+    """The appearance classifier that was trained, None without one."""
+    from spineclue_v2.stages.identify.appearance import AppearanceClassifier
 
     files = list((home / "results" / DATASET).glob("AppearanceTrainer__*/fold_0/checkpoint_final.pth"))
     if not files:
         return None
     data = load_plans(home / "preprocessed" / DATASET / "SpineCLUEPlans.json").stage("identify").data
-    return AppearanceWitness.from_checkpoints(files, data)
+    return AppearanceClassifier.from_checkpoints(files, data)
 
 
-def seen_around(home: Path, scans: list[dict[str, Any]], witness: Any) -> None:
-    """Adds the appearance witness's log-probabilities to scans with anything found."""
+def seen_around(home: Path, scans: list[dict[str, Any]], classifier: Any) -> None:
+    """Adds the appearance classifier's log-probabilities to scans with anything found."""
     from spineclue_v2.dataset.preprocessed import PreprocessedDataset
-    from spineclue_v2.imageio.volume import Geometry, Volume
+    from spineclue_v2.imageio.volume import ImageGrid, Volume
 
     (folder,) = {path.parent for path in (home / "preprocessed" / DATASET).glob("*/*_found.json")}
     data = PreprocessedDataset(folder)
-    for scan in scans if witness is not None else ():
+    for scan in scans if classifier is not None else ():
         name = f"{scan['case']}_found"
-        volume = Volume(np.asarray(data.image(name)[:]), Geometry.from_json(data.properties(name)["geometry"]))
-        scan["appearance"] = witness.log_probabilities(volume, scan["centres"])
+        volume = Volume(np.asarray(data.image(name)[:]), ImageGrid.from_json(data.properties(name)["geometry"]))
+        scan["appearance"] = classifier.log_probabilities(volume, scan["centres"])
 
 
-def witness_rows(scans: list[dict[str, Any]], stage: Any, plan: Any, geometry: Any) -> list[Any]:
+def evidence_rows(scans: list[dict[str, Any]], stage: Any, plan: Any, geometry: Any) -> list[Any]:
     """`WitnessRows` of scans with anything found: shape after fusion, geometry, and appearance where it looked."""
     import torch
 
     from spineclue_v2.anatomy.vertebra import Vertebra
-    from spineclue_v2.anatomy.vertebral_gaps import steps_along_spine, whole_positions
-    from spineclue_v2.stages.identify.calibration import WitnessRows
+    from spineclue_v2.anatomy.vertebral_gaps import round_positions, vertebral_gaps
+    from spineclue_v2.stages.identify.calibration import EvidenceRows
     from spineclue_v2.stages.identify.predictor import shape_logs, shape_probabilities
 
     rows = []
     for scan in scans:
         if not len(scan["names"]):
             continue
-        steps = steps_along_spine(scan["centres"])
+        steps = vertebral_gaps(scan["centres"])
         vertebrae = [Vertebra(tuple(c), (0.0, 0.0, 0.0), 1.0, mask=m) for c, m in zip(scan["centres"], scan["masks"], strict=True)]
-        shape, _ = shape_probabilities(vertebrae, stage, plan, torch.device("cpu"), whole_positions(steps))
+        shape, _ = shape_probabilities(vertebrae, stage, plan, torch.device("cpu"), round_positions(steps))
         logs = {"shape": shape_logs(shape), "geometry": geometry.log_probabilities(scan["centres"])}
         logs |= {"appearance": scan["appearance"]} if "appearance" in scan else {}
-        rows.append(WitnessRows(logs, tuple(str(n) or None for n in scan["names"]), steps))
+        rows.append(EvidenceRows(logs, tuple(str(n) or None for n in scan["names"]), steps))
     return rows
 
 
-def fitted(rows: list[Any], prices: Any) -> tuple[dict[str, float], Any]:
+def fitted(rows: list[Any], penalties: Any) -> tuple[dict[str, float], Any]:
     from spineclue_v2.stages.identify.calibration import fit_weights, weighted
-    from spineclue_v2.stages.identify.decoder_fit import Case, fit_prices
+    from spineclue_v2.stages.identify.decoder_fit import Case, fit_penalties
 
-    weights = fit_weights(rows, prices)
-    return weights, fit_prices([Case(weighted(r.logs, weights), r.names, r.steps) for r in rows], prices, FITTED_PRICES)
+    weights = fit_weights(rows, penalties)
+    return weights, fit_penalties([Case(weighted(r.logs, weights), r.names, r.steps) for r in rows], penalties, FITTED_PRICES)
 
 
 def judged(rows: list[Any], missed: int, settings: Any) -> str:
-    """ID-rate, all-right rate, anchored scans and calibration of `rows`, each named with `settings(number)` = (weights, prices)."""
+    """ID-rate, scans with all levels right, anchored scans and calibration of `rows`, each named with `settings(number)` = (weights,
+    penalties)."""
     from spineclue_v2.evaluation.calibration import expected_calibration_error
     from spineclue_v2.stages.identify.calibration import weighted
     from spineclue_v2.stages.identify.decoder import Decoder
@@ -209,8 +211,8 @@ def judged(rows: list[Any], missed: int, settings: Any) -> str:
     right: list[bool] = []
     confidence, whole, anchored = [], [], []
     for number, row in enumerate(rows):
-        weights, prices = settings(number)
-        given = Decoder(prices).decode(weighted(row.logs, weights), row.steps)
+        weights, penalties = settings(number)
+        given = Decoder(penalties).decode(weighted(row.logs, weights), row.steps)
         hits = [name == true for name, true in zip(given.names, row.names, strict=True) if true]
         right += hits
         confidence += [c for c, true in zip(given.confidence, row.names, strict=True) if true]
@@ -223,14 +225,14 @@ def judged(rows: list[Any], missed: int, settings: Any) -> str:
 
 
 def fit_all(home: Path) -> None:
-    """Print the table and write the plan's weights and prices, and the new weights, into DIR/weights.
+    """Print the table and write the plan's weights and penalties, and the new weights, into DIR/weights.
 
-    What relabels a mask without its CT does not hear the appearance witness: the other weights are fitted without it.
+    What relabels a mask without its CT does not hear the appearance classifier: the other weights are fitted without it.
     """
     from spineclue_v2.inference.model import stage_model
     from spineclue_v2.model_sharing.export_model import write_shipped_stage
-    from spineclue_v2.stages.geometry.classifier import GeometryWitness
-    from spineclue_v2.stages.identify.plan import Prices
+    from spineclue_v2.stages.geometry.classifier import GeometryClassifier
+    from spineclue_v2.stages.identify.plan import Penalties
     from spineclue_v2.training.checkpoint import Checkpoint
 
     model, scans = shipped(), found_scans(home, True)
@@ -240,24 +242,26 @@ def fit_all(home: Path) -> None:
     plans = load_plans(plans_file)
     plan, before = plans.stage("identify"), model.plans.stage("identify")
     new = stage_model("identify", [Checkpoint.load(final)], [final], plans, model.device)
-    geometry, appearance = GeometryWitness.load(home / GEOMETRY), trained_appearance(home)
+    geometry, appearance = GeometryClassifier.load(home / GEOMETRY), trained_appearance(home)
     seen_around(home, scans, appearance)
-    prices = dataclasses.replace(Prices.from_dict(before.run.decoder_prices), missed=MISSED)
-    plain = {"shape": 1.0, "geometry": 1.0, "appearance": 0.0} | {k: v for k, v in before.run.witness_weights.items() if k != "appearance"}
-    for what, stage, witness in (("shipped", model.stages["identify"], model.geometry), ("new", new, geometry)):
-        rows = witness_rows(scans, stage, before, witness)
+    penalties = dataclasses.replace(Penalties.from_dict(before.run.decoder_penalties), missed=MISSED)
+    plain = {"shape": 1.0, "geometry": 1.0, "appearance": 0.0} | {k: v for k,
+                                                                  v in before.run.classifier_weights.items() if k != "appearance"}
+    for what, stage, classifier in (("shipped", model.stages["identify"], model.geometry), ("new", new, geometry)):
+        rows = evidence_rows(scans, stage, before, classifier)
         for label, weights in (("without geometry", plain | {"geometry": 0.0}), ("weights of the shipped plan", plain)):
-            print(f"shape and geometry {what}, {label}: {judged(rows, missed, lambda _, w=weights: (w, prices))}")
+            print(f"shape and geometry {what}, {label}: {judged(rows, missed, lambda _, w=weights: (w, penalties))}")
         own = [dataclasses.replace(row, logs={k: v for k, v in row.logs.items() if k != "appearance"}) for row in rows]
-        halves = [fitted([r for i, r in enumerate(own) if i % 2 != half], prices) for half in (0, 1)]
+        halves = [fitted([r for i, r in enumerate(own) if i % 2 != half], penalties) for half in (0, 1)]
         print(f"shape and geometry {what}, fitted on the other half: {judged(own, missed, lambda i, h=halves: h[i % 2])}")
         for weight in (0.1, 0.2, 0.3, 0.45, 1.0) if appearance is not None else ():
-            heard = plain | {"appearance": weight}
+            enabled = plain | {"appearance": weight}
             print(f"shape and geometry {what}, weights of the shipped plan, appearance {weight}: "
-                  f"{judged(rows, missed, lambda _, w=heard: (w, prices))}")
-    weights, prices = fitted(own, prices)
-    print("fitted on all that was left out:", weights, {name: round(getattr(prices, name), 3) for name in FITTED_PRICES})
-    run = dataclasses.replace(plan.run, witness_weights=weights, decoder_prices={k: round(v, 6) for k, v in prices.to_dict().items()})
+                  f"{judged(rows, missed, lambda _, w=enabled: (w, penalties))}")
+    weights, penalties = fitted(own, penalties)
+    print("fitted on all that was left out:", weights, {name: round(getattr(penalties, name), 3) for name in FITTED_PRICES})
+    run = dataclasses.replace(plan.run, classifier_weights=weights, decoder_penalties={k: round(v, 6) for k,
+                                                                                       v in penalties.to_dict().items()})
     dataclasses.replace(plans, stages=plans.stages | {"identify": dataclasses.replace(plan, run=run)}).save(plans_file)
     print(write_shipped_stage(final, home / "weights" / "identify.pth"))
     shutil.copyfile(home / GEOMETRY, home / "weights" / GEOMETRY)

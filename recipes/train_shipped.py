@@ -29,7 +29,7 @@ STEPS = ("data", *STAGES, "export")
 TRAINERS = {"segment": "SegmentTrainerSmallCrops"}
 EPOCHS = {"localize": 40, "segment": 60, "identify": 16}     # at scale 1, of 25 iterations
 RATES = {"localize": 5e-4, "segment": 5e-4, "identify": 4e-4}
-CUT_SHARE = 0.5               # what the border of a scan cuts counts where half of it is left
+CUT_FRACTION = 0.5               # what the border of a scan cuts counts where half of it is left
 REAL_WEIGHT = {"localize": 6, "segment": 40, "identify": 1}   # a real scan is drawn so many times as often as a synthetic one
 
 
@@ -87,7 +87,7 @@ def make_case(raw: Path, name: str, number: int) -> None:
     from spineclue_v2.dataset_conversion.phantom import write_case
     from spineclue_v2.phantom import sample
 
-    write_case(raw, name, sample(FIRST_SEED + number, cut_share=CUT_SHARE, **settings(number)))
+    write_case(raw, name, sample(FIRST_SEED + number, cut_share=CUT_FRACTION, **settings(number)))
 
 
 def describe(folder: Path, real: list[str]) -> None:

@@ -1,6 +1,6 @@
 """The only place that touches nnunetv2, acvl_utils and batchgenerators: everything is imported when called.
 
-Their signatures move between minor versions; a change upstream is mended here and nowhere else.
+Their signatures move between minor versions; a change upstream is fixed here and nowhere else.
 """
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def dice_and_cross_entropy(batch_dice: bool = False) -> Any:
                           dice_class=MemoryEfficientSoftDiceLoss)
 
 
-def dice_of_shares() -> Any:
+def dice_of_soft_labels() -> Any:
     """nnU-Net's Dice loss for logits and shares of the classes, both (B, C, ...); sums over the batch, without the background."""
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
     from nnunetv2.utilities.helpers import softmax_helper_dim1

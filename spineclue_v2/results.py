@@ -9,7 +9,7 @@ from .anatomy.vertebra import Vertebra
 
 @dataclass(frozen=True)
 class SpineResult:
-    """A predicted scan: vertebrae from head to foot, and how far their numbering can be trusted."""
+    """A predicted scan: vertebrae in cranio-caudal order, and how far their numbering can be trusted."""
 
     vertebrae: tuple[Vertebra, ...]
     numbering_anchored: bool                             # False when shifted numberings together hold > 5 % of the posterior

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from spineclue_v2.imageio.volume import Geometry, Volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume
 from spineclue_v2.plans.plans import StagePlan
 
 BONE = 0.25  # of the window -100..1300 HU: 250 HU, between the tissue (40) and bone (400) of the blocks
@@ -53,8 +53,8 @@ class ThresholdSegmenter(torch.nn.Module):
 
 
 def hu_volume(array: np.ndarray, plan: StagePlan) -> Volume:
-    """`array` (z, y, x) HU as a volume in the model space of `plan`, origin 0."""
-    geometry = Geometry(array.shape, (plan.data.spacing_mm,) * 3, (0.0, 0.0, 0.0), np.eye(3))
+    """`array` (z, y, x) HU as a volume in the network space of `plan`, origin 0."""
+    geometry = ImageGrid(array.shape, (plan.data.spacing_mm,) * 3, (0.0, 0.0, 0.0), np.eye(3))
     return Volume(array.astype(np.int16), geometry)
 
 
@@ -64,6 +64,6 @@ def localize_run(**edits: Any) -> Any:
 
     numbers: dict[str, Any] = {"batch_size": 2, "epochs": 1, "iterations_per_epoch": 1, "initial_lr": 1e-3, "weight_decay": 0.0,
                                "slices_per_plane": 32, "inference_batch": 16, "min_score": 0.25, "nms_iou": 0.5, "eps_mm": 4.0,
-                               "axis_scale": (1.0, 4.0, 4.0), "min_samples_share": 0.25, "size_eps": 0.25,
+                               "axis_scale": (1.0, 4.0, 4.0), "min_samples_fraction": 0.25, "size_eps": 0.25,
                                "spacing_between_mm": (12.0, 47.0)}
     return LocalizeRun(**(numbers | edits))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from spineclue_v2.anatomy import LABEL_OF_NAME, dataset_labels
-from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.volume import Volume, write_volume
 
 BODY = (16.0, 20.0, 24.0)  # mm: height, depth, width of a body
@@ -37,7 +37,7 @@ def spine(
         centres[name] = centre
     rng = np.random.default_rng(0)
     ct = np.where(labels > 0, 400, 40) + rng.normal(0, 8, labels.shape)
-    geometry = Geometry(tuple(int(n) for n in shape), tuple(float(s) for s in spacing), (5.0, -7.0, 11.0), np.eye(3))
+    geometry = ImageGrid(tuple(int(n) for n in shape), tuple(float(s) for s in spacing), (5.0, -7.0, 11.0), np.eye(3))
     return Volume(ct.astype(np.int16), geometry), Volume(labels, geometry), centres
 
 

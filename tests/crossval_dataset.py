@@ -24,7 +24,7 @@ FOLDS = (0, 1, 2)
 EDITS = {"localize": {"network": {"slice_size": (96, 64)}, "run": {"slices_per_plane": 32}},
          "segment": {"network": {"features": (4, 8), "blocks": (1, 1), "crop_size": (24, 32, 32)}},
          "identify": {"network": {"width": 4, "hidden": 16, "projection_dim": 8, "crop_size": (16, 32, 32), "pool_grid": (1, 1, 1)},
-                      "run": {"mc_samples": 4, "witness_weights": {"geometry": 0.5}}}}
+                      "run": {"mc_samples": 4, "classifier_weights": {"geometry": 0.5}}}}
 
 
 def make(home: Path) -> Path:

@@ -26,7 +26,7 @@ from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.dataset.splits import load_splits
 from spineclue_v2.imageio.centroids import read_ctd
-from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.model_sharing.install_model import check_checkpoint
 from spineclue_v2.plans.plans import GROUPS
 from spineclue_v2.stages.plan_files import load_plans
@@ -112,7 +112,7 @@ BROKEN_TEXTS: dict[str, bytes] = {
     "null": b"null",
     "true": b"true",
 }
-GRID = Geometry((20, 24, 28), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+GRID = ImageGrid((20, 24, 28), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
 
 
 def raw_dataset(folder: Path, dataset: bytes | None = None, **files: bytes) -> RawDataset:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.preprocessing.augmentation import augment_hu, field_ends, thick_slices
-from spineclue_v2.stages.localize.data import KEPT_SHARE, clip_boxes, cut_field
+from spineclue_v2.stages.localize.data import KEPT_FRACTION, clip_boxes, cut_field
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (24, 20, 28)])
@@ -59,5 +59,5 @@ def test_boxes_follow_the_cut_and_lose_what_is_gone():
 def test_boxes_are_kept_by_the_share_that_is_left():
     boxes = np.array([[-10.0, 0, 10, 10], [-12, 0, 8, 10], [0, 0, 10, 10]], dtype=np.float32)
     clipped, kept = clip_boxes(boxes, (40, 40))
-    assert kept.tolist() == [True, False, True] and 0.4 < KEPT_SHARE < 0.5
+    assert kept.tolist() == [True, False, True] and 0.4 < KEPT_FRACTION < 0.5
     assert clipped[0].tolist() == [0, 0, 10, 10]

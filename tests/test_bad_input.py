@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from bad_scans import BAD_SCANS, ct, save
 
 from spineclue_v2.errors import InputError
-from spineclue_v2.imageio.volume import Geometry, Volume, is_dicom_folder, read_labels, read_volume, write_volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume, is_dicom_folder, read_labels, read_volume, write_volume
 
 KINDS = pytest.mark.parametrize("kind", BAD_SCANS)
 
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, ending):
 @pytest.mark.parametrize("name", ["folder/scan.nii.gz", "scan.mhd", "scan.png"])
 def test_places_that_cannot_be_written_are_refused(tmp_path, name):
     (tmp_path / "folder").write_text("a file where a folder is needed")  # the superuser ignores permissions, not this
-    scan = Volume(ct(), Geometry(ct().shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3)))
+    scan = Volume(ct(), ImageGrid(ct().shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3)))
     with pytest.raises(InputError, match="Cannot write") as refusal:
         write_volume(scan, tmp_path / name)
     assert is_one_sentence(str(refusal.value))

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.anatomy.vertebra import Vertebra
-from spineclue_v2.imageio.volume import Geometry
-from spineclue_v2.stages.segment.proposals import mask_middle, missed, without_fragments
+from spineclue_v2.imageio.volume import ImageGrid
+from spineclue_v2.stages.segment.proposals import drop_fragments, mask_middle, missed
 
-GEOMETRY = Geometry((160, 60, 60), (1.5, 1.5, 1.5), (10.0, -20.0, 30.0), np.eye(3))
+GEOMETRY = ImageGrid((160, 60, 60), (1.5, 1.5, 1.5), (10.0, -20.0, 30.0), np.eye(3))
 
 
 def vertebra(z: int, y: int = 20, height: int = 12) -> Vertebra:
@@ -72,11 +72,11 @@ def test_a_fragment_goes_where_the_row_has_no_room_for_it_and_a_small_vertebra_s
 
     regular = row(120, 100, 80, 60, 40)
     piece = replace(vertebra(71), volume_ml=14.0)              # between two that follow each other
-    assert without_fragments([*regular, piece]) == regular
-    assert without_fragments([piece, *regular[::-1]]) == regular[::-1]
+    assert drop_fragments([*regular, piece]) == regular
+    assert drop_fragments([piece, *regular[::-1]]) == regular[::-1]
     collapsed = replace(regular[2], volume_ml=14.0)            # as small, but in its own place
     kept = [*regular[:2], collapsed, *regular[3:]]
-    assert without_fragments(kept) == kept
+    assert drop_fragments(kept) == kept
     for spared in (replace(piece, volume_ml=25.0), replace(piece, touches_border=True)):
-        assert without_fragments([*regular, spared]) == [*regular, spared]
-    assert without_fragments([piece]) == [piece] and without_fragments([]) == []
+        assert drop_fragments([*regular, spared]) == [*regular, spared]
+    assert drop_fragments([piece]) == [piece] and drop_fragments([]) == []

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.stages.localize.clustering import Cluster, support
-from spineclue_v2.stages.localize.spine_path import spine_chain, step_price
+from spineclue_v2.stages.localize.clustering import Cluster, hits
+from spineclue_v2.stages.localize.spine_path import find_spine_path, gap_penalty
 
 BETWEEN = (12.0, 47.0)
 
@@ -22,21 +22,21 @@ def spine(count: int, step: float = 28.0, **what: float) -> list[Cluster]:
 
 
 def test_no_cluster_and_one_cluster():
-    assert spine_chain([], BETWEEN) == []
+    assert find_spine_path([], BETWEEN) == []
     one = cluster(50)
-    assert spine_chain([one], BETWEEN) == [one]
+    assert find_spine_path([one], BETWEEN) == [one]
 
 
 def test_hips_beside_and_below_the_spine_are_left_out():
     true = spine(6)
     hips = [cluster(true[-1].body[0] - 85, x=80 + side, score=0.5) for side in (-85, 85)]
     shoulders = [cluster(true[0].body[0] + 3, x=80 + side, score=0.55) for side in (-120, 120)]
-    assert spine_chain([*hips, *true, *shoulders], BETWEEN) == true
+    assert find_spine_path([*hips, *true, *shoulders], BETWEEN) == true
 
 
 def test_a_gap_does_not_end_the_spine():
     true = spine(12)
-    assert spine_chain(true[:4] + true[7:], BETWEEN) == true[:4] + true[7:]
+    assert find_spine_path(true[:4] + true[7:], BETWEEN) == true[:4] + true[7:]
 
 
 @given(shift=st.floats(-80, 80), count=st.integers(3, 17), order=st.randoms())
@@ -46,22 +46,22 @@ def test_a_curved_spine_stays_whole(shift, count, order):
     curved = [cluster(400 - 24.0 * i, x=100 + shift * (1 - a * a) * count / 17) for i, a in enumerate(along)]
     shuffled = list(curved)
     order.shuffle(shuffled)
-    assert spine_chain(shuffled, BETWEEN) == curved
+    assert find_spine_path(shuffled, BETWEEN) == curved
 
 
 def test_of_two_clusters_of_one_vertebra_the_better_is_kept():
     true = spine(5)
     twin = cluster(true[2].body[0] + 4, x=90, score=0.2)
-    assert spine_chain([*true, twin], BETWEEN) == true
-    assert step_price(twin, true[2], BETWEEN) is None
+    assert find_spine_path([*true, twin], BETWEEN) == true
+    assert gap_penalty(twin, true[2], BETWEEN) is None
 
 
 def test_support_counts_both_planes_or_one_of_them():
     gaps = {"sagittal": 3.0, "coronal": 2.2}                       # 10 boxes of each plane are expected
-    assert support(np.array([0] * 10 + [1] * 10), gaps) == pytest.approx(1.0)
-    assert support(np.array([0] * 5 + [1] * 5), gaps, folds=2) == pytest.approx(0.25)
-    assert support(np.array([0] * 5), gaps) == pytest.approx(0.3)  # 0.6 of a half, more than a quarter of all
-    assert support(np.array([0] * 5), {"sagittal": 3.0}) == pytest.approx(0.5)
+    assert hits(np.array([0] * 10 + [1] * 10), gaps) == pytest.approx(1.0)
+    assert hits(np.array([0] * 5 + [1] * 5), gaps, folds=2) == pytest.approx(0.25)
+    assert hits(np.array([0] * 5), gaps) == pytest.approx(0.3)  # 0.6 of a half, more than a quarter of all
+    assert hits(np.array([0] * 5), {"sagittal": 3.0}) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("scores, kept", [([0.3, 0.3], 0), ([0.3, 0.3, 0.3], 3), ([0.55], 1), ([], 0)])

@@ -18,7 +18,7 @@ SIZE = np.array([20.0, 40.0, 44.0])  # (z, y, x) mm of a block
 
 
 def centres(count: int, step: float = 27.0, scoliosis: float = 0.0) -> np.ndarray:
-    """Block centres (n, 3) (z, y, x) mm from head to foot; `scoliosis`: how far the middle one is moved aside."""
+    """Block centres (n, 3) (z, y, x) mm in cranio-caudal order; `scoliosis`: how far the middle one is moved aside."""
     along = np.linspace(-1, 1, count) if count > 1 else np.zeros(1)
     return np.stack([300 - step * np.arange(count), 60 + 12 * along ** 2, 80 + scoliosis * (1 - along ** 2)], axis=1)
 
@@ -221,14 +221,14 @@ def test_one_plane_alone_is_enough(plane):
 @pytest.mark.parametrize("seed, first, last", [(9001, "T7", "L4"), (9002, "C3", "T4")])
 def test_a_perfect_detector_finds_the_vertebrae_of_a_phantom(seed, first, last):
     """Sections of real shapes: bodies with and without processes, whose middles lie far apart."""
-    from spineclue_v2.imageio.volume import Geometry, Volume
+    from spineclue_v2.imageio.volume import ImageGrid, Volume
     from spineclue_v2.phantom import sample
     from spineclue_v2.preprocessing.ct import vertebra_properties
 
     spacing = 2.5
     case = sample(seed, first=first, last=last, spacing=spacing, margin=15, wide=False, variant=None)
     labels = case.labels
-    properties = list(vertebra_properties(Volume(labels, Geometry(labels.shape, (spacing,) * 3, (0.0, 0.0, 0.0), np.eye(3)))).values())
+    properties = list(vertebra_properties(Volume(labels, ImageGrid(labels.shape, (spacing,) * 3, (0.0, 0.0, 0.0), np.eye(3)))).values())
     values = [p["label"] for p in properties]
     starts, stops = np.array([p["start"] for p in properties]), np.array([p["stop"] for p in properties])
     areas, parts, gaps = section_areas(labels, values, starts, stops), [], {}

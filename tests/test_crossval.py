@@ -16,7 +16,7 @@ from spineclue_v2.cli import _common
 from spineclue_v2.cross_validation import find_best_configuration as best_module
 from spineclue_v2.cross_validation import identification_search as fusion_choice
 from spineclue_v2.cross_validation.out_of_fold import MissingStage
-from spineclue_v2.cross_validation.validation import accumulate, key_figure, open_fold, validate_fold
+from spineclue_v2.cross_validation.validation import accumulate, key_metric, open_fold, validate_fold
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.volume import read_labels
 from spineclue_v2.inference.model import load_trained
@@ -130,7 +130,7 @@ def test_folds_are_put_together_case_by_case(home, capsys):
             # A level that a fold never saw is absent there, as in nnU-Net: NaN, and not counted.
             assert {str(label) for label in (18, 19, 20, 21, 22)} == set(whole["mean"])
         if stage == "identify":
-            assert 0 <= key_figure(stage, whole) <= 1 and whole["spineclue"]["vertebrae"] == sum(
+            assert 0 <= key_metric(stage, whole) <= 1 and whole["spineclue"]["vertebrae"] == sum(
                 len(NAMES[i % 2:3 + i % 3]) for i in range(6))
             assert read_labels(place / "case_0.nii.gz").array.max() <= 28 and (place / "plans.json").is_file()
     assert "crossval_results_folds_0_1_2" in capsys.readouterr().out
@@ -209,7 +209,7 @@ def test_find_best_writes_commands_that_run_and_settings_into_the_model(home, fe
     run = load_plans(results / stage_folder_name("identify") / "plans.json").stage("identify").run
     settings = information["settings"]
     assert (run.theta, run.hops, run.neighbours) == (settings["theta"], settings["hops"], settings["neighbours"])
-    assert run.witness_weights["geometry"] == settings["geometry_weight"] and run.decoder_prices == settings["prices"]
+    assert run.classifier_weights["geometry"] == settings["geometry_weight"] and run.decoder_penalties == settings["penalties"]
     phi = [Checkpoint.load(folder(home, "identify", fold) / "checkpoint_final.pth").extra["phi"] for fold in FOLDS]
     assert phi[0].shape == (run.neighbours, 24, 24) and torch.equal(phi[0], phi[2])
     # Once more gives the same, and validates nothing again.
@@ -240,7 +240,7 @@ def test_find_best_compares_trainers_and_later_stages_follow_the_choice(home, fe
         checkpoint.save(file)
         found = open_fold(DATASET, fold, CPU, trainers={"localize": "BlindTrainer"})
         write_json(found.folder("segment") / "summary.json", validate_fold(found, "segment"))
-    # The appearance witness names no scan by itself.
+    # The appearance classifier names no scan by itself.
     shutil.copytree(results / stage_folder_name("identify"), results / "AppearanceTrainer__SpineCLUEPlans__identify")
     information = best_module.find_best_configuration(DATASET, folds=FOLDS)
     assert set(information["candidates"]["SpineCLUEPlans"]["identify"]) == {"IdentifyTrainer"}
@@ -256,7 +256,7 @@ def test_find_best_compares_trainers_and_later_stages_follow_the_choice(home, fe
 
 def test_settings_are_judged_on_folds_left_out():
     """Rows on which the shift by one is always right: fusion and decoder cannot be judged by what they were fitted to."""
-    from spineclue_v2.cross_validation.identification_search import Row, Settings, choose, judge
+    from spineclue_v2.cross_validation.identification_search import Row, Settings, choose, score_settings
 
     rng = np.random.default_rng(0)
     rows = []
@@ -270,11 +270,11 @@ def test_settings_are_judged_on_folds_left_out():
         rows.append(Row(str(i % 3), probabilities, entropy, centres, names, missed=i % 2))
     start = Settings(0.1, 3, 7, 1.0, {})
     settings, table = choose(rows, start)
-    assert judge(rows, start).id_rate == pytest.approx(36 / 39)  # all found are right, three were missed
+    assert score_settings(rows, start).id_rate == pytest.approx(36 / 39)  # all found are right, three were missed
     assert table[0]["id_rate"] == pytest.approx(36 / 39) and all(row["id_rate"] <= 36 / 39 for row in table)
-    assert {row.get("changed") for row in table[1:]} >= {"theta", "prices"}
+    assert {row.get("changed") for row in table[1:]} >= {"theta", "penalties"}
     assert not any(row.get("changed") == "geometry_weight" for row in table), "no geometry rows: nothing to choose"
     wrong = [Row(r.fold, r.probabilities, r.entropy, r.centres, np.roll(r.names, 1), 0) for r in rows if r.fold == "0"]
-    worse = judge([*wrong, *(r for r in rows if r.fold != "0")], start)
-    assert worse.id_rate < 0.7 and worse.log_posterior < judge(rows, start).log_posterior
-    assert settings.prices == {} or settings.prices["evidence"] > 0
+    worse = score_settings([*wrong, *(r for r in rows if r.fold != "0")], start)
+    assert worse.id_rate < 0.7 and worse.log_posterior < score_settings(rows, start).log_posterior
+    assert settings.penalties == {} or settings.penalties["evidence"] > 0

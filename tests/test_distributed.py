@@ -29,7 +29,7 @@ def contrastive_gradient(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient of a linear encoder on the share of this process; all share one encoder and one batch of 7 views."""
     torch.manual_seed(seed)
     encoder, views, levels = torch.nn.Linear(6, 4, bias=False), torch.randn(7, 6), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    mine = distributed.share_of(7, distributed.rank(), distributed.world_size())
+    mine = distributed.shard_of(7, distributed.rank(), distributed.world_size())
 
     def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         rows = distributed.gather_rows(torch.nn.functional.normalize(encoder(batch["image"]), dim=-1), len(levels))
@@ -113,7 +113,7 @@ def test_what_cannot_be_shared_says_so(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("total, parts", [(7, 2), (8, 4), (5, 3), (2, 4)])
 def test_shares_cover_every_sample_once(total, parts):
-    shares = [list(range(total)[distributed.share_of(total, part, parts)]) for part in range(parts)]
+    shares = [list(range(total)[distributed.shard_of(total, part, parts)]) for part in range(parts)]
     assert sum(shares, []) == list(range(total)) and max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -155,7 +155,7 @@ def test_memory_that_runs_out_twice_is_one_sentence_and_the_run_can_go_on(tiny, 
 
 def test_both_views_and_whole_spines_stay_together_in_a_half(tiny, tmp_path):
     run = trainer(tiny, "identify", tmp_path)
-    maker = run.batch_maker(True)
+    maker = run.batch_sampler(True)
     contrastive, classifier = maker(0), maker(10 ** 6)
     halves = run.halves(contrastive)
     for half in halves:

@@ -11,13 +11,13 @@ from test_predict import QUIET, record, run, scan, trained, trained_once  # noqa
 
 from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.cli import _common
-from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, write_volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels, write_volume
 from spineclue_v2.inference.ensemble import merge, named, read_member
 
-GRID = Geometry((60, 40, 40), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), np.eye(3))
+GRID = ImageGrid((60, 40, 40), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), np.eye(3))
 
 
-def block(z: int, level: int = 3, soft: int = 255, size: tuple[int, int, int] = (8, 10, 10), grid: Geometry = GRID) -> Vertebra:
+def block(z: int, level: int = 3, soft: int = 255, size: tuple[int, int, int] = (8, 10, 10), grid: ImageGrid = GRID) -> Vertebra:
     """A box whose first voxel has row `z`; its mask probability is `soft`, its level probabilities point to number `level`."""
     start = np.array((z, 12, 12))
     centre = tuple(map(float, grid.index_to_world(start + (np.array(size) - 1) / 2)))
@@ -33,7 +33,7 @@ def test_who_is_found_by_half_of_the_members_stays():
     merged, _ = merge([([alone, both[0]], GRID), ([both[1]], GRID)])
     assert len(merged) == 2
     merged, _ = merge([([alone, both[0]], GRID), ([both[1]], GRID), ([block(40)], GRID)])
-    assert len(merged) == 1 and merged[0].support == 15
+    assert len(merged) == 1 and merged[0].hits == 15
     np.testing.assert_allclose(merged[0].probabilities, np.mean([both[0].probabilities, both[1].probabilities, both[0].probabilities], 0))
     assert merge([([], GRID), ([], GRID)])[0] == []
 
@@ -60,9 +60,9 @@ def test_a_contested_voxel_has_one_owner():
     assert not rows[0] & rows[1] and len(rows[0] | rows[1]) == 22
 
 
-def test_the_names_come_from_what_all_witnesses_of_all_members_said():
+def test_the_names_come_from_what_all_classifieres_of_all_members_said():
     shape = [block(z, level=3 + i) for i, z in enumerate((45, 30, 15))]
-    # The same shapes, which other witnesses place among the lumbar vertebrae, surely or less surely than the first member is.
+    # The same shapes, which other classifiers place among the lumbar vertebrae, surely or less surely than the first member is.
     for share, wanted in ((0.9, ["L1", "L2", "L3"]), (0.3, ["C4", "C5", "C6"])):
         others = [replace(v, log_probabilities=np.log(np.where(np.arange(25) == 19 + i, share, (1 - share) / 24)))
                   for i, v in enumerate(shape)]
@@ -115,11 +115,11 @@ def test_an_ensemble_of_folds_is_what_predict_gives_for_them(members, trained, t
 
 
 def test_members_with_other_options_are_refused(members, trained, tmp_path, scan, capsys):  # noqa: F811
-    for option in (["--witnesses", "shape"], ["--forbid_anomalies"]):
+    for option in (["--classifiers", "shape"], ["--forbid_anomalies"]):
         assert run("-i", scan.parent, "-o", members[1], "-m", trained, "-f", 1, "--save_probabilities", *option, *QUIET) == 0
         capsys.readouterr()
         assert _common.main("ensemble", ["-i", *map(str, members), "-o", str(tmp_path / "out")]) == 2
-        assert "other --witnesses or --forbid_anomalies" in capsys.readouterr().err and not (tmp_path / "out").exists()
+        assert "other --classifiers or --forbid_anomalies" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_merged_says_why(members, tmp_path, capsys):

@@ -16,7 +16,7 @@ from spineclue_v2.errors import InputError
 from spineclue_v2.evaluation.files import pair_files, read_groups
 from spineclue_v2.evaluation.summary import evaluate, evaluate_simple
 from spineclue_v2.imageio.centroids import write_ctd
-from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume, write_volume
 from spineclue_v2.utilities.files import write_json
 
 VERSE = Path(__file__).parents[1].parent / "shared" / "data" / "ct" / "verse"
@@ -28,7 +28,7 @@ def spine(names: list[str], path: Path, spacing: float = 1.0) -> Volume:
     for i, name in enumerate(names):
         top = 60 - 12 * i
         array[top - 8:top, 5:15, 5:15] = anatomy.LABEL_OF_NAME[name]
-    volume = Volume(array, Geometry(array.shape, (spacing,) * 3, (0.0, 0.0, 0.0), np.eye(3)))
+    volume = Volume(array, ImageGrid(array.shape, (spacing,) * 3, (0.0, 0.0, 0.0), np.eye(3)))
     write_volume(volume, path)
     return volume
 

@@ -20,17 +20,17 @@ from spineclue_v2.export.case_files import export_case
 from spineclue_v2.export.case_record import case_record
 from spineclue_v2.export.label_map import label_map
 from spineclue_v2.imageio.centroids import read_ctd, write_ctd
-from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, resampled_geometry
+from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels, resample_grid
 from spineclue_v2.results import SpineResult
 
 VERSE = Path(__file__).parents[1].parent / "shared" / "data" / "ct" / "verse"
 
 
 def geometry(shape=(40, 44, 48), spacing=(1.0, 1.0, 1.0), tilt=(0.0, 0.0, 0.0), axes=(0, 1, 2), flips=(1, 1, 1),
-             origin=(-20.0, 5.0, 100.0)) -> Geometry:
+             origin=(-20.0, 5.0, 100.0)) -> ImageGrid:
     """A grid with permuted, flipped and tilted axes; tilts in degrees about x, y, z."""
     direction = Rotation.from_euler("xyz", tilt, degrees=True).as_matrix() @ (np.eye(3)[:, list(axes)] * np.array(flips))
-    return Geometry(tuple(shape), tuple(spacing), tuple(origin), direction)
+    return ImageGrid(tuple(shape), tuple(spacing), tuple(origin), direction)
 
 
 geometries = st.builds(
@@ -49,7 +49,7 @@ def cropped(mask: np.ndarray, level: str) -> Vertebra:
     return vertebra(mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], low, level)
 
 
-def ball(grid: Geometry, centre: np.ndarray, radius: float) -> np.ndarray:
+def ball(grid: ImageGrid, centre: np.ndarray, radius: float) -> np.ndarray:
     index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), axis=-1)
     return np.linalg.norm(grid.index_to_world(index) - centre, axis=-1) <= radius
 
@@ -68,9 +68,9 @@ def test_on_the_same_grid_masks_come_back_voxel_by_voxel():
 @settings(max_examples=20, deadline=None)
 @given(geometries, st.floats(0.8, 1.3))
 def test_a_ball_lands_where_it_lies_in_the_world(scan, model_spacing):
-    """Model space is the scan reoriented and resampled: the ball's label map must be the ball drawn on the scan's own grid."""
+    """Network space is the scan reoriented and resampled: the ball's label map must be the ball drawn on the scan's own grid."""
     oriented = Volume(np.zeros(scan.shape, dtype=np.uint8), scan).reoriented("LPS").geometry
-    model = resampled_geometry(oriented, (model_spacing,) * 3)
+    model = resample_grid(oriented, (model_spacing,) * 3)
     centre = scan.index_to_world((np.array(scan.shape) - 1) / 2)
     radius = 0.35 * min(np.array(scan.shape) * scan.spacing)
     expected = ball(scan, centre, radius)
@@ -86,7 +86,7 @@ def test_values_equal_plain_linear_interpolation(scan, seed):
     from scipy.ndimage import map_coordinates
 
     oriented = Volume(np.zeros(scan.shape, dtype=np.uint8), scan).reoriented("LPS").geometry
-    model = resampled_geometry(oriented, (1.5, 1.1, 0.9))
+    model = resample_grid(oriented, (1.5, 1.1, 0.9))
     mask = np.random.default_rng(seed).random((8, 9, 10)) > 0.3
     start = (np.array(model.shape) - mask.shape) // 2
     index = np.stack(np.meshgrid(*[np.arange(n) for n in scan.shape], indexing="ij"), axis=-1)
@@ -99,7 +99,7 @@ def test_values_equal_plain_linear_interpolation(scan, seed):
 
 def test_the_probability_places_the_surface_between_voxels():
     scan = geometry(shape=(60, 60, 60), spacing=(0.5, 0.5, 0.5))
-    model = resampled_geometry(scan, (2.0, 2.0, 2.0))
+    model = resample_grid(scan, (2.0, 2.0, 2.0))
     centre = scan.index_to_world((np.array(scan.shape) - 1) / 2)
     index = np.stack(np.meshgrid(*[np.arange(n) for n in model.shape], indexing="ij"), axis=-1)
     soft = np.clip(0.5 + (9.3 - np.linalg.norm(model.index_to_world(index) - centre, axis=-1)) / 4, 0, 1)  # a blurred ball, radius 9.3 mm
@@ -141,7 +141,7 @@ def test_a_voxel_claimed_twice_belongs_to_the_higher_value():
 
 def test_a_mask_at_the_border_of_model_space_reaches_the_border_of_a_finer_scan():
     scan = geometry(shape=(40, 40, 40), spacing=(0.5, 0.5, 0.5))
-    model = resampled_geometry(scan, (2.0, 2.0, 2.0))
+    model = resample_grid(scan, (2.0, 2.0, 2.0))
     labels = label_map([vertebra(np.ones(model.shape, dtype=bool))], model, scan)
     assert (labels == 20).all()
 
@@ -229,7 +229,7 @@ def test_directions_of_a_real_scan():
 
 
 # -- record and files ------------------------------------------------------------------------------------------------------------
-def result() -> tuple[SpineResult, Geometry]:
+def result() -> tuple[SpineResult, ImageGrid]:
     grid = geometry(shape=(60, 40, 40), tilt=(0, 4, 0))
     probabilities = np.zeros(24)
     probabilities[19], probabilities[20] = 0.75, 0.25

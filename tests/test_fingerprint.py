@@ -12,7 +12,7 @@ from blocks import BODY, STEP, lumbar_dataset, spine, write_dataset
 
 from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.orientation import oriented_view
 from spineclue_v2.imageio.volume import Volume, read_labels, read_volume
 from spineclue_v2.planning.fingerprint import extract_fingerprint, load_fingerprint, measure_case
@@ -95,7 +95,7 @@ CHECKS = [
     (
         "cut",
         "note",
-        lambda lab: Volume(lab.array[:, :, 14:], Geometry(lab.array[:, :, 14:].shape, *dataclasses.astuple(lab.geometry)[1:])),
+        lambda lab: Volume(lab.array[:, :, 14:], ImageGrid(lab.array[:, :, 14:].shape, *dataclasses.astuple(lab.geometry)[1:])),
         "cut by the border",
     ),
 ]
@@ -112,7 +112,7 @@ def test_lung_beside_the_lower_thoracic_bodies_tells_the_sides(tmp_path: Path, l
     """Lung right of them, aorta left: the other way round is a warning; without a thoracic body nothing is said."""
     ct, labels, _ = spine(names)
     wide = [(0, 0), (0, 0), (20, 20)]
-    geometry = Geometry(tuple(n + sum(w) for n, w in zip(ct.array.shape, wide, strict=True)), ct.spacing, ct.geometry.origin, np.eye(3))
+    geometry = ImageGrid(tuple(n + sum(w) for n, w in zip(ct.array.shape, wide, strict=True)), ct.spacing, ct.geometry.origin, np.eye(3))
     ct, labels = (Volume(np.pad(v.array, wide), geometry) for v in (ct, labels))
     raw = RawDataset(write_dataset(tmp_path / "Dataset501_A", {"a": (with_lung(ct, labels, left), labels)}))
     findings = measure_case(raw.image("a"), raw.label("a"), "a", raw.verse_value)["findings"]
@@ -160,7 +160,7 @@ def test_the_anatomy_tells_what_is_wrong(tmp_path: Path, check: str, severity: s
 
 def test_labels_on_another_grid_and_unreadable_files_stop(tmp_path: Path) -> None:
     ct, labels, _ = spine(LUMBAR[:2])
-    moved = Geometry(labels.geometry.shape, labels.geometry.spacing, (50.0, 0.0, 0.0), np.eye(3))
+    moved = ImageGrid(labels.geometry.shape, labels.geometry.spacing, (50.0, 0.0, 0.0), np.eye(3))
     raw = RawDataset(write_dataset(tmp_path / "Dataset501_A", {"a": (ct, Volume(labels.array, moved)), "b": (ct, labels)}))
     raw.image("b").write_bytes(b"nothing")
     with pytest.raises(InputError, match="2 error.s. that would spoil training .first: case 'a', .*another grid"):

@@ -25,7 +25,7 @@ from spineclue_v2.stages.grade.body_heights import add_heights
 from spineclue_v2.stages.grade.comparison import grade_of
 from spineclue_v2.stages.grade.data import GradeBatches, grade_crop, graded_rows, stored_losses
 from spineclue_v2.stages.grade.network import build_network
-from spineclue_v2.stages.grade.ordinal_fusion import Combination, grade_of_probabilities
+from spineclue_v2.stages.grade.ordinal_fusion import OrdinalFusion, grade_of_probabilities
 from spineclue_v2.stages.grade.plan import GradeNetwork
 from spineclue_v2.stages.grade.predictor import add_grades
 from spineclue_v2.stages.grade.trainer import GradeTrainer, targets
@@ -116,7 +116,7 @@ def test_training_learns_a_constant_batch(graded: Path, tmp_path: Path, run: dic
     plans = edited(load_plans(graded / "SpineCLUEPlans.json"), {"grade": {"run": run | {"initial_lr": 0.01, "epochs": 50}}})
     dataset = dataset_of(graded)
     trainer = GradeTrainer(plans, 0, dataset, dataset.cases[:4], dataset.cases[4:], tmp_path, CPU, workers=0)
-    batch = trainer.batch_maker(True)(0)
+    batch = trainer.batch_sampler(True)(0)
     assert len(batch["image"]) == (4 if run.get("contrastive_weight") == 0 else 8)
     trainer.network.train()
     losses = [trainer.train_step(batch) for _ in range(15)]
@@ -130,7 +130,7 @@ def test_detaching_keeps_the_classifier_from_the_encoder(graded: Path, tmp_path:
         run = {"contrastive_weight": 0.0, "detach_classifier": detach}
         plans = edited(load_plans(graded / "SpineCLUEPlans.json"), {"grade": {"run": run}})
         trainer = GradeTrainer(plans, 0, dataset, dataset.cases, [], tmp_path, CPU, workers=0)
-        loss, _ = trainer.loss(trainer.batch_maker(True)(0))
+        loss, _ = trainer.loss(trainer.batch_sampler(True)(0))
         loss.backward()
         moved[detach] = any(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.network.encoder.parameters())
         assert trainer.network.classifier.weight.grad.abs().sum() > 0
@@ -158,7 +158,7 @@ def test_the_stage_trains_and_validates(graded: Path, tmp_path: Path, monkeypatc
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert len(rows) == summary["vertebrae"] > 0 and all(sum(r["probabilities"]) == pytest.approx(1, abs=1e-3) for r in rows)
     fitted = Checkpoint.load(fold / "checkpoint_final.pth").meta["fitted"]
-    assert Combination.from_json(fitted["combination"]).limits[0] == pytest.approx(0.2, abs=0.15) and "true masks" in fitted["fitted_on"]
+    assert OrdinalFusion.from_json(fitted["combination"]).limits[0] == pytest.approx(0.2, abs=0.15) and "true masks" in fitted["fitted_on"]
     assert set(summary["per_vertebra"]["recall"]) == {"0", "1", "2", "3"}
 
 
@@ -204,7 +204,7 @@ def test_network_and_heights_are_heard_together() -> None:
     plan = replace(planned().stage("grade"), network=SMALL)
     measured = add_heights(vertebrae, geometry, scan)
     measured = (replace(measured[0], heights=None), *measured[1:])
-    fitted = {"combination": Combination(60.0, 0.02, (0.2, 0.25, 0.4)).to_json()}
+    fitted = {"combination": OrdinalFusion(60.0, 0.02, (0.2, 0.25, 0.4)).to_json()}
     unsure, sure = ([0.5, 0.25, 0.2, 0.05], [0.02, 0.03, 0.05, 0.9])
     found = add_grades(measured, scan, folds(unsure, fitted=fitted), plan, CPU)
     assert found[0].combined_grade_probabilities == pytest.approx(unsure)     # no heights: the network's word alone
@@ -226,16 +226,16 @@ def test_weights_of_network_and_heights_are_learnt() -> None:
     measured = true_loss + rng.normal(0, 0.06, len(grades))
     logits = -4.0 * np.abs(np.arange(4)[None] - (grades + rng.normal(0, 0.5, len(grades)))[:, None])
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    both = Combination.fit(grades, probabilities, measured)
-    assert Combination.from_json(json.loads(json.dumps(both.to_json()))) == both and both.trust > 0.005
+    both = OrdinalFusion.fit(grades, probabilities, measured)
+    assert OrdinalFusion.from_json(json.loads(json.dumps(both.to_json()))) == both and both.trust > 0.005
     given = [grade_of_probabilities(row) for row in both.probabilities(probabilities, measured)]
     alone = [grade_of(loss) for loss in measured]
     scores = [grading.macro_f1(grades, np.asarray(answer)) for answer in (given, alone, probabilities.argmax(1))]
     assert scores[0] == max(scores) > scores[1] and both.limits == tuple(sorted(both.limits))
     # A network that guesses is not believed.
     guessed = rng.permutation(probabilities)
-    assert abs(Combination.fit(grades, guessed, measured).trust) < 0.003
-    assert Combination.fit(np.zeros(9, int), probabilities[:9], measured[:9]) is None
+    assert abs(OrdinalFusion.fit(grades, guessed, measured).trust) < 0.003
+    assert OrdinalFusion.fit(np.zeros(9, int), probabilities[:9], measured[:9]) is None
 
 
 def test_losses_of_stored_cases(graded: Path) -> None:

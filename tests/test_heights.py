@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spineclue_v2.anatomy.vertebra import BodyHeights, Vertebra
 from spineclue_v2.export.case_record import case_record
-from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.results import SpineResult
 from spineclue_v2.stages.grade.body_heights import add_heights
@@ -226,11 +226,11 @@ def test_who_has_no_grade() -> None:
 
 
 # ---- in the result ----------------------------------------------------------------------------------------------------------
-def stacked(levels: tuple[str, ...] = ("T12", "L1", "L2", "L3"), crushed: str = "L1") -> tuple[tuple[Vertebra, ...], Geometry, Volume]:
+def stacked(levels: tuple[str, ...] = ("T12", "L1", "L2", "L3"), crushed: str = "L1") -> tuple[tuple[Vertebra, ...], ImageGrid, Volume]:
     """Vertebrae above one another on one grid, one of them wedged by 40 % in front; CT of 150 HU in bone and 40 elsewhere."""
     placed, step = [], 40
     labels = np.zeros((step * len(levels) + 100, 110, 110), bool)
-    geometry = Geometry(labels.shape, (1.0, 1.0, 1.0), (-20.0, 5.0, 30.0), np.eye(3))
+    geometry = ImageGrid(labels.shape, (1.0, 1.0, 1.0), (-20.0, 5.0, 30.0), np.eye(3))
     for number, level in enumerate(levels):
         mask, _ = vertebra(0.6 * 25 if level == crushed else 25.0, 24.0, 26.0)
         inside = np.argwhere(mask)

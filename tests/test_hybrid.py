@@ -15,7 +15,7 @@ from spineclue_v2.anatomy.structures import VALUE
 from spineclue_v2.api import SpineCLUE
 from spineclue_v2.cli._common import main
 from spineclue_v2.errors import InputError
-from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, read_volume, write_volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels, read_volume, write_volume
 from spineclue_v2.stages.plan_files import load_plans
 
 NAME = "Dataset601_TinyMR"
@@ -148,31 +148,31 @@ def test_branches_agree_on_kinds_as_well_as_names(home: Path, tmp_path: Path) ->
     plan = plans.stage("hybrid_2d")
     data = PreprocessedDataset(home / "preprocessed" / NAME / plan.data_fingerprint)
     for weight in (0.0, 1.0, 2.0):
-        edited = replace(plans, stages=plans.stages | {"hybrid_2d": replace(plan, run=replace(plan.run, kind_weight=weight))})
+        edited = replace(plans, stages=plans.stages | {"hybrid_2d": replace(plan, run=replace(plan.run, tissue_class_weight=weight))})
         trainer = Hybrid2DTrainer(edited, 0, data, data.cases, [], tmp_path, torch.device("cpu"), seed=1, workers=0)
-        batch = trainer.batch_maker(True)(0)
+        batch = trainer.batch_sampler(True)(0)
         torch.manual_seed(0)     # dropout
         found.append(trainer.loss(batch)[1]["cps"])
     assert found[0] < found[1] and found[2] - found[0] == pytest.approx(2 * (found[1] - found[0]), rel=1e-3)
 
 
-@pytest.mark.parametrize("label_shares", [True, False])
-def test_the_plan_says_whether_shares_or_labels_are_learned(home: Path, tmp_path: Path, label_shares: bool) -> None:
+@pytest.mark.parametrize("soft_labels", [True, False])
+def test_the_plan_says_whether_shares_or_labels_are_learned(home: Path, tmp_path: Path, soft_labels: bool) -> None:
     from spineclue_v2.dataset.preprocessed import PreprocessedDataset
     from spineclue_v2.stages.mr.trainer import Hybrid2DTrainer
 
     plans = load_plans(home / "preprocessed" / NAME / "SpineCLUEPlans.json")
     plan = plans.stage("hybrid_2d")
     data = PreprocessedDataset(home / "preprocessed" / NAME / plan.data_fingerprint)
-    edited = replace(plans, stages=plans.stages | {"hybrid_2d": replace(plan, run=replace(plan.run, label_shares=label_shares))})
+    edited = replace(plans, stages=plans.stages | {"hybrid_2d": replace(plan, run=replace(plan.run, soft_labels=soft_labels))})
     trainer = Hybrid2DTrainer(edited, 0, data, data.cases, [], tmp_path, torch.device("cpu"), workers=0)
-    batch, count = trainer.batch_maker(False)(0), len(plan.data.classes) + 1
-    assert not plan.run.label_shares and batch["target"].shape == (2, count if label_shares else 1, 32, 32)
-    right = batch["target"] if label_shares else torch.nn.functional.one_hot(batch["target"][:, 0].long(), count).movedim(-1, 1).float()
-    assert torch.isfinite(trainer.loss(trainer.batch_maker(True)(0))[0])
+    batch, count = trainer.batch_sampler(False)(0), len(plan.data.classes) + 1
+    assert not plan.run.soft_labels and batch["target"].shape == (2, count if soft_labels else 1, 32, 32)
+    right = batch["target"] if soft_labels else torch.nn.functional.one_hot(batch["target"][:, 0].long(), count).movedim(-1, 1).float()
+    assert torch.isfinite(trainer.loss(trainer.batch_sampler(True)(0))[0])
     trainer.network = lambda image: (None, right)     # an answer without fault
-    figures = trainer.validation_figure(batch)
-    assert figures["score"] == 1.0 and (figures["loss"] > 0.01) == label_shares      # what is left of it is the shares' entropy
+    figures = trainer.validation_metric(batch)
+    assert figures["score"] == 1.0 and (figures["loss"] > 0.01) == soft_labels      # what is left of it is the shares' entropy
 
 
 @pytest.mark.parametrize(("drops", "rates"), [((1, 3), (1e-2, 1e-3, 1e-3, 1e-4)), ((), (1e-2, 7.7e-3, 5.4e-3, 2.9e-3))])
@@ -204,14 +204,14 @@ def test_one_slice_and_odd_sizes_can_be_predicted(trained: Path, tmp_path: Path)
 
     model = load_trained(trained / "results" / NAME, None, torch.device("cpu"))
     array = np.random.default_rng(0).integers(1, 500, (3, 41, 23)).astype(np.int16)
-    volume = Volume(array, Geometry(array.shape, (7.0, 2.5, 2.5), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]])))
+    volume = Volume(array, ImageGrid(array.shape, (7.0, 2.5, 2.5), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]])))
     labels, _ = predict_mr_volume(volume, model)
     assert labels.array.shape == array.shape
 
 
 def test_what_only_ct_knows_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scan, model = trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz", trained / "results" / NAME
-    for flags in (["--save_probabilities"], ["--forbid_anomalies"], ["--witnesses", "shape"]):
+    for flags in (["--save_probabilities"], ["--forbid_anomalies"], ["--classifiers", "shape"]):
         assert main("predict", ["-i", str(scan), "-o", str(tmp_path / "out"), "-m", str(model), "-device", "cpu", *flags]) == 2
         assert f"{flags[0]} has no meaning for a model of MR" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -254,7 +254,7 @@ def test_modality_is_recognised_by_channel_then_classes(tmp_path: Path, channel:
     from spineclue_v2.planning.mr_fingerprint import recognise
 
     folder = tmp_path / "Dataset602_Any"
-    grid = Geometry((6, 8, 8), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0), np.eye(3))
+    grid = ImageGrid((6, 8, 8), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0), np.eye(3))
     write_volume(Volume(np.ones((6, 8, 8), np.uint8), grid), folder / "labelsTr" / "a.nii.gz")
     write_volume(Volume(np.ones((6, 8, 8), np.int16), grid), folder / "imagesTr" / "a_0000.nii.gz")
     (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": channel}, "labels": labels, "numTraining": 1,

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from spineclue_v2.imageio.volume import Geometry
+from spineclue_v2.imageio.volume import ImageGrid
 from spineclue_v2.inference.mr_pipeline import most_likely
 from spineclue_v2.plans.data import MRData
 from spineclue_v2.stages.mr.level_assignment import best_path, name_levels
-from spineclue_v2.stages.mr.network import kinds_of_classes
-from spineclue_v2.stages.mr.positional_prior import level_places, place_votes, pooled
-from spineclue_v2.stages.mr.threshold import decide
+from spineclue_v2.stages.mr.network import tissue_classes
+from spineclue_v2.stages.mr.positional_prior import fit_positional_prior, pooled, vote_by_position
+from spineclue_v2.stages.mr.threshold import apply_threshold
 from spineclue_v2.stages.mr.trainer import by_kind
 
 CLASSES = ("S", "L5", "L4", "L3", "L5/S", "L4/L5", "L3/L4", "canal")
@@ -120,7 +120,7 @@ def test_where_levels_lay_in_training_decides_where_no_sacrum_is_seen() -> None:
     found = named(probability, data)
     assert (found[:, places["T12"], 5:15] == data.classes.index("L2") + 1).all()     # without places they are believed
     length = probability.shape[2]
-    learned = level_places([case({n: r + shift for n, r in rows.items()}, length) for shift in (-1, 0, 1)], data)
+    learned = fit_positional_prior([case({n: r + shift for n, r in rows.items()}, length) for shift in (-1, 0, 1)], data)
     assert learned["spread_mm"] == 8.0 and learned["anchor"] == 0.5
     assert learned["from_anchor_mm"]["L5"] == pytest.approx((rows["L5"] - (length - 1) / 2) * 2)
     found = name_levels(probability, data, learned).argmax(0)
@@ -132,18 +132,19 @@ def test_places_fall_silent_where_fields_differ_and_never_outvote_a_plain_spine(
     data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("L5", "L4", "L3", "L2"), (1, 2, 3, 4))
     probability, places = column(["L5", "L4", "L3", "L2"], data=data)
     rows = {name: (place.start + place.stop - 1) / 2 for name, place in places.items()}
-    elsewhere = level_places([case({n: r + 16 for n, r in rows.items()}, probability.shape[2])] * 3, data)    # a level lower
+    elsewhere = fit_positional_prior([case({n: r + 16 for n, r in rows.items()}, probability.shape[2])] * 3, data)    # a level lower
     found = name_levels(probability, data, elsewhere).argmax(0)
     assert all((found[:, place, 5:15] == data.classes.index(name) + 1).all() for name, place in places.items())
-    differing = level_places([case({n: r + shift for n, r in rows.items()}) for shift in (-20, 0, 20)], data)
+    differing = fit_positional_prior([case({n: r + shift for n, r in rows.items()}) for shift in (-20, 0, 20)], data)
     assert differing["spread_mm"] == pytest.approx(40.0)
     bodies = [(np.array([0]), np.array([row]), np.array([0])) for row in rows.values()]
-    below = level_places([case({n: r + more for n, r in rows.items()}, 72 + more) for more in (0, 9, 30)], data)   # fields end alike
+    # fields end alike
+    below = fit_positional_prior([case({n: r + more for n, r in rows.items()}, 72 + more) for more in (0, 9, 30)], data)
     assert below["anchor"] == 1.0 and below["from_anchor_mm"]["L4"] == pytest.approx((rows["L4"] - 71) * 2)
-    assert place_votes(bodies, 72, data.classes, below, data)[0].argmax(1).tolist() == [0, 1, 2, 3]
-    votes, beyond = place_votes(bodies, 72, data.classes, differing, data)
+    assert vote_by_position(bodies, 72, data.classes, below, data)[0].argmax(1).tolist() == [0, 1, 2, 3]
+    votes, beyond = vote_by_position(bodies, 72, data.classes, differing, data)
     assert votes.shape == (4, 4) and -0.1 < votes.diagonal().max() <= 0 and votes.min() > -1.0 and not beyond.any()
-    assert level_places([case(rows)] * 2, data) == {} and not place_votes(bodies, 72, data.classes, {}, data)[0].any()
+    assert fit_positional_prior([case(rows)] * 2, data) == {} and not vote_by_position(bodies, 72, data.classes, {}, data)[0].any()
     assert pooled([{}, below, elsewhere, elsewhere]) == elsewhere and pooled([{}]) == {}
 
 
@@ -221,7 +222,7 @@ def test_places_are_not_heard_where_a_sacrum_is_found() -> None:
     doubt = {"S": {"S": 0.55, "L5": 0.45}} | {name: {name: 0.5, up: 0.5} for name, up in (("L5", "L4"), ("L4", "L3"), ("L3", "L2"))}
     probability, places = column(["S", "L5", "L4", "L3"], doubt, data)
     rows = {name: (place.start + place.stop - 1) / 2 for name, place in places.items()}
-    elsewhere = level_places([case({n: r + 16 for n, r in rows.items()}, probability.shape[2])] * 3, data)    # a level lower
+    elsewhere = fit_positional_prior([case({n: r + 16 for n, r in rows.items()}, probability.shape[2])] * 3, data)    # a level lower
     found = name_levels(probability, data, elsewhere).argmax(0)
     assert all((found[:, place, 5:15] == data.classes.index(name) + 1).all() for name, place in places.items())
 
@@ -316,8 +317,8 @@ def test_a_missed_body_leaves_a_gap_in_the_names_only_where_it_leaves_one_in_spa
 
 
 def test_probability_of_a_kind_is_the_sum_of_its_classes() -> None:
-    kinds = kinds_of_classes(CLASSES)
-    assert kinds.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 3] and kinds_of_classes(("L5", "canal")).tolist() == [0, 1, 2]
+    kinds = tissue_classes(CLASSES)
+    assert kinds.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 3] and tissue_classes(("L5", "canal")).tolist() == [0, 1, 2]
     logits = torch.randn(2, 9, 3, 4, generator=torch.Generator().manual_seed(0))
     share = logits.softmax(1)
     expected = torch.stack([share[:, kinds == k].sum(1) for k in range(4)], 1)
@@ -326,6 +327,6 @@ def test_probability_of_a_kind_is_the_sum_of_its_classes() -> None:
 
 def test_structures_win_from_two_fifths_on_wherever_labels_are_made() -> None:
     shares = np.array([[0.62, 0.38, 0.0], [0.58, 0.42, 0.0], [0.5, 0.25, 0.25], [0.3, 0.3, 0.4], [1.0, 0.0, 0.0]], np.float32).T
-    assert decide(shares).tolist() == [0, 1, 0, 2, 0]
-    grid = Geometry((1, 1, 5), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
-    assert most_likely(shares[:, None, None], grid, grid, grid.orientation)[0, 0].tolist() == decide(shares).tolist()
+    assert apply_threshold(shares).tolist() == [0, 1, 0, 2, 0]
+    grid = ImageGrid((1, 1, 5), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    assert most_likely(shares[:, None, None], grid, grid, grid.orientation)[0, 0].tolist() == apply_threshold(shares).tolist()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spineclue_v2.anatomy.structures import DISCS, LABELS, canonical, canonical_values, in_order, kind
 from spineclue_v2.errors import InputError
-from spineclue_v2.imageio.volume import Geometry, Volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume
 from spineclue_v2.plans.data import MRData
 from spineclue_v2.preprocessing.mr import normalised, to_mr_space
 from spineclue_v2.stages.mr.attention import ChannelAttention, CrossTriAttention, SliceAttention, SpatialAttention
@@ -266,7 +266,7 @@ def test_context_of_a_patch_stays_in_the_scan_and_labels_lie_on_the_image(tmp_pa
     from spineclue_v2.stages.mr.data import PatchBatches
 
     data = MRData((4.0, 1.0, 1.0), "PIL", (0.0, 100.0), ("L5",), (24,))
-    grid = Geometry((6, 96, 80), (4.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]]))
+    grid = ImageGrid((6, 96, 80), (4.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]]))
     rows = np.broadcast_to(np.arange(96)[:, None], grid.shape)
     write_volume(Volume((rows + 10).astype(np.int16), grid), tmp_path / "image.nii.gz")
     write_volume(Volume((rows >= 60).astype(np.uint8), grid), tmp_path / "label.nii.gz")
@@ -318,7 +318,7 @@ def test_normalisation_by_hand() -> None:
 def test_model_space_does_not_depend_on_orientation_and_keeps_the_slices(orientation: str, slice_mm: float, slices: int) -> None:
     data = MRData((4.0, 2.0, 2.0), "PIL", (0.5, 99.5), ("L5",), (24,))
     array = np.random.default_rng(3).integers(1, 900, (24, 20, slices)).astype(np.int16)
-    scan = Volume(array, Geometry(array.shape, (1.5, 1.5, slice_mm), (0.0, 0.0, 0.0), np.eye(3)))
+    scan = Volume(array, ImageGrid(array.shape, (1.5, 1.5, slice_mm), (0.0, 0.0, 0.0), np.eye(3)))
     first, other = to_mr_space(scan, data), to_mr_space(scan.reoriented(orientation), data)
     assert np.allclose(first.array, other.array, atol=1e-4)
     together = max(1, round(4.0 / slice_mm))

@@ -31,8 +31,9 @@ def test_the_papers_numbers() -> None:
     assert (deep.network.patch_size, deep.network.width, deep.network.blocks, deep.network.groups) == ((12, 192, 192), 64, (3, 4, 6, 3), 32)
     assert (deep.network.decoder_channels, deep.network.atrous_rates, deep.network.dropout) == (256, (12, 24, 36), 0.5)
     assert (deep.run.batch_size, deep.run.epochs, deep.run.initial_lr, deep.run.lr_drop_epochs) == (4, 150, 1e-3, (25, 100))
-    assert run.scaling == deep.run.scaling == (0.8, 1.2) and run.kind_weight == deep.run.kind_weight == 0.0 and not run.label_shares
-    assert deep.run.class_placed_share == 1.0 and plan.plans_name == "SSHSNetPaperPlans"
+    assert run.scaling == deep.run.scaling == (0.8,
+    1.2) and run.tissue_class_weight == deep.run.tissue_class_weight == 0.0 and not run.soft_labels
+    assert deep.run.class_centred_fraction == 1.0 and plan.plans_name == "SSHSNetPaperPlans"
 
 
 @pytest.mark.parametrize(("device", "gb"), [("cpu", 1), ("cuda", 8), ("cuda", 40)])

@@ -1,4 +1,4 @@
-"""The appearance witness: it learns what surrounds a vertebra, knows what is none, is saved without pickle, and can be left out."""
+"""The appearance classifier: it learns what surrounds a vertebra, knows what is none, is saved without pickle, and can be left out."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.cross_validation.run_training import train
 from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.inference.pipeline import Options
 from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
@@ -26,16 +26,16 @@ from spineclue_v2.stages.identify.appearance import (
     NOT_A_VERTEBRA,
     SPACING_MM,
     AppearanceBatches,
+    AppearanceClassifier,
     AppearanceNetwork,
     AppearanceTrainer,
-    AppearanceWitness,
     augmented,
     beyond_ends,
     coarse,
     crops,
 )
 from spineclue_v2.stages.identify.calibration import START
-from spineclue_v2.stages.identify.predictor import combine_witnesses, shape_logs
+from spineclue_v2.stages.identify.predictor import combine_evidence, shape_logs
 from spineclue_v2.stages.plan_files import load_plans
 
 DATA = Data(2.0)
@@ -46,7 +46,7 @@ def scan(shape=(120, 80, 80), spacing=2.0) -> Volume:
     array = np.full(shape, -900, np.int16)
     array[:, 36:44, 36:44] = 600
     array[58:62, 36:40, 44:70] = 600
-    return Volume(array, Geometry(shape, (spacing,) * 3, (0.0, 0.0, 0.0), np.eye(3)))
+    return Volume(array, ImageGrid(shape, (spacing,) * 3, (0.0, 0.0, 0.0), np.eye(3)))
 
 
 def test_crops_lie_around_their_centres_and_air_is_beyond_the_scan():
@@ -70,13 +70,13 @@ def test_only_the_surroundings_are_resampled_and_nothing_else_changes():
 def test_orientation_of_the_scan_does_not_matter():
     centres = np.array([[70.0, 80.0, 119.0]])
     torch.manual_seed(0)
-    witness = AppearanceWitness([AppearanceNetwork(2, (8, 8, 8, 8))], DATA, [1.0])
-    straight = witness.log_probabilities(scan(), centres)
-    turned = witness.log_probabilities(scan().reoriented("RAI"), centres)
+    classifier = AppearanceClassifier([AppearanceNetwork(2, (8, 8, 8, 8))], DATA, [1.0])
+    straight = classifier.log_probabilities(scan(), centres)
+    turned = classifier.log_probabilities(scan().reoriented("RAI"), centres)
     assert straight.shape == (1, NUM_LEVELS + 1)
     np.testing.assert_allclose(np.exp(straight).sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(straight, turned, atol=0.02)
-    assert witness.log_probabilities(scan(), np.zeros((0, 3))).shape == (0, NUM_LEVELS + 1)
+    assert classifier.log_probabilities(scan(), np.zeros((0, 3))).shape == (0, NUM_LEVELS + 1)
 
 
 def test_batches_hold_levels_equally_and_places_off_the_spine(tiny):
@@ -109,7 +109,7 @@ def test_places_beyond_the_ends_are_taught_as_no_vertebra(tiny, monkeypatch):
     monkeypatch.setattr(appearance, "crops", lambda scan, centres, _: looked.append(centres[0]) or crops(scan, centres, plan.data))
     maker = AppearanceBatches(folder, data.cases, plan.data, 40, seed=5, augment=False)
     levels = torch.cat([maker(i)["level"] for i in range(4)])
-    own = {case: Geometry.from_json(data.properties(case)["geometry"]).index_to_world(
+    own = {case: ImageGrid.from_json(data.properties(case)["geometry"]).index_to_world(
         np.array([v["body_centre"] for v in data.properties(case)["vertebrae"].values()])) for case in data.cases}
     off = [place for place, level in zip(looked, levels, strict=True) if level == NOT_A_VERTEBRA]
     near = [min(np.linalg.norm(centres - place, axis=1).min() for centres in own.values()) for place in off]
@@ -123,28 +123,28 @@ def test_augmentation_cuts_ends_off_but_never_the_middle():
     assert rows[:, CROP[0] // 2].all() and not rows.all()
 
 
-def test_trained_like_any_stage_and_found_beside_the_shape_witness(tiny, tmp_path):
+def test_trained_like_any_stage_and_found_beside_the_shape_classifier(tiny, tmp_path):
     folder, summary = train(DATASET, "identify", 0, trainer="AppearanceTrainer", device="cpu")
     alone = summary["alone"]
     assert alone["id_rate_single"] == alone["metric_per_case"][0]["right"] / alone["metric_per_case"][0]["vertebrae"]
     plan = load_plans(tiny / "SpineCLUEPlans.json").stage("identify")
-    witness = AppearanceWitness.from_checkpoints([folder / "checkpoint_final.pth"], plan.data)
+    classifier = AppearanceClassifier.from_checkpoints([folder / "checkpoint_final.pth"], plan.data)
     data = PreprocessedDataset(tiny / plan.data_fingerprint)
     case = data.cases[0]
-    grid = Geometry.from_json(data.properties(case)["geometry"])
+    grid = ImageGrid.from_json(data.properties(case)["geometry"])
     volume = Volume(np.asarray(data.image(case)[:]), grid)
     centres = grid.index_to_world(np.array([v["body_centre"] for v in data.properties(case)["vertebrae"].values()]))
-    rows = witness.log_probabilities(volume, centres)
+    rows = classifier.log_probabilities(volume, centres)
     assert np.isfinite(rows).all()
-    witness.weight, witness.about = 0.3, {"data": "phantoms"}
-    witness.save(tmp_path / "appearance.pth")
-    loaded = AppearanceWitness.load(tmp_path / "appearance.pth")
+    classifier.weight, classifier.about = 0.3, {"data": "phantoms"}
+    classifier.save(tmp_path / "appearance.pth")
+    loaded = AppearanceClassifier.load(tmp_path / "appearance.pth")
     np.testing.assert_allclose(np.exp(loaded.log_probabilities(volume, centres)), np.exp(rows), atol=0.01)
     assert (loaded.weight, loaded.about, loaded.data) == (0.3, {"data": "phantoms"}, plan.data)
     with pytest.raises(InputError, match="no checkpoint of ours|no checkpoint"):
-        AppearanceWitness.from_checkpoints([tmp_path / "appearance.pth"], plan.data)
-    with pytest.raises(InputError, match="expected a spineclue_v2 appearance witness"):
-        AppearanceWitness.load(Path(__file__).parents[1] / "spineclue_v2" / "weights" / "geometry.pth")
+        AppearanceClassifier.from_checkpoints([tmp_path / "appearance.pth"], plan.data)
+    with pytest.raises(InputError, match="expected a spineclue_v2 appearance classifier"):
+        AppearanceClassifier.load(Path(__file__).parents[1] / "spineclue_v2" / "weights" / "geometry.pth")
 
 
 @pytest.mark.parametrize("every", [False, True])
@@ -178,30 +178,30 @@ def test_it_learns_to_tell_the_ends_of_a_column_apart():
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(images), levels).backward()
         optimizer.step()
-    witness = AppearanceWitness([network], DATA, [1.0])
-    assert (witness.log_probabilities(scan((240, 80, 80)), places).argmax(1) == levels.numpy()).mean() > 0.9
+    classifier = AppearanceClassifier([network], DATA, [1.0])
+    assert (classifier.log_probabilities(scan((240, 80, 80)), places).argmax(1) == levels.numpy()).mean() > 0.9
 
 
-def test_a_witness_that_is_not_heard_changes_nothing():
+def test_a_classifier_that_is_not_heard_changes_nothing():
     generator = np.random.default_rng(0)
     shape = generator.dirichlet(np.ones(NUM_LEVELS), 4)
     geometry, appearance = (np.log(generator.dirichlet(np.ones(NUM_LEVELS + 1), 4)) for _ in range(2))
-    alone = combine_witnesses(shape, None, {})
+    alone = combine_evidence(shape, None, {})
     np.testing.assert_allclose(alone, shape_logs(shape) - np.logaddexp.reduce(shape_logs(shape), axis=1, keepdims=True))
-    np.testing.assert_allclose(combine_witnesses(shape, geometry, {}, ("shape",), appearance), alone)
-    np.testing.assert_allclose(combine_witnesses(shape, None, {"appearance": 0.0}, appearance=appearance), alone)
-    both = combine_witnesses(shape, None, {"appearance": 0.5}, appearance=appearance)
+    np.testing.assert_allclose(combine_evidence(shape, geometry, {}, ("shape",), appearance), alone)
+    np.testing.assert_allclose(combine_evidence(shape, None, {"appearance": 0.0}, appearance=appearance), alone)
+    both = combine_evidence(shape, None, {"appearance": 0.5}, appearance=appearance)
     by_hand = shape_logs(shape) + 0.5 * appearance
     np.testing.assert_allclose(both, by_hand - np.logaddexp.reduce(by_hand, axis=1, keepdims=True))
 
 
 def test_the_papers_plan_hears_the_shape_alone():
-    weights = SpineCLUEPaperPlanner("raw", fingerprint()).plan().stage("identify").run.witness_weights
+    weights = SpineCLUEPaperPlanner("raw", fingerprint()).plan().stage("identify").run.classifier_weights
     assert weights == {"shape": 1.0, "geometry": 0.0, "appearance": 0.0}
     generator = np.random.default_rng(0)
     shape = generator.dirichlet(np.ones(NUM_LEVELS), 4)
     others = (np.log(generator.dirichlet(np.ones(NUM_LEVELS + 1), 4)) for _ in range(2))
-    np.testing.assert_allclose(combine_witnesses(shape, next(others), weights, appearance=next(others)), combine_witnesses(shape, None, {}))
+    np.testing.assert_allclose(combine_evidence(shape, next(others), weights, appearance=next(others)), combine_evidence(shape, None, {}))
 
 
 def test_a_fitted_weight_is_stronger_than_the_plans(monkeypatch):
@@ -213,18 +213,18 @@ def test_a_fitted_weight_is_stronger_than_the_plans(monkeypatch):
     rows[2, LEVEL_INDEX["L3"]] = 8.0                          # the last one is all but surely lumbar
     rows -= np.logaddexp.reduce(rows, axis=1, keepdims=True)
     used: list[np.ndarray] = []
-    combine = predictor.combine_witnesses
+    combine = predictor.combine_evidence
 
-    def listening(p, g, weights, names, heard):
-        used.append(np.zeros(3) if heard is None else weights["appearance"] * heard[:, 0] / rows[:, 0])
-        return combine(p, g, weights, names, heard)
+    def listening(p, g, weights, names, enabled):
+        used.append(np.zeros(3) if enabled is None else weights["appearance"] * enabled[:, 0] / rows[:, 0])
+        return combine(p, g, weights, names, enabled)
 
-    monkeypatch.setattr(predictor, "combine_witnesses", listening)
+    monkeypatch.setattr(predictor, "combine_evidence", listening)
 
     def weight_used(plan, weight: float | dict[str, float] | None) -> np.ndarray:
-        witness = AppearanceWitness([], DATA, [], weight)
-        monkeypatch.setattr(witness, "log_probabilities", lambda volume, centres: rows)
-        predictor.identify(vertebrae, None, None, plan, torch.device("cpu"), Options(), witness, scan())
+        classifier = AppearanceClassifier([], DATA, [], weight)
+        monkeypatch.setattr(classifier, "log_probabilities", lambda volume, centres: rows)
+        predictor.identify(vertebrae, None, None, plan, torch.device("cpu"), Options(), classifier, scan())
         return used[-1]
 
     np.testing.assert_allclose(weight_used(planned, None), START["appearance"])
@@ -238,8 +238,8 @@ def test_a_fitted_weight_is_stronger_than_the_plans(monkeypatch):
 
 
 def test_from_data_with_lists_of_windows(tmp_path):
-    """JSON turns tuples into lists: the same model space comes back."""
+    """JSON turns tuples into lists: the same network space comes back."""
     data = replace(DATA, windows_hu=((-100.0, 200.0), (0.0, 900.0)))
-    AppearanceWitness([AppearanceNetwork(2, (16, 32, 64, 96))], data, [1.2]).save(tmp_path / "a.pth")
-    assert AppearanceWitness.load(tmp_path / "a.pth").data == data
+    AppearanceClassifier([AppearanceNetwork(2, (16, 32, 64, 96))], data, [1.2]).save(tmp_path / "a.pth")
+    assert AppearanceClassifier.load(tmp_path / "a.pth").data == data
     assert (tmp_path / "a.pth").stat().st_size < 1.5e6

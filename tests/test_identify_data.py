@@ -8,7 +8,7 @@ from tiny_dataset import trainer
 
 @pytest.mark.parametrize("batch_size", [3, 4, 6, 8])
 def test_a_contrastive_batch_holds_other_masks_of_every_level_in_it(tiny, tmp_path, batch_size):
-    maker = trainer(tiny, "identify", tmp_path, run={"batch_size": batch_size}).batch_maker(training=True)
+    maker = trainer(tiny, "identify", tmp_path, run={"batch_size": batch_size}).batch_sampler(training=True)
     maker.augment = False
     seen = set()
     for index in range(4):                                                                     # the rest are whole spines
@@ -26,7 +26,7 @@ def test_a_contrastive_batch_holds_other_masks_of_every_level_in_it(tiny, tmp_pa
 
 
 def test_contrastive_batches_are_functions_of_seed_and_index(tiny, tmp_path):
-    maker, again = (trainer(tiny, "identify", tmp_path / name).batch_maker(training=True) for name in "ab")
+    maker, again = (trainer(tiny, "identify", tmp_path / name).batch_sampler(training=True) for name in "ab")
     again(1)
     assert torch.equal(maker(0)["image"], again(0)["image"])
     assert not torch.equal(maker(0)["image"], maker(1)["image"])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import ANATOMICAL_ORDER, LEVEL_INDEX, LEVELS
 from spineclue_v2.stages.identify.decoder import Decoder
-from spineclue_v2.stages.identify.plan import Prices
+from spineclue_v2.stages.identify.plan import Penalties
 
-PRICES = Prices(t13=-2.0, l6=-1.5, missing_t12=-2.5, missed=-1.0, false_detection=0.3, t13_offset=-0.2, l6_offset=0.4)
+PRICES = Penalties(t13=-2.0, l6=-1.5, missing_t12=-2.5, missed=-1.0, false_detection=0.3, t13_offset=-0.2, l6_offset=0.4)
 
 
 def routes(upper, lower):
@@ -28,36 +28,36 @@ def routes(upper, lower):
                 yield tuple(route)
 
 
-def weight_of_pair(upper, lower, step, prices):
+def weight_of_pair(upper, lower, step, penalties):
     total = 0.0
     for route in set(routes(upper, lower)):
         pairs = list(zip(route, route[1:], strict=False))
-        cost = prices.missed * (len(route) - 2)
-        cost += prices.t13 * (("T12", "T13") in pairs) + prices.l6 * (("L5", "L6") in pairs)
-        cost += prices.missing_t12 * (("T11", "L1") in pairs)
+        cost = penalties.missed * (len(route) - 2)
+        cost += penalties.t13 * (("T12", "T13") in pairs) + penalties.l6 * (("L5", "L6") in pairs)
+        cost += penalties.missing_t12 * (("T11", "L1") in pairs)
         if not math.isnan(step):
-            cost += max(-0.5 * (math.log(step / len(pairs)) / prices.step_sigma) ** 2, prices.step_floor)
+            cost += max(-0.5 * (math.log(step / len(pairs)) / penalties.step_sigma) ** 2, penalties.step_floor)
         total += math.exp(cost)
     return math.log(total)
 
 
-def weight_of_path(path, log_p, steps, prices):
+def weight_of_path(path, log_p, steps, penalties):
     """Log weight of a tuple of names or None, by the definition; None when the order is broken."""
     total, last = 0.0, None
     for i, name in enumerate(path):
         if name is None:
-            total += log_p[i, 24] + prices.false_detection
+            total += log_p[i, 24] + penalties.false_detection
             continue
         if name == "T13":
-            total += log_p[i, LEVEL_INDEX["T12"]] + prices.t13_offset
+            total += log_p[i, LEVEL_INDEX["T12"]] + penalties.t13_offset
         elif name == "L6":
-            total += log_p[i, LEVEL_INDEX["L5"]] + prices.l6_offset
+            total += log_p[i, LEVEL_INDEX["L5"]] + penalties.l6_offset
         else:
             total += log_p[i, LEVEL_INDEX[name]]
         if last is not None:
             if ANATOMICAL_ORDER.index(name) <= ANATOMICAL_ORDER.index(path[last]):
                 return None
-            total += weight_of_pair(path[last], name, sum(steps[last:i]), prices)
+            total += weight_of_pair(path[last], name, sum(steps[last:i]), penalties)
         last = i
     return total
 
@@ -111,7 +111,7 @@ def test_a_clear_spine_is_read_and_anchored():
     assert answer.numbering_anchored and answer.margin > 5 and answer.confidence.min() > 0.95
 
 
-def test_one_wrong_witness_is_outvoted_and_a_gap_is_kept():
+def test_one_wrong_classifier_is_outvoted_and_a_gap_is_kept():
     assert Decoder().decode(rows(["T10", "T11", "L3", "L1", "L2"]), np.ones(4)).names == ("T10", "T11", "T12", "L1", "L2")
     assert Decoder().decode(rows(["T10", "T11", "?", "?", "?"]), [1, 2, 1, 1]).names == ("T10", "T11", "L1", "L2", "L3")
 
@@ -134,7 +134,7 @@ def test_anomalies_are_named_when_the_evidence_pays_and_never_when_forbidden():
     assert Decoder(forbid_anomalies=True).decode(rows(["T11", "L1"], 0.7), [2.0]).names == ("T11", "L1")
 
 
-def test_a_witness_of_the_variants_is_heard():
+def test_a_classifier_of_the_variants_counts():
     log_p = rows(["L3", "L4", "L5", "?"])
     variants = np.full((4, 2), -20.0)
     variants[3, 1] = -0.01
@@ -170,8 +170,8 @@ def test_empty_and_badly_shaped_input():
     with pytest.raises(ValueError, match="steps"):
         Decoder().decode(np.zeros((3, 25)), np.ones(3))
     with pytest.raises(ValueError, match="known"):
-        Prices.from_dict({"t14": 1.0})
-    assert Prices.from_dict(PRICES.to_dict()) == PRICES
+        Penalties.from_dict({"t14": 1.0})
+    assert Penalties.from_dict(PRICES.to_dict()) == PRICES
 
 
 def test_a_whole_spine_takes_a_few_milliseconds():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import LEVEL_INDEX
-from spineclue_v2.anatomy.vertebral_gaps import steps_along_spine, whole_positions
+from spineclue_v2.anatomy.vertebral_gaps import round_positions, vertebral_gaps
 from spineclue_v2.stages.identify.fusion import MessageFusion, fit_phi, shift_matrix
 from spineclue_v2.stages.identify.uncertainty import entropy
 
@@ -58,7 +58,7 @@ def test_a_missed_vertebra_does_not_shift_the_messages():
     rows = torch.stack([sure("T10"), sure("T11"), torch.full((24,), 1 / 24), sure("L2"), sure("L3")])
     gaps = np.array([26.0, 60.0, 33.0, 34.0])
     centres = np.stack([np.zeros(5), np.zeros(5), -np.concatenate([[0.0], np.cumsum(gaps)])], axis=1)
-    positions = torch.as_tensor(whole_positions(steps_along_spine(centres)))
+    positions = torch.as_tensor(round_positions(vertebral_gaps(centres)))
     assert positions.tolist() == [0, 1, 3, 4, 5]
     fusion = MessageFusion(theta=1.0)
     assert int(fusion(rows, entropy(rows), positions)[2].argmax()) == LEVEL_INDEX["L1"]
@@ -121,11 +121,11 @@ def test_steps_see_a_missed_one_anywhere_in_any_pose(n, missing, angle, seed):
     kept = np.delete(centres, missing, axis=0)
     turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
     expected = np.delete(np.arange(n), missing)
-    assert whole_positions(steps_along_spine(kept @ turn.T + [5.0, -7.0, 900.0])).tolist() == expected.tolist()
+    assert round_positions(vertebral_gaps(kept @ turn.T + [5.0, -7.0, 900.0])).tolist() == expected.tolist()
 
 
 def test_steps_of_one_gap_use_anatomical_bounds():
     two = np.array([[0.0, 0, 0], [0, 0, -90.0]])
-    assert whole_positions(steps_along_spine(two)).tolist() == [0, 2]
-    assert whole_positions(steps_along_spine(two[:1])).tolist() == [0]
-    assert whole_positions(steps_along_spine(np.array([[0.0, 0, 0], [0, 0, -30.0]]))).tolist() == [0, 1]
+    assert round_positions(vertebral_gaps(two)).tolist() == [0, 2]
+    assert round_positions(vertebral_gaps(two[:1])).tolist() == [0]
+    assert round_positions(vertebral_gaps(np.array([[0.0, 0, 0], [0, 0, -30.0]]))).tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""The geometry witness on made spines: it learns, forgets how a patient lies, knows up from down, is saved without pickle."""
+"""The geometry classifier on made spines: it learns, forgets how a patient lies, knows up from down, is saved without pickle."""
 from __future__ import annotations
 
 import json
@@ -15,7 +15,7 @@ from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.errors import InputError
 from spineclue_v2.stages.geometry import features as gf
 from spineclue_v2.stages.geometry import variants as gv
-from spineclue_v2.stages.geometry.classifier import GeometryWitness
+from spineclue_v2.stages.geometry.classifier import GeometryClassifier
 from spineclue_v2.stages.geometry.network import Schedule, SequenceNetwork, Shape
 from spineclue_v2.training.tensor_files import load_weights
 
@@ -40,10 +40,10 @@ def made_spine(seed: int, first: int = 0, last: int = 23) -> gf.Landmarks:
 
 
 @pytest.fixture(scope="module")
-def witness() -> GeometryWitness:
+def classifier() -> GeometryClassifier:
     scans = [made_spine(seed, first=seed % 12) for seed in range(120)]
     schedule = Schedule(epochs=25, batch=16, learning_rate=1e-2, augmentation=gf.Augmentation(noise=1.0, window=0.3, drop=0.2))
-    return GeometryWitness.fit(scans, SMALL, schedule, members=1)
+    return GeometryClassifier.fit(scans, SMALL, schedule, members=1)
 
 
 def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
@@ -54,22 +54,22 @@ def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
     return about_x @ about_y @ about_z
 
 
-def named_right(witness: GeometryWitness, seed: int, change=lambda scan: scan) -> float:
+def named_right(classifier: GeometryClassifier, seed: int, change=lambda scan: scan) -> float:
     scan = change(made_spine(1000 + seed))
     pedicles = None if scan.left is None else np.stack([scan.left, scan.right], axis=1)
-    answer = witness.log_probabilities(scan.centres, pedicles=pedicles, ctl=scan.ctl)
+    answer = classifier.log_probabilities(scan.centres, pedicles=pedicles, ctl=scan.ctl)
     assert answer.shape == (len(scan.centres), 25)
     np.testing.assert_allclose(np.exp(answer).sum(axis=1), 1.0, atol=1e-5)
     return float((answer.argmax(axis=1) == scan.targets).mean())
 
 
-def test_learns_whole_spines_and_misses_optional_inputs_little(witness):
-    assert np.mean([named_right(witness, seed) for seed in range(6)]) > 0.8
-    bare = [named_right(witness, seed, lambda s: replace(s, left=None, right=None, ctl=None)) for seed in range(6)]
+def test_learns_whole_spines_and_misses_optional_inputs_little(classifier):
+    assert np.mean([named_right(classifier, seed) for seed in range(6)]) > 0.8
+    bare = [named_right(classifier, seed, lambda s: replace(s, left=None, right=None, ctl=None)) for seed in range(6)]
     assert np.mean(bare) > 0.75
 
 
-def test_does_not_care_how_the_patient_lies_but_knows_up_from_down(witness):
+def test_does_not_care_how_the_patient_lies_but_knows_up_from_down(classifier):
     def turned(scan):
         turn = rotation((9.0, -6.0, 6.0))
         return replace(scan, **{name: getattr(scan, name) @ turn.T + [40.0, -80.0, 900.0] for name in POSITIONS})
@@ -77,65 +77,65 @@ def test_does_not_care_how_the_patient_lies_but_knows_up_from_down(witness):
     def upside_down(scan):
         flip = np.array([1.0, 1.0, -1.0])
         return replace(scan, **{name: (getattr(scan, name) * flip)[::-1] for name in POSITIONS}, ctl=None)
-    assert np.mean([named_right(witness, seed, turned) for seed in range(6)]) > 0.8
-    assert np.mean([named_right(witness, seed, upside_down) for seed in range(6)]) < 0.4
+    assert np.mean([named_right(classifier, seed, turned) for seed in range(6)]) > 0.8
+    assert np.mean([named_right(classifier, seed, upside_down) for seed in range(6)]) < 0.4
 
 
-def test_a_false_detection_far_off_the_line_is_doubted(witness):
+def test_a_false_detection_far_off_the_line_is_doubted(classifier):
     scan = made_spine(2000)
     centres = np.insert(scan.centres, 12, scan.centres[11] + [14.0, 16.0, -11.0], axis=0)
-    doubt = witness.log_probabilities(centres)[:, gf.NOT_A_VERTEBRA]
+    doubt = classifier.log_probabilities(centres)[:, gf.NOT_A_VERTEBRA]
     # More likely false than not; of its neighbours at most the one it crowds is doubted too, the far ones are not.
     assert doubt[12] > np.log(0.5)
     assert np.delete(doubt, [11, 12, 13]).max() < np.log(0.2)
 
 
-def test_saved_and_loaded_it_answers_the_same(witness, tmp_path):
+def test_saved_and_loaded_it_answers_the_same(classifier, tmp_path):
     file = tmp_path / "geometry.pth"
-    witness.save(file)
+    classifier.save(file)
     assert isinstance(torch.load(file, weights_only=True)["description"], str)
-    tensors, description = witness.state()
+    tensors, description = classifier.state()
     assert json.loads(json.dumps(description)) == description and all(value.dtype == torch.float16 for value in tensors.values())
     centres = made_spine(3).centres
-    loaded = GeometryWitness.load(file)
-    np.testing.assert_allclose(np.exp(loaded.log_probabilities(centres)), np.exp(witness.log_probabilities(centres)), atol=0.02)
+    loaded = GeometryClassifier.load(file)
+    np.testing.assert_allclose(np.exp(loaded.log_probabilities(centres)), np.exp(classifier.log_probabilities(centres)), atol=0.02)
 
 
-def test_other_files_are_refused_with_a_sentence(witness, tmp_path):
+def test_other_files_are_refused_with_a_sentence(classifier, tmp_path):
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="broken.pth"):
-        GeometryWitness.load(broken)
+        GeometryClassifier.load(broken)
     with pytest.raises(InputError, match="do not exist"):
-        GeometryWitness.load(tmp_path / "none.pth")
+        GeometryClassifier.load(tmp_path / "none.pth")
     torch.save({"weights": torch.zeros(2)}, broken)
     with pytest.raises(InputError, match="not a file of"):
-        GeometryWitness.load(broken)
-    witness.save(tmp_path / "geometry.pth")
+        GeometryClassifier.load(broken)
+    classifier.save(tmp_path / "geometry.pth")
     with pytest.raises(InputError, match="expected a spineclue_v2 other"):
         load_weights(tmp_path / "geometry.pth", "spineclue_v2 other")
     with pytest.raises(InputError, match="cannot be trained"):
-        GeometryWitness.fit([replace(made_spine(0), targets=None)])
+        GeometryClassifier.fit([replace(made_spine(0), targets=None)])
 
 
-def test_inputs_that_training_never_showed_are_ignored(witness):
+def test_inputs_that_training_never_showed_are_ignored(classifier):
     centres = made_spine(4).centres
-    without = witness.log_probabilities(centres)
-    np.testing.assert_array_equal(witness.log_probabilities(centres, extents=np.full((24, 3), 80.0)), without)
-    assert "extents" not in witness.inputs and "ctl" in witness.inputs
+    without = classifier.log_probabilities(centres)
+    np.testing.assert_array_equal(classifier.log_probabilities(centres, extents=np.full((24, 3), 80.0)), without)
+    assert "extents" not in classifier.inputs and "ctl" in classifier.inputs
 
 
-def test_no_or_one_detection_is_answered(witness):
-    assert witness.log_probabilities(np.zeros((0, 3))).shape == (0, 25)
-    assert np.isfinite(witness.log_probabilities(np.zeros((1, 3)))).all()
-    rows = witness.probabilities([made_spine(1), gf.Landmarks(np.zeros((0, 3))), made_spine(2, 5, 9)])
+def test_no_or_one_detection_is_answered(classifier):
+    assert classifier.log_probabilities(np.zeros((0, 3))).shape == (0, 25)
+    assert np.isfinite(classifier.log_probabilities(np.zeros((1, 3)))).all()
+    rows = classifier.probabilities([made_spine(1), gf.Landmarks(np.zeros((0, 3))), made_spine(2, 5, 9)])
     assert [len(row) for row in rows] == [24, 0, 5]
 
 
-def test_l6_counts_as_l5_in_the_folded_answer(witness):
+def test_l6_counts_as_l5_in_the_folded_answer(classifier):
     scan = made_spine(5, 15)
-    logs, variants = witness.evidence(scan)
-    folded = witness.log_probabilities(scan.centres, pedicles=np.stack([scan.left, scan.right], 1), ctl=scan.ctl)
+    logs, variants = classifier.evidence(scan)
+    folded = classifier.log_probabilities(scan.centres, pedicles=np.stack([scan.left, scan.right], 1), ctl=scan.ctl)
     np.testing.assert_allclose(np.exp(folded[:, 23]), np.exp(logs[:, 23]) + np.exp(variants[:, 1]), rtol=1e-6)
     assert np.isnan(variants[:, 0]).all()
 
@@ -144,7 +144,7 @@ def test_training_is_deterministic_and_leaves_the_global_state():
     scans = [made_spine(seed) for seed in range(8)]
     state = torch.random.get_rng_state()
     schedule = Schedule(epochs=2, batch=4)
-    first, second = (GeometryWitness.fit(scans, SMALL, schedule, members=1) for _ in range(2))
+    first, second = (GeometryClassifier.fit(scans, SMALL, schedule, members=1) for _ in range(2))
     centres = made_spine(9).centres
     np.testing.assert_array_equal(first.log_probabilities(centres), second.log_probabilities(centres))
     assert torch.equal(torch.random.get_rng_state(), state)

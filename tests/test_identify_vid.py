@@ -26,7 +26,7 @@ REAL = Path(__file__).parents[1].parent / "shared" / "data" / "landmarks" / "vid
 
 def entry(name, first=14, last=23, seed=0, false=0, missed=(), late=0):
     """A scan of LEVELS[first..last] with noise; `missed` levels are not detected, `false` ones lie below; the reference starts
-    the loin `late` vertebrae below the one that looks lumbar to the detector."""
+    the lumbar spine `late` vertebrae below the one that looks lumbar to the detector."""
     generator = np.random.default_rng(seed)
     gaps = np.interp(np.arange(24), [0, 7, 18, 23], [17, 20, 29, 34])
     height = -np.cumsum(gaps)
@@ -221,7 +221,8 @@ def cases_of(tmp_path, raws):
 
 
 def two_collections(name, count, seed):
-    """Turn and turn about: one collection starts the loin where the detector does, the other one vertebra lower. No scan shows L5."""
+    """Turn and turn about: one collection starts the lumbar spine where the detector does, the other one vertebra lower. No scan shows
+    L5."""
     raws = [entry(f"{name}{k}", 12 + k % 3, 20 + k % 3, seed + k, late=k % 2) for k in range(count)]
     return [from_corner(raw) if k % 2 else raw for k, raw in enumerate(raws)]
 

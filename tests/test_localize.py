@@ -181,7 +181,7 @@ def test_scans_of_any_length_are_tiled_without_losing_a_vertebra(count, rows):
     assert len(found) == count
     np.testing.assert_allclose([v.box_centre[::-1] for v in found], centres * 2.0, atol=1.0)
     np.testing.assert_allclose([v.extent for v in found], [[18.0, 36.0, 40.0]] * count, atol=3.0)
-    assert all(0 < v.score <= 1 and v.support > 5 for v in found)
+    assert all(0 < v.score <= 1 and v.hits > 5 for v in found)
 
 
 def test_plans_of_short_scans_do_not_cut_long_ones_into_countless_tiles():
@@ -210,7 +210,7 @@ def test_boxes_of_all_folds_are_pooled():
     assert len(locate(volume, [blind], PLAN, CPU)) == 3
     both = locate(volume, [sharp, blind], PLAN, CPU)
     assert len(both) == 4
-    assert both[-1].support < 0.75 * both[0].support  # half of the votes
+    assert both[-1].hits < 0.75 * both[0].hits  # half of the votes
     np.testing.assert_allclose([v.box_centre[::-1] for v in both], centres * 2.0, atol=1.0)
 
 

@@ -15,14 +15,14 @@ from spineclue_v2.evaluation.label_overlap import label_means, label_overlap
 from spineclue_v2.evaluation.matching import count_overlaps, match_by_centroid, match_by_dice
 from spineclue_v2.evaluation.pooling import pool
 from spineclue_v2.evaluation.surface import surface_distances
-from spineclue_v2.imageio.volume import Geometry, Volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume
 
 NINE = [f"T{i}" for i in range(4, 13)]
 CERVICAL = [f"C{i}" for i in range(1, 8)]
 
 
 def column(names: list[str], spacing: float, offset: float = 0.0) -> dict[int, tuple[float, float, float]]:
-    """Vertebrae `spacing` mm apart from head to foot, moved by `offset` mm to the side."""
+    """Vertebrae `spacing` mm apart in cranio-caudal order, moved by `offset` mm to the side."""
     return {anatomy.LABEL_OF_NAME[name]: (offset, 0.0, -spacing * i) for i, name in enumerate(names)}
 
 
@@ -258,10 +258,10 @@ def test_anchoring_table():
 
 
 # -- whole scans -----------------------------------------------------------------------------------------------------------------
-GRID = Geometry((80, 24, 24), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+GRID = ImageGrid((80, 24, 24), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
 
 
-def blocks(names: list[str | None], moved: int = 0, geometry: Geometry = GRID) -> Volume:
+def blocks(names: list[str | None], moved: int = 0, geometry: ImageGrid = GRID) -> Volume:
     """Boxes of 8 x 10 x 10 voxels, 12 voxels apart, the first name on top (highest z), each moved by `moved` along x."""
     array = np.zeros(geometry.shape, dtype=np.uint8)
     for i, name in enumerate(names):

@@ -17,15 +17,15 @@ from planning_table import DATASETS, against_the_paper, for_other_datasets
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning import memory, rules
 from spineclue_v2.planning.planner import SpineCLUEPlanner, find_planner
-from spineclue_v2.planning.rules import Facts
+from spineclue_v2.planning.rules import DatasetStatistics
 from spineclue_v2.plans.plans import GROUPS
 from spineclue_v2.stages.localize.plan import LocalizeNetwork
 from spineclue_v2.stages.plan_files import plans_from_json
 from spineclue_v2.stages.registry import CORE_STAGES
 
 
-def facts(**changes: Any) -> Facts:
-    return dataclasses.replace(Facts.from_fingerprint(fingerprint()), **changes)
+def facts(**changes: Any) -> DatasetStatistics:
+    return dataclasses.replace(DatasetStatistics.from_fingerprint(fingerprint()), **changes)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def facts(**changes: Any) -> Facts:
         (rules.windows_hu(facts(is_ct=False, intensity=(10, 200, 800))), ((0.0, 800), (10, 400))),
     ],
 )
-def test_rules_give_known_answers(choice: rules.Choice, value: Any) -> None:
+def test_rules_give_known_answers(choice: rules.PlannedValue, value: Any) -> None:
     assert choice.value == value and choice.rule
     json.dumps(choice.inputs)
 
@@ -76,7 +76,7 @@ def test_rules_give_known_answers(choice: rules.Choice, value: Any) -> None:
     ],
 )
 def test_the_class_of_machine(device: str, gb: float, name: str) -> None:
-    assert rules.tier(device, gb).value.name == name
+    assert rules.profile(device, gb).value.name == name
 
 
 @settings(max_examples=60, deadline=None)

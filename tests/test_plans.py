@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from example_fingerprint import fingerprint
 
-from spineclue_v2 import plans as plans_module
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans.plans import GROUPS, Plans
 from spineclue_v2.plans.schema import CHOICES
+from spineclue_v2.stages import registry as plans_module
 from spineclue_v2.stages.plan_files import load_plans, plans_from_json
 from spineclue_v2.stages.registry import CORE_STAGES, GROUP_TYPES, STAGES, family_of, is_whole_model
 
@@ -36,7 +36,7 @@ def changed(value: Any, field: str = "") -> Any:
         return "RAS"
     if field == "neighbours":
         return value + 2
-    if field == "decoder_prices":
+    if field == "decoder_penalties":
         return value | {"missed": -1.0}
     if isinstance(value, bool):
         return not value
@@ -109,7 +109,7 @@ def test_a_plain_value_may_stand_for_a_reasoned_one(plans: Plans) -> None:
         (lambda c: c["stages"]["identify"]["network"]["crop_size"].update(value=[1, 2]), "crop_size"),
         (lambda c: c["stages"]["localize"]["run"]["batch_size"].update(value=True), "batch_size is True"),
         (lambda c: c["stages"]["identify"]["run"]["neighbours"].update(value=6), "neighbours is 6; expected an odd number"),
-        (lambda c: c["stages"]["identify"]["run"]["decoder_prices"].update(value={"mised": -1.0}), "key 'mised' .did you mean 'missed'"),
+        (lambda c: c["stages"]["identify"]["run"]["decoder_penalties"].update(value={"mised": -1.0}), "key 'mised' .did you mean 'missed'"),
         (lambda c: c.update(format=99), "Update spineclue_v2"),
         (lambda c: c.pop("stages"), "no SpineCLUE plan"),
     ],

@@ -17,7 +17,7 @@ from example_fingerprint import fingerprint
 from tiny_dataset import edited
 
 from spineclue_v2.cli import _common
-from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, write_volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels, write_volume
 from spineclue_v2.inference import model as model_module
 from spineclue_v2.inference.model import build_network, load_trained
 from spineclue_v2.inference.predict_folder import case_name, predict
@@ -259,7 +259,7 @@ def test_parts_cover_every_case_once(trained, tmp_path, folder_of_scans, parts):
 
 
 def test_a_scan_without_a_spine_is_a_valid_empty_result(trained, tmp_path):
-    geometry = Geometry((40, 40, 40), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), np.eye(3))
+    geometry = ImageGrid((40, 40, 40), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), np.eye(3))
     array = np.random.default_rng(0).normal(40, 10, geometry.shape).astype(np.int16)
     write_volume(Volume(array, geometry), tmp_path / "soft.nii.gz")
     assert run("-i", tmp_path / "soft.nii.gz", "-o", tmp_path / "out", "-m", trained, "-device", "cpu") == 0
@@ -366,7 +366,7 @@ def test_folds_share_all_work_but_their_networks(trained, tmp_path, scan, monkey
 
         monkeypatch.setattr(module, name, counted)
 
-    for module, name in ((pipeline, "to_model_space"), (localize_module, "take_slice"), (segment_module, "crop_channels"),
+    for module, name in ((pipeline, "to_network_space"), (localize_module, "take_slice"), (segment_module, "crop_channels"),
                          (identify_module, "mask_crop")):
         counting(module, name)
     seen = []

@@ -1,4 +1,4 @@
-"""Model space: exact geometry, faithful values, resumable folders."""
+"""Network space: exact geometry, faithful values, resumable folders."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from spineclue_v2.anatomy import LABEL_OF_NAME
 from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
-from spineclue_v2.imageio.grid import Geometry
+from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.orientation import check_same_grid
 from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans.data import Data
 from spineclue_v2.plans.plans import Plans
 from spineclue_v2.preprocessing.ct import preprocess_dataset, vertebra_properties
-from spineclue_v2.preprocessing.resampling import labels_to_model_space, model_geometry, to_model_space, windows
+from spineclue_v2.preprocessing.resampling import labels_to_network_space, network_grid, to_network_space, windows
 
 ORIENTATIONS = [a + b + c for a in "LR" for b in "PA" for c in "SI"] + ["PIR", "ASL", "SRA", "IPL"]
 
 
 def ramp(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Volume:
     """HU that rise linearly with the world position: 2 x + 3 y + 4 z."""
-    geometry = Geometry(shape, spacing, (3.0, -20.0, 7.0), np.eye(3))
+    geometry = ImageGrid(shape, spacing, (3.0, -20.0, 7.0), np.eye(3))
     index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
     return Volume((geometry.index_to_world(index) @ (2.0, 3.0, 4.0)).astype(np.float32), geometry)
 
@@ -40,9 +40,9 @@ def ramp(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Vo
 def test_a_linear_field_keeps_its_place(shape: tuple, spacing: tuple, target: float) -> None:
     """A linear field shows where every voxel lies: right to 2 % of a voxel (the stretched kernel's own unevenness)."""
     volume = ramp(shape, spacing)
-    result = to_model_space(volume, Data(target))
+    result = to_network_space(volume, Data(target))
     assert result.array.dtype == np.int16 and result.array.shape == result.geometry.shape
-    assert result.geometry.same_grid(model_geometry(volume.geometry, Data(target)))
+    assert result.geometry.same_grid(network_grid(volume.geometry, Data(target)))
     index = np.stack(np.meshgrid(*(np.arange(n) for n in result.geometry.shape), indexing="ij"), -1)
     world = result.geometry.index_to_world(index)
     source = volume.geometry.world_to_index(world)
@@ -54,41 +54,41 @@ def test_a_linear_field_keeps_its_place(shape: tuple, spacing: tuple, target: fl
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_any_storage_order_gives_the_same_model_space(orientation: str) -> None:
     ct, labels, _ = spine(["L1", "L2"], (3.0, 2.0, 2.5))
-    expected, seg = to_model_space(ct, Data(2.0)), None
-    seg = labels_to_model_space(labels, expected.geometry)
-    found = to_model_space(ct.reoriented(orientation), Data(2.0))
+    expected, seg = to_network_space(ct, Data(2.0)), None
+    seg = labels_to_network_space(labels, expected.geometry)
+    found = to_network_space(ct.reoriented(orientation), Data(2.0))
     assert found.geometry.same_grid(expected.geometry, 1e-3) and found.geometry.orientation == "LPS"
     assert np.abs(found.array.astype(int) - expected.array).max() <= 1
-    assert np.array_equal(labels_to_model_space(labels.reoriented(orientation), expected.geometry).array, seg.array)
+    assert np.array_equal(labels_to_network_space(labels.reoriented(orientation), expected.geometry).array, seg.array)
 
 
 def test_identity_limits_and_the_input_stays() -> None:
     rng = np.random.default_rng(1)
     array = rng.integers(-3000, 5000, (60, 20, 20)).astype(np.float32)
     before = array.copy()
-    geometry = Geometry(array.shape, (1.5, 1.5, 1.5), (0.0, 0.0, 0.0), np.eye(3))
-    result = to_model_space(Volume(array, geometry), Data(1.5))
+    geometry = ImageGrid(array.shape, (1.5, 1.5, 1.5), (0.0, 0.0, 0.0), np.eye(3))
+    result = to_network_space(Volume(array, geometry), Data(1.5))
     assert np.array_equal(result.array, np.clip(before, -1024, 3071)) and np.array_equal(array, before)
 
 
 def test_coarser_grids_average_noise_and_do_not_alias() -> None:
     rng = np.random.default_rng(2)
-    geometry = Geometry((64, 64, 64), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    geometry = ImageGrid((64, 64, 64), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
     noise = Volume(rng.normal(0, 100, geometry.shape).astype(np.float32), geometry)
-    assert to_model_space(noise, Data(2.0)).array.std() < 45  # 100 / sqrt(8) for whole voxels
+    assert to_network_space(noise, Data(2.0)).array.std() < 45  # 100 / sqrt(8) for whole voxels
     stripes = Volume(np.broadcast_to(np.where(np.arange(64) % 2, 500, -500), geometry.shape).astype(np.int16), geometry)
-    assert np.abs(to_model_space(stripes, Data(3.0)).array[4:-4, 4:-4, 4:-4]).max() < 60
+    assert np.abs(to_network_space(stripes, Data(3.0)).array[4:-4, 4:-4, 4:-4]).max() < 60
 
 
 def test_labels_are_mapped_and_keep_their_volume() -> None:
     ct, labels, centres = spine(["T12", "L1", "L2"], (1.0, 1.0, 1.0))
-    model = to_model_space(ct, Data(1.5))
+    model = to_network_space(ct, Data(1.5))
     stored = Volume(labels.array * (labels.array != 21), labels.geometry)
     table = {0: 0, 19: 22, 20: 0, 24: 24}  # T12 stored where L3 is meant; L1 is no vertebra here
-    result = labels_to_model_space(stored, model.geometry, table)
+    result = labels_to_network_space(stored, model.geometry, table)
     assert set(np.unique(result.array)) == {0, 22}
     assert (result.array == 22).sum() * 1.5**3 == pytest.approx((labels.array == 19).sum(), rel=0.05)
-    everything = labels_to_model_space(labels, model.geometry)
+    everything = labels_to_network_space(labels, model.geometry)
     assert everything.geometry is model.geometry and everything.array.dtype == np.uint8
     properties = vertebra_properties(everything)
     assert list(properties) == ["T12", "L1", "L2"] and not any(p["touches_border"] for p in properties.values())
@@ -101,10 +101,10 @@ def test_labels_are_mapped_and_keep_their_volume() -> None:
 
 
 def test_touching_labels_leave_no_gap_between_them() -> None:
-    geometry = Geometry((30, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    geometry = ImageGrid((30, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
     array = np.zeros(geometry.shape, np.uint8)
     array[3:13, 4:16, 4:16], array[13:27, 4:16, 4:16] = 20, 21
-    result = labels_to_model_space(Volume(array, geometry), geometry.resampled((1.7,) * 3)).array
+    result = labels_to_network_space(Volume(array, geometry), geometry.resampled((1.7,) * 3)).array
     column = result[:, 5, 5]
     filled = np.flatnonzero(column)
     assert np.array_equal(filled, np.arange(filled[0], filled[-1] + 1)) and np.array_equal(np.unique(column), [0, 20, 21])
@@ -114,8 +114,8 @@ def test_turned_grids_are_matched_through_world_coordinates() -> None:
     _, labels, _ = spine(["L1", "L2"], (2.0, 2.0, 2.0))
     angle = np.radians(8)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    target = Geometry(labels.geometry.shape, (2.0, 2.0, 2.0), labels.geometry.origin, turn)
-    result = labels_to_model_space(labels, target, {20: 20, 21: 21})
+    target = ImageGrid(labels.geometry.shape, (2.0, 2.0, 2.0), labels.geometry.origin, turn)
+    result = labels_to_network_space(labels, target, {20: 20, 21: 21})
     index = np.argwhere(result.array == 20)
     back = np.round(labels.geometry.world_to_index(target.index_to_world(index))).astype(int)
     assert len(index) > 100 and (labels.array[tuple(back.T)] == 20).all()
@@ -129,9 +129,9 @@ def test_windows_scale_and_clip() -> None:
 
 
 def test_labels_on_another_grid_are_refused() -> None:
-    geometry = Geometry((20, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    geometry = ImageGrid((20, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
     check_same_grid(geometry, geometry.reoriented("RAI")[0], "a", "a.nii.gz")
-    shifted = Geometry(geometry.shape, geometry.spacing, (0.5, 0.0, 0.0), np.eye(3))
+    shifted = ImageGrid(geometry.shape, geometry.spacing, (0.5, 0.0, 0.0), np.eye(3))
     with pytest.raises(InputError, match="Case 'a'.*another grid.*origin"):
         check_same_grid(geometry, shifted, "a", "a.nii.gz")
 
@@ -162,8 +162,8 @@ def test_stages_with_equal_data_share_a_folder(raw: RawDataset, plans: Plans, tm
     assert data.cases == raw.cases
     image, labels, properties = data.image("case_01"), data.labels("case_01"), data.properties("case_01")
     assert image.dtype == np.int16 and labels.dtype == np.uint8 and image.shape == labels.shape
-    assert image.shape == Geometry.from_json(properties["geometry"]).shape
-    assert Geometry.from_json(properties["source_geometry"]).spacing == pytest.approx((2.1, 1.5, 1.5))
+    assert image.shape == ImageGrid.from_json(properties["geometry"]).shape
+    assert ImageGrid.from_json(properties["source_geometry"]).spacing == pytest.approx((2.1, 1.5, 1.5))
     assert list(properties["vertebrae"]) == ["T12", "L1", "L2", "L3", "L4", "L5"]
     assert np.array_equal(image[5:20, 3:9, 4:8], image[:][5:20, 3:9, 4:8])
 

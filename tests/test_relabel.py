@@ -20,7 +20,7 @@ from spineclue_v2.inference.model import Model, load_shipped, load_trained
 from spineclue_v2.inference.pipeline import Options
 from spineclue_v2.inference.relabel import find_bodies, name_bodies, relabel, to_vertebra
 from spineclue_v2.plans.data import Data
-from spineclue_v2.preprocessing.resampling import labels_to_model_space, model_geometry
+from spineclue_v2.preprocessing.resampling import labels_to_network_space, network_grid
 from spineclue_v2.utilities import paths
 
 NAMES = ["T11", "T12", "L1", "L2", "L3"]
@@ -28,7 +28,7 @@ SMALLEST_ML = 2.0
 
 
 class KnowsTheHeights:
-    """A geometry witness for tests: sure of the level of whatever lies at a known height (world z, mm)."""
+    """A geometry classifier for tests: sure of the level of whatever lies at a known height (world z, mm)."""
 
     def __init__(self, heights: dict[str, float]) -> None:
         self.heights = heights
@@ -64,7 +64,7 @@ def example(untrained) -> tuple[Volume, Model]:
     return labels, untrained
 
 
-BY_HEIGHT = Options(witnesses=("geometry",))
+BY_HEIGHT = Options(classifiers=("geometry",))
 
 
 def scrambled(labels: np.ndarray, values: list[int]) -> np.ndarray:
@@ -147,8 +147,8 @@ def test_crops_give_the_masks_that_the_whole_volume_gives(spacing, model_spacing
     _, labels, _ = spine(NAMES, spacing)
     labels = Volume(np.where(labels.array == LABEL_OF_NAME[name], labels.array, 0), labels.geometry)
     data = Data(model_spacing)
-    target = model_geometry(labels.geometry, data)
-    whole = labels_to_model_space(labels, target).array > 0
+    target = network_grid(labels.geometry, data)
+    whole = labels_to_network_space(labels, target).array > 0
     bodies, _ = find_bodies(labels, 0.0)
     for body in bodies:
         vertebra = to_vertebra(body, labels.geometry, data)
@@ -175,7 +175,7 @@ def test_a_cut_vertebra_touches_the_border(example):
 
 
 class LooksAtTheScan(KnowsTheHeights):
-    """An appearance witness for tests."""
+    """An appearance classifier for tests."""
 
     weight = 1.0
 
@@ -184,15 +184,15 @@ class LooksAtTheScan(KnowsTheHeights):
         return super().log_probabilities(centres)
 
 
-def test_the_appearance_witness_is_heard_where_the_scan_is_given(example, tmp_path, monkeypatch):
+def test_the_appearance_classifier_counts_where_the_scan_is_given(example, tmp_path, monkeypatch):
     labels, model = example
     monkeypatch.setattr(model, "appearance", LooksAtTheScan(model.geometry.heights))
     write_volume(Volume(scrambled(labels.array, [20, 21, 22, 23, 24]), labels.geometry), tmp_path / "given.nii.gz")
     write_volume(Volume(np.where(labels.array > 0, 500, -500).astype(np.int16), labels.geometry), tmp_path / "ct.nii.gz")
-    heard = Options(witnesses=("appearance",))
-    result = relabel(tmp_path / "given.nii.gz", tmp_path / "named.nii.gz", model, heard, scan=tmp_path / "ct.nii.gz")
+    enabled = Options(classifiers=("appearance",))
+    result = relabel(tmp_path / "given.nii.gz", tmp_path / "named.nii.gz", model, enabled, scan=tmp_path / "ct.nii.gz")
     assert [v.level for v in result.vertebrae] == NAMES
-    without = relabel(tmp_path / "given.nii.gz", tmp_path / "other.nii.gz", model, heard)
+    without = relabel(tmp_path / "given.nii.gz", tmp_path / "other.nii.gz", model, enabled)
     assert max(v.confidence for v in without.vertebrae) < 0.9 < min(v.confidence for v in result.vertebrae)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from spineclue_v2 import anatomy
 from spineclue_v2.anatomy.vertebra import Vertebra
-from spineclue_v2.imageio.volume import Geometry, Volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume
 from spineclue_v2.results import SpineResult
 from spineclue_v2.visualization.report import curved_views, spine_figure, write_report
 
@@ -18,7 +18,7 @@ LEVELS = ("T11", "T12", "L1", "L2", "L3")
 
 def scoliosis(bend_mm: float = 25.0) -> tuple[SpineResult, Volume]:
     """Five blocks 30 mm apart that swing `bend_mm` to the left and back, in noise-free soft tissue, 1.25 mm voxels."""
-    geometry = Geometry((150, 90, 100), (1.25, 1.25, 1.25), (-60.0, -50.0, 10.0), np.eye(3))
+    geometry = ImageGrid((150, 90, 100), (1.25, 1.25, 1.25), (-60.0, -50.0, 10.0), np.eye(3))
     array = np.full(geometry.shape, 40, dtype=np.int16)
     array[:, :, :3] = -1000
     vertebrae = []
@@ -90,7 +90,7 @@ def test_every_vertebra_is_named_and_coloured(tmp_path):
 
 
 def test_masks_are_drawn_where_they_are_in_the_world():
-    """Masks on a coarser, shifted model-space grid cover the same bright blocks of the scan."""
+    """Masks on a coarser, shifted network space grid cover the same bright blocks of the scan."""
     result, scan = scoliosis()
     model = scan.geometry.cropped((10, 8, 6), (130, 80, 90))
     moved = [replace(v, mask_start=tuple(np.subtract(v.mask_start, (10, 8, 6)))) for v in result.vertebrae]

@@ -72,7 +72,7 @@ def test_identify_is_still_fitted_to_the_weights_it_was_exported_with(trained, e
     assert "fitted to other weights of stage segment" in caplog.text
 
 
-def test_an_appearance_witness_that_stays_behind_is_named(trained, exported, tmp_path, monkeypatch, caplog):
+def test_an_appearance_classifier_that_stays_behind_is_named(trained, exported, tmp_path, monkeypatch, caplog):
     shutil.unpack_archive(exported, tmp_path / "results")
     monkeypatch.setenv("spineclue_results", str(tmp_path / "results"))
     folder = tmp_path / "results" / DATASET
@@ -80,7 +80,7 @@ def test_an_appearance_witness_that_stays_behind_is_named(trained, exported, tmp
     Checkpoint(network.state_dict(), {"trainer": "AppearanceTrainer"}).save(
         folder / "AppearanceTrainer__SpineCLUEPlans__identify" / "fold_0" / "checkpoint_final.pth")
     export_model(501, tmp_path / "model.zip")
-    assert "without the appearance witness" in caplog.text
+    assert "without the appearance classifier" in caplog.text
     with zipfile.ZipFile(tmp_path / "model.zip") as content:
         assert not [name for name in content.namelist() if "Appearance" in name]
 

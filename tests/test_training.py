@@ -160,7 +160,7 @@ class Broken:
 @pytest.mark.parametrize("how, reason", [("raises", "the batch of doom"), ("dies", "exited unexpectedly|killed")])
 def test_a_worker_that_fails_ends_the_run_with_its_reason(tiny, tmp_path, how, reason):
     run = trainer(tiny, "segment", tmp_path, workers=1)
-    run.batch_maker = lambda training: Broken(how, tmp_path / "failed_at")
+    run.batch_sampler = lambda training: Broken(how, tmp_path / "failed_at")
     with pytest.raises((RuntimeError, ZeroDivisionError), match=reason) as failure:
         run.run()
     assert time.time() - float((tmp_path / "failed_at").read_text()) < 10

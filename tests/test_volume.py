@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.imageio.volume import Geometry, Volume, read_labels, read_volume, write_volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels, read_volume, write_volume
 
 ORIENTATIONS = ["".join(sides) for axes in itertools.permutations(("LR", "PA", "SI")) for sides in itertools.product(*axes)]
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,17 +30,17 @@ def rotation(angles) -> np.ndarray:
 
 
 @st.composite
-def geometries(draw, tilt: float = 0.6) -> Geometry:
+def geometries(draw, tilt: float = 0.6) -> ImageGrid:
     """Anisotropic grids in any of the 48 orientations (mirrored ones too), tilted by up to `tilt` radians."""
     shape = draw(st.tuples(*[st.integers(2, 7)] * 3))
     spacing = draw(st.tuples(*[st.floats(0.3, 8.0)] * 3))
     origin = draw(st.tuples(*[st.floats(-500, 500)] * 3))
     angles = draw(st.tuples(*[st.floats(-tilt, tilt)] * 3))
     order, signs = draw(st.permutations(range(3))), draw(st.tuples(*[st.sampled_from((-1, 1))] * 3))
-    return Geometry(shape, spacing, origin, rotation(angles)[:, order] * np.array(signs))
+    return ImageGrid(shape, spacing, origin, rotation(angles)[:, order] * np.array(signs))
 
 
-def volume_on(geometry: Geometry) -> Volume:
+def volume_on(geometry: ImageGrid) -> Volume:
     return Volume(np.arange(np.prod(geometry.shape), dtype=np.int16).reshape(geometry.shape), geometry)
 
 
@@ -97,18 +97,18 @@ def test_reorienting_agrees_with_itk(geometry, orientation):
 def test_orientation_is_the_best_assignment_as_a_whole():
     # The first axis leans slightly more to the feet than backwards, but the second one needs that side more.
     direction = np.array([[-0.23, 0.52, -0.82], [0.68, -0.52, -0.52], [-0.69, -0.68, -0.23]])
-    assert Geometry((5, 5, 5), (1, 1, 1), (0, 0, 0), direction).orientation == "PIR"
+    assert ImageGrid((5, 5, 5), (1, 1, 1), (0, 0, 0), direction).orientation == "PIR"
 
 
 @pytest.mark.parametrize("letters", ["LLS", "LP", "XPS", ""])
 def test_orientations_that_name_no_three_axes_are_refused(letters):
     with pytest.raises(ValueError, match="orientation|sides"):
-        volume_on(Geometry((5, 5, 5), (1, 1, 1), (0, 0, 0), np.eye(3))).reoriented(letters)
+        volume_on(ImageGrid((5, 5, 5), (1, 1, 1), (0, 0, 0), np.eye(3))).reoriented(letters)
 
 
 @few
 @given(geometries(), st.tuples(*[st.floats(0.4, 6.0)] * 3))
-@example(Geometry((6, 6, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3)), (2.0, 3.0, 1.0))
+@example(ImageGrid((6, 6, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3)), (2.0, 3.0, 1.0))
 def test_resampling_keeps_the_field_of_view(geometry, spacing):
     volume = volume_on(geometry).resampled(spacing)
     new, faces = volume.geometry, np.array([-0.5, -0.5, -0.5])
@@ -130,7 +130,7 @@ def test_resampled_labels_are_labels_that_were_there(geometry, spacing):
 
 def test_resampling_a_ramp_gives_the_ramp():
     # A linear function of the world coordinate survives averaging and linear interpolation exactly, edges apart.
-    geometry = Geometry((40, 30, 30), (1.0, 0.7, 1.3), (3.0, -8.0, 50.0), rotation((0.2, -0.1, 0.3)))
+    geometry = ImageGrid((40, 30, 30), (1.0, 0.7, 1.3), (3.0, -8.0, 50.0), rotation((0.2, -0.1, 0.3)))
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in geometry.shape], indexing="ij"), axis=-1)
     ramp = Volume((geometry.index_to_world(grid) @ [1.0, 2.0, -1.5]).astype(np.float32), geometry)
     for spacing in ((0.8, 0.8, 0.8), (2.5, 2.5, 2.5), (1.0, 1.4, 3.9)):
@@ -142,7 +142,7 @@ def test_resampling_a_ramp_gives_the_ramp():
 
 
 def test_resampling_invents_no_air_at_the_edges():
-    geometry = Geometry((9, 9, 9), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    geometry = ImageGrid((9, 9, 9), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
     bone = Volume(np.full(geometry.shape, 300, np.int16), geometry)
     for spacing in ((0.7, 0.7, 0.7), (2.0, 2.0, 2.0), (4.0, 4.0, 4.0)):
         assert (bone.resampled(spacing).array == 300).all()
@@ -163,13 +163,13 @@ def test_a_crop_stays_where_it_was(geometry, data):
 @pytest.mark.parametrize("start, stop", [((-1, 0, 0), (3, 3, 3)), ((0, 0, 0), (9, 3, 3)), ((2, 0, 0), (2, 3, 3))])
 def test_a_crop_that_leaves_the_volume_is_refused(start, stop):
     with pytest.raises(ValueError, match="leaves the volume"):
-        volume_on(Geometry((5, 5, 5), (1, 1, 1), (0, 0, 0), np.eye(3))).cropped(start, stop)
+        volume_on(ImageGrid((5, 5, 5), (1, 1, 1), (0, 0, 0), np.eye(3))).cropped(start, stop)
 
 
 @few
 @given(geometries())
 def test_geometry_survives_json(geometry):
-    again = Geometry.from_json(json.loads(json.dumps(geometry.to_json())))
+    again = ImageGrid.from_json(json.loads(json.dumps(geometry.to_json())))
     assert again == geometry and hash(again) == hash(geometry)
     assert again != replace(geometry, origin=(geometry.origin[0] + 1, *geometry.origin[1:]))
     assert again.orientation == geometry.orientation
@@ -178,7 +178,7 @@ def test_geometry_survives_json(geometry):
 @settings(few, max_examples=25)
 @given(geometry=geometries(), ending=st.sampled_from((".nii.gz", ".nii", ".nrrd", ".mha")))
 def test_every_format_keeps_voxels_and_grid(tmp_path, geometry, ending):
-    geometry = Geometry(tuple(n + 4 for n in geometry.shape), geometry.spacing, geometry.origin, geometry.direction)
+    geometry = ImageGrid(tuple(n + 4 for n in geometry.shape), geometry.spacing, geometry.origin, geometry.direction)
     volume = volume_on(geometry)
     write_volume(volume, tmp_path / f"scan{ending}")
     again = read_volume(tmp_path / f"scan{ending}")
@@ -192,7 +192,7 @@ def test_every_format_keeps_voxels_and_grid(tmp_path, geometry, ending):
 @settings(few, max_examples=15)
 @given(geometry=geometries(), ending=st.sampled_from((".nii.gz", ".nrrd", ".mha")))
 def test_a_result_comes_back_on_the_very_grid_of_its_input(tmp_path, geometry, ending):
-    geometry = Geometry(tuple(n + 4 for n in geometry.shape), geometry.spacing, geometry.origin, geometry.direction)
+    geometry = ImageGrid(tuple(n + 4 for n in geometry.shape), geometry.spacing, geometry.origin, geometry.direction)
     write_volume(volume_on(geometry), tmp_path / f"scan{ending}")
     scan = read_volume(tmp_path / f"scan{ending}")
     labels = Volume((scan.array % 3).astype(np.uint8), scan.geometry)

@@ -22,7 +22,7 @@ from ..stages.identify.network import LevelNetwork, ShapeNetwork
 from ..stages.identify.plan import IdentifyNetwork
 from ..stages.identify.trainer import IdentifyTrainer
 
-CARDINALITY_SHARE = 4          # ResNeXt (Xie et al. 2017): 4 channels per group in the first stage ("32 x 4d")
+CARDINALITY_FRACTION = 4          # ResNeXt (Xie et al. 2017): 4 channels per group in the first stage ("32 x 4d")
 PATCH = (8, 8, 8)
 TRANSFORMER = {"dim": 96, "layers": 4, "heads": 4}
 GAIN, OFFSET, NOISE = 0.15, 0.08, 0.04   # of windowed intensities 0..1
@@ -63,8 +63,8 @@ class CTTrainer(IdentifyTrainer):
     def fresh_network(self) -> LevelNetwork:
         return _resnet(self.plan.network, channels=len(self.plan.data.windows_hu))
 
-    def batch_maker(self, training: bool) -> MaskBatches:
-        masks, data = super().batch_maker(training), self.plan.data
+    def batch_sampler(self, training: bool) -> MaskBatches:
+        masks, data = super().batch_sampler(training), self.plan.data
         return CTBatches(masks.folder, masks.cases, masks.crop_size, masks.spacing, masks.batch_size, masks.contrastive_batches,
                          masks.seed, masks.augment, windows_hu=data.windows_hu, hu_min=data.hu_min)
 
@@ -74,7 +74,7 @@ class ResNeXtTrainer(IdentifyTrainer):
 
     def fresh_network(self) -> LevelNetwork:
         network = replace(self.plan.network, width=max(4, self.plan.network.width // 2))
-        return _resnet(network, groups=max(2, 2 * network.width // CARDINALITY_SHARE))
+        return _resnet(network, groups=max(2, 2 * network.width // CARDINALITY_FRACTION))
 
 
 class TransformerTrainer(IdentifyTrainer):

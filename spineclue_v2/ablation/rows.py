@@ -1,6 +1,6 @@
 """What the trained networks say about the validation cases, and the names that every step of the method makes of it.
 
-Everything that is fitted after training (temperature, fusion matrices, weights of the witnesses) is fitted on other scans
+Everything that is fitted after training (temperature, fusion matrices, weights of the classifiers) is fitted on other scans
 than those it is applied to: on the other folds, or with one fold on the other half of its validation cases.
 """
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from ..anatomy import LEVEL_INDEX, LEVELS, NAME_OF_LABEL
-from ..anatomy.vertebral_gaps import steps_along_spine, whole_positions
+from ..anatomy.vertebral_gaps import round_positions, vertebral_gaps
 from ..dataset.preprocessed import PreprocessedDataset
-from ..imageio.volume import Geometry, Volume
-from ..stages.identify.appearance import AppearanceTrainer, AppearanceWitness
-from ..stages.identify.calibration import START, WitnessRows, fit_weights, weighted
+from ..imageio.volume import ImageGrid, Volume
+from ..stages.identify.appearance import AppearanceClassifier, AppearanceTrainer
+from ..stages.identify.calibration import START, EvidenceRows, fit_weights, weighted
 from ..stages.identify.decoder import Decoder, Numbering
 from ..stages.identify.fusion import MessageFusion, fit_phi
-from ..stages.identify.plan import IdentifyRun, Prices
+from ..stages.identify.plan import IdentifyRun, Penalties
 from ..stages.identify.predictor import INFERENCE_BATCH, shape_logs
 from ..stages.identify.uncertainty import fit_temperature, monte_carlo
 from ..training.trainer import BaseTrainer
@@ -33,7 +33,7 @@ FITTED, PLANNED, BLIND = "fitted weights", "planned weights", "fitted, without a
 
 @dataclass
 class Scan:
-    """One validation case under one fold and seed: its true vertebrae from head to foot (masks and centres are the true ones).
+    """One validation case under one fold and seed: its true vertebrae in cranio-caudal order (masks and centres are the true ones).
 
     `features` and `logits` per training, `appearance` and `geometry` log-probabilities (n, 25); `part`: scans that share it are
     never fitted on one another.
@@ -57,7 +57,7 @@ class Scan:
 
     @property
     def steps(self) -> np.ndarray:
-        return steps_along_spine(self.centres)
+        return vertebral_gaps(self.centres)
 
 
 def scans_of(dataset: PreprocessedDataset, cases: Sequence[str], fold: int | str, seed: int, several_folds: bool,
@@ -66,7 +66,7 @@ def scans_of(dataset: PreprocessedDataset, cases: Sequence[str], fold: int | str
     scans = []
     for case in cases:
         properties = dataset.properties(case)
-        grid = Geometry.from_json(properties["geometry"])
+        grid = ImageGrid.from_json(properties["geometry"])
         found = sorted(properties["vertebrae"].values(), key=lambda v: -(v["start"][0] + v["stop"][0]))
         if not found:
             continue
@@ -82,12 +82,12 @@ def add_outputs(scans: Sequence[Scan], name: str, trainer: BaseTrainer, dataset:
     """Let the trained network of `name` look at every scan once; fills features and logits, or `appearance`."""
     trainer.network.eval()
     if isinstance(trainer, AppearanceTrainer):
-        witness = AppearanceWitness([trainer.network], trainer.plan.data, [1.0], device=trainer.device)
+        classifier = AppearanceClassifier([trainer.network], trainer.plan.data, [1.0], device=trainer.device)
         for scan in scans:
-            volume = Volume(np.asarray(dataset.image(scan.case)[:]), Geometry.from_json(dataset.properties(scan.case)["geometry"]))
-            scan.appearance = witness.log_probabilities(volume, scan.centres)
+            volume = Volume(np.asarray(dataset.image(scan.case)[:]), ImageGrid.from_json(dataset.properties(scan.case)["geometry"]))
+            scan.appearance = classifier.log_probabilities(volume, scan.centres)
         return
-    maker = trainer.batch_maker(training=False)  # type: ignore[attr-defined]
+    maker = trainer.batch_sampler(training=False)  # type: ignore[attr-defined]
     maker.cases, maker.variants = [scan.case for scan in scans], True
     for scan in scans:
         if tuple(NAME_OF_LABEL[value] for value in maker.labels_of(scan.case)) != scan.names:
@@ -118,7 +118,7 @@ def temperature_of(scans: Sequence[Scan], name: str) -> float:
 
 def shape_probabilities(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[tuple[int | str, int], Any], run: IdentifyRun,
                         fused: bool = True, name: str = "contrastive") -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Probabilities (n, 24) of the shape witness, for the scans of `fit` and of `apply`, everything fitted on `fit`.
+    """Probabilities (n, 24) of the shape classifier, for the scans of `fit` and of `apply`, everything fitted on `fit`.
 
     `network`: {(fold, seed): network}, for the Monte-Carlo draws of its head. `fused` False: before the messages.
     """
@@ -126,7 +126,7 @@ def shape_probabilities(fit: Sequence[Scan], apply: Sequence[Scan], network: Map
     rows = {}
     for scan in [*fit, *apply]:
         mean, entropy, _ = monte_carlo(network[scan.fold, scan.seed], scan.features[name], run.mc_samples, temperature)
-        rows[id(scan)] = (mean.cpu().clone(), entropy.cpu().clone(), torch.from_numpy(whole_positions(scan.steps)), scan.targets)
+        rows[id(scan)] = (mean.cpu().clone(), entropy.cpu().clone(), torch.from_numpy(round_positions(scan.steps)), scan.targets)
     if not fused:
         return tuple([rows[id(scan)][0].numpy() for scan in scans] for scans in (fit, apply))  # type: ignore[return-value]
     fusion = MessageFusion(run.theta, run.hops, run.neighbours)
@@ -140,28 +140,28 @@ def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[t
                   run: IdentifyRun) -> tuple[dict[str, list[list[str | None]]], dict[str, list[Numbering]]]:
     """{step: names per scan of `apply`}, and what the decoder says with fitted weights, planned ones, and without the appearance.
 
-    Steps whose witness is not there are left out. The names after the decoder are those with fitted weights.
+    Steps whose classifier is not there are left out. The names after the decoder are those with fitted weights.
     """
     found = {"baseline on CT": [best_level(s.logits["ct"]) for s in apply], "+ mask": [best_level(s.logits["mask"]) for s in apply],
              "+ contrastive": [best_level(p) for p in shape_probabilities(fit, apply, network, run, fused=False)[1]]}
     shapes = shape_probabilities(fit, apply, network, run)
     found["+ fusion"] = [best_level(p) for p in shapes[1]]
     temperature = _appearance_temperature(fit)
-    heard: tuple[str, ...] = ("shape",)
-    for step, witness in (("+ geometry", "geometry"), ("+ appearance", "appearance")):
-        if getattr(apply[0], witness) is None:
+    enabled: tuple[str, ...] = ("shape",)
+    for step, classifier in (("+ geometry", "geometry"), ("+ appearance", "appearance")):
+        if getattr(apply[0], classifier) is None:
             continue
-        heard = (*heard, witness)
-        known, asked = (_witness_rows(scans, shape, heard, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
+        enabled = (*enabled, classifier)
+        known, asked = (_evidence_rows(scans, shape, enabled, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
         weights = fit_weights(known)
         found[step] = [best_level(weighted(rows.logs, weights)) for rows in asked]
-    prices = Prices.from_dict(run.decoder_prices)
-    decoder, numberings = Decoder(prices), {}
-    for how, witnesses in ((FITTED, heard), (PLANNED, heard), (BLIND, tuple(name for name in heard if name != "appearance"))):
-        if how == BLIND and witnesses == heard:
+    penalties = Penalties.from_dict(run.decoder_penalties)
+    decoder, numberings = Decoder(penalties), {}
+    for how, classifiers in ((FITTED, enabled), (PLANNED, enabled), (BLIND, tuple(name for name in enabled if name != "appearance"))):
+        if how == BLIND and classifiers == enabled:
             continue
-        known, asked = (_witness_rows(scans, shape, witnesses, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
-        weights = START | run.witness_weights if how == PLANNED else fit_weights(known, prices)
+        known, asked = (_evidence_rows(scans, shape, classifiers, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
+        weights = START | run.classifier_weights if how == PLANNED else fit_weights(known, penalties)
         numberings[how] = [decoder.decode(weighted(rows.logs, weights), rows.steps) for rows in asked]
     found["+ decoder"] = [list(numbering.names) for numbering in numberings[FITTED]]
     return found, numberings
@@ -173,14 +173,14 @@ def _appearance_temperature(scans: Sequence[Scan]) -> float:
     return fit_temperature(torch.from_numpy(np.concatenate([s.appearance for s in scans])), torch.cat([s.targets for s in scans]))
 
 
-def _witness_rows(scans: Sequence[Scan], shape: Sequence[np.ndarray], heard: Sequence[str], temperature: float) -> list[WitnessRows]:
+def _evidence_rows(scans: Sequence[Scan], shape: Sequence[np.ndarray], enabled: Sequence[str], temperature: float) -> list[EvidenceRows]:
     rows = []
     for scan, probabilities in zip(scans, shape, strict=True):
         logs = {"shape": shape_logs(probabilities)}
-        if "geometry" in heard:
+        if "geometry" in enabled:
             logs["geometry"] = scan.geometry
-        if "appearance" in heard:
+        if "appearance" in enabled:
             tempered = scan.appearance / temperature
             logs["appearance"] = tempered - np.logaddexp.reduce(tempered, axis=1, keepdims=True)
-        rows.append(WitnessRows(logs, scan.names, scan.steps))
+        rows.append(EvidenceRows(logs, scan.names, scan.steps))
     return rows

@@ -108,14 +108,14 @@ def _outputs(trainings: dict[str, Training], plans: Plans, data: PreprocessedDat
 
 
 def _geometry() -> Any:
-    """The geometry witness that comes with the package, None where it does not."""
+    """The geometry classifier that comes with the package, None where it does not."""
     file = paths.weights_folder() / "geometry.pth"
     if not file.exists():
-        logger.warning("There is no %s: the study goes without the geometry witness.", file)
+        logger.warning("There is no %s: the study goes without the geometry classifier.", file)
         return None
-    from ..stages.geometry.classifier import GeometryWitness
+    from ..stages.geometry.classifier import GeometryClassifier
 
-    return GeometryWitness.load(file)
+    return GeometryClassifier.load(file)
 
 
 def _cost(trainer: BaseTrainer) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _names(scans: Sequence[Scan], networks: dict[tuple[int | str, int], Any], ru
 
 
 def _write_calibration(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """calibration.csv: how often the decoder is right and whether its confidences can be believed, by the weights of the witnesses."""
+    """calibration.csv: how often the decoder is right and whether its confidences can be believed, by the weights of the classifiers."""
     table = []
     for how in (key.removesuffix(": name") for key in rows[0] if key.endswith(": name")):
         right = [row[f"{how}: name"] == row["level"] for row in rows]
@@ -241,7 +241,7 @@ def _write_embeddings(folder: Path, scans: Sequence[Scan], trainings: Iterable[s
 
 
 def _single(record: dict[str, Any], scans: Sequence[Scan]) -> dict[str, Any]:
-    """ID-rate of one training's network alone, vertebra by vertebra, without messages or other witnesses."""
+    """ID-rate of one training's network alone, vertebra by vertebra, without messages or other classifiers."""
     own = [scan for scan in scans if (scan.fold, scan.seed) == (record["fold"], record["seed"])]
     name = record["training"]
     true = [level for scan in own for level in scan.names]

@@ -53,7 +53,7 @@ TRAININGS = {
     "contrastive": Training("contrastive, then classifier, as planned", IdentifyTrainer),
     "resnext": Training("ResNeXt on the mask, cross entropy", ResNeXtTrainer, plain),
     "vit": Training("vision transformer on the mask, cross entropy", TransformerTrainer, plain),
-    "appearance": Training("appearance witness on the CT around", AppearanceTrainer),
+    "appearance": Training("appearance classifier on the CT around", AppearanceTrainer),
 }
 """What the tables and pictures need. A budget is equal in steps; a contrastive step sees two views of each mask."""
 

@@ -1,7 +1,7 @@
 """Structures of a spine MR: vertebral bodies, sacrum, intervertebral discs; their names, however written, and label values.
 
 Names are "L5" for a vertebra, "S" for the sacrum, "L5/S" for the disc between them (upper/lower). Label values continue
-VerSe's: bodies keep 1..28, discs follow from head to foot.
+VerSe's: bodies keep 1..28, discs follow in cranio-caudal order.
 """
 from __future__ import annotations
 

@@ -41,9 +41,9 @@ class Vertebra:
     box_centre: tuple[float, float, float]
     extent: tuple[float, float, float]
     score: float
-    support: int = 0                                     # detector boxes behind this vertebra
-    mask: np.ndarray | None = field(default=None, repr=False)   # bool (z, y, x), model space, tight crop
-    mask_start: tuple[int, int, int] | None = None       # index (z, y, x) of mask[0, 0, 0] in model space
+    hits: int = 0                                     # detector boxes behind this vertebra
+    mask: np.ndarray | None = field(default=None, repr=False)   # bool (z, y, x), network space, tight crop
+    mask_start: tuple[int, int, int] | None = None       # index (z, y, x) of mask[0, 0, 0] in network space
     mask_centroid: tuple[float, float, float] | None = None
     body_centre: tuple[float, float, float] | None = None
     volume_ml: float | None = None
@@ -57,7 +57,7 @@ class Vertebra:
     grade_probabilities: tuple[float, float, float, float] | None = None  # of Genant grades 0..3, by the network
     combined_grade_probabilities: tuple[float, float, float, float] | None = None  # by network and heights together
     mask_probability: np.ndarray | None = field(default=None, repr=False)  # uint8 on the crop of `mask`, see on_the_masks_side
-    log_probabilities: np.ndarray | None = field(default=None, repr=False)  # (25,) levels and "not a vertebra", all witnesses together
+    log_probabilities: np.ndarray | None = field(default=None, repr=False)  # (25,) levels and "not a vertebra", all classifiers together
 
 
 def on_the_masks_side(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:

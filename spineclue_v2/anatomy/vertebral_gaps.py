@@ -9,8 +9,8 @@ GAP_RANGE_MM = (13.0, 45.0)
 NEIGHBOURS = 3
 
 
-def steps_along_spine(centres: np.ndarray) -> np.ndarray:
-    """(n, 3) body centres in LPS mm, head to foot -> (n - 1,) gaps in units of the gap expected there.
+def vertebral_gaps(centres: np.ndarray) -> np.ndarray:
+    """(n, 3) body centres in LPS mm, cranio-caudal -> (n - 1,) gaps in units of the gap expected there.
 
     1 where the next vertebra was found, 2 where one between was missed, 0.5 where a false one lies between. Expected is the
     median of the up to three gaps on each side, which a few missed or extra ones do not move, held within `GAP_RANGE_MM`.
@@ -24,7 +24,7 @@ def steps_along_spine(centres: np.ndarray) -> np.ndarray:
     return gaps / expected
 
 
-def whole_positions(steps: np.ndarray) -> np.ndarray:
+def round_positions(steps: np.ndarray) -> np.ndarray:
     """(n - 1,) steps -> (n,) whole positions from 0; each step is rounded and at least 1, so that no two coincide."""
     whole = np.maximum(np.rint(np.asarray(steps, dtype=float)), 1).astype(int)
     return np.concatenate([[0], np.cumsum(whole)])

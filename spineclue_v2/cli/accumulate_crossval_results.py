@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..cross_validation.validation import accumulate, key_figure
+    from ..cross_validation.validation import accumulate, key_metric
 
     folder, summary = accumulate(args.dataset, args.c, args.f, args.p, args.tr, Path(args.o) if args.o else None)
-    print(f"{len(summary['metric_per_case'])} cases of {len(summary['folds'])} folds, {args.c}: {key_figure(args.c, summary):.4f}")
+    print(f"{len(summary['metric_per_case'])} cases of {len(summary['folds'])} folds, {args.c}: {key_metric(args.c, summary):.4f}")
     print(f"All figures: {folder / 'summary.json'}")
     return 0

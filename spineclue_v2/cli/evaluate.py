@@ -8,7 +8,7 @@ from .. import anatomy
 from ._workers import add_workers, workers
 
 DESCRIPTION = ("Compare predicted label maps with reference label maps, case by case: detection, identification (ID-rate, VerSe "
-               "id.rate, all-right rate), Dice, surface distances, calibration. Writes nnU-Net's summary.json with all of it "
+               "id.rate, scans with all levels right), Dice, surface distances, calibration. Writes nnU-Net's summary.json with all of it "
                "under 'spineclue'.")
 
 
@@ -82,7 +82,7 @@ def _head(figures: dict[str, Any]) -> list[str]:
         f"({figures['matched']} matched, {figures['pairs_under_dice_0.5']} of them under Dice 0.5)",
         f"VerSe                      id.rate {_n(figures['verse_id_rate'])}  d_mean {_n(figures['verse_d_mean_mm'], 2)} mm "
         f"({figures['verse_misses']} misses)",
-        f"All-right rate             {_n(figures['all_right_rate'])} of the scans; "
+        f"Scans with all levels right             {_n(figures['all_right_rate'])} of the scans; "
         f"{_n(figures['all_right_rate_without_false_positives'])} when false positives count too",
         f"Segmentation               Dice {_n(figures['dice'])}  NSD@1mm {_n(figures['nsd_1mm'])}   matched: "
         f"HD {_n(figures['hd_mm'], 2)} mm  HD95 {_n(figures['hd95_mm'], 2)} mm",

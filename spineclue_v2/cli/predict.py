@@ -10,7 +10,7 @@ DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or with an MR 
                "Without -d or -m the weights that come with the package serve.")
 
 
-WITNESSES = ("shape", "geometry", "appearance")
+CLASSIFIERS = ("shape", "geometry", "appearance")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +44,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz with the level probabilities")
     parser.add_argument("--no_report", action="store_true", help="write no CASE.png")
     parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")
-    parser.add_argument("--witnesses", nargs="+", default=list(WITNESSES), choices=WITNESSES,
-                        help="who is heard about the levels, where the model has weights for it; shape alone is the paper's method")
+    parser.add_argument("--classifiers", nargs="+", default=list(CLASSIFIERS), choices=CLASSIFIERS,
+                        help="classifiers of the level to use, where the model has weights for them; shape alone is the paper's method")
     parser.add_argument("--mirror", action="store_true",
                         help="average segmentation (MR: all) with its left-right mirror image (twice the time)")
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
@@ -88,7 +88,7 @@ def predict_and_report(args: argparse.Namespace, model: object) -> int:
     from ..inference.predict_folder import predict
     from ..utilities.parallel import dask_executor
 
-    options = Options(args.forbid_anomalies, args.mirror, tuple(args.witnesses))
+    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers))
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
         outcome = predict(args.i, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", required=True, help="label map: one value per vertebra, or one value for all that do not touch")
     parser.add_argument("-o", required=True, help="output label map (.nii.gz); OUT.json and OUT_ctd.json are written beside it")
     parser.add_argument("-ct", default=None, help="the CT of the map: draws OUT.png; the names depend on it only where the model has an "
-                                                  "appearance witness")
+                                                  "appearance classifier")
     parser.add_argument("--ignore", type=int, nargs="+", default=[], metavar="VALUE",
                         help="values that are no vertebrae (sacrum, ribs, ...)")
     parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")

@@ -25,7 +25,7 @@ from ..utilities import paths
 from ..utilities.files import atomic_path, read_json, write_json
 from .identification_search import Row, Settings, choose, fitted_fusion
 from .out_of_fold import OutOfFold
-from .validation import accumulate, key_figure, open_fold, validate_fold
+from .validation import accumulate, key_metric, open_fold, validate_fold
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def find_best_configuration(dataset: str | int, plans_names: Sequence[str] = (DE
     settings, table = _choose_settings(name, best, chosen["trainers"], folds, where)
     information = {"dataset": name, "folds": folds, "plans": best, "trainers": chosen["trainers"], "figures": chosen["figures"],
                    "candidates": {key: value["candidates"] for key, value in found.items()},
-                   "settings": vars(settings) | {"prices": dict(settings.prices)}, "settings_tried": table,
+                   "settings": vars(settings) | {"penalties": dict(settings.penalties)}, "settings_tried": table,
                    "note": "Figures of settings are of folds that had no part in fitting them; nothing was tuned on test cases."}
     write_json(paths.results_folder() / name / INFORMATION, information)
     with atomic_path(paths.results_folder() / name / INSTRUCTIONS) as temporary:
@@ -69,7 +69,7 @@ def _choose_chain(dataset: str, plans_name: str, trainers: Sequence[str] | None,
             for fold in folds:
                 _validated(open_fold(dataset, fold, device, plans_name, chosen | {stage: trainer}), stage)
             _, summary = accumulate(dataset, stage, folds, plans_name, trainer)
-            candidates[stage][trainer] = key_figure(stage, summary)
+            candidates[stage][trainer] = key_metric(stage, summary)
             logger.info("%s, %s: %.4f over %d cases.", stage, trainer, candidates[stage][trainer], len(summary["metric_per_case"]))
         chosen[stage] = max(candidates[stage], key=candidates[stage].__getitem__)
         figures[stage] = candidates[stage][chosen[stage]]
@@ -78,14 +78,14 @@ def _choose_chain(dataset: str, plans_name: str, trainers: Sequence[str] | None,
 
 def _trainers_of(dataset: str, stage: str, plans_name: str) -> list[str]:
     """Trainers that have a folder for the stage; those of networks that are no stage of the pipeline by themselves are left out."""
-    def stands_alone(trainer: str) -> bool:
+    def auxiliary(trainer: str) -> bool:
         try:
-            return bool(getattr(trainer_class(stage, trainer), "stands_alone", False))
+            return bool(getattr(trainer_class(stage, trainer), "auxiliary", False))
         except InputError:  # of a package that is not installed here: its weights are there all the same
             return False
 
     names = [place.name.split("__")[0] for place in (paths.results_folder() / dataset).glob(f"*__{plans_name}__{stage}")]
-    return [name for name in names if not stands_alone(name)]
+    return [name for name in names if not auxiliary(name)]
 
 
 def _check_trainers(dataset: str, plans_names: Sequence[str], wanted: Sequence[str]) -> None:
@@ -134,7 +134,7 @@ def _choose_settings(dataset: str, plans_name: str, trainers: dict[str, str], fo
     stage = plans.stage("identify")
     # The settings of the preprocessed plan are where the search starts, whatever an earlier search has left here.
     run = load_plans(paths.preprocessed_folder() / dataset / f"{plans_name}.json").stage("identify").run
-    start = Settings(run.theta, run.hops, run.neighbours, run.witness_weights.get("geometry", 1.0), dict(run.decoder_prices))
+    start = Settings(run.theta, run.hops, run.neighbours, run.classifier_weights.get("geometry", 1.0), dict(run.decoder_penalties))
     settings, table = choose(rows, start)
     phi = fitted_fusion(rows, settings).phi.detach().clone()
     for found in opened:
@@ -144,8 +144,9 @@ def _choose_settings(dataset: str, plans_name: str, trainers: dict[str, str], fo
             continue  # written by an earlier search
         checkpoint.extra["phi"], checkpoint.meta["fitted"] = phi, fitted
         checkpoint.save(found.checkpoint_file("identify"))
-    numbers = {"theta": settings.theta, "hops": settings.hops, "neighbours": settings.neighbours, "decoder_prices": dict(settings.prices),
-               "witness_weights": dict(run.witness_weights) | {"geometry": settings.geometry_weight}}
+    numbers = {"theta": settings.theta, "hops": settings.hops, "neighbours": settings.neighbours,
+               "decoder_penalties": dict(settings.penalties),
+               "classifier_weights": dict(run.classifier_weights) | {"geometry": settings.geometry_weight}}
     reasons = stage.reasons | {f"run.{key}": {"rule": RULE, "from": {"folds": folds, "before": getattr(run, key)}} for key in numbers}
     plans.stages["identify"] = dataclasses.replace(stage, run=dataclasses.replace(stage.run, **numbers), reasons=reasons)
     plans.save(file)
@@ -153,7 +154,7 @@ def _choose_settings(dataset: str, plans_name: str, trainers: dict[str, str], fo
 
 
 def _row(found: OutOfFold, case: str) -> Row:
-    rows, geometry = found.rows(case), found.geometry_witness
+    rows, geometry = found.rows(case), found.geometry_classifier
     true = len(found.data("identify").properties(case)["vertebrae"])
     log_rows = geometry.log_probabilities(rows["centres"]) if geometry is not None and len(rows["names"]) else None
     return Row(str(found.fold), rows["probabilities"], rows["entropy"], rows["centres"], rows["names"],

@@ -1,6 +1,6 @@
-"""Which fusion, witness weight and decoder prices: chosen on out-of-fold rows, and judged on folds that had no part in fitting.
+"""Which fusion, classifier weight and decoder penalties: chosen on out-of-fold rows, and judged on folds that had no part in fitting.
 
-For each candidate the fusion matrices (and the prices) are fitted on the rows of the other folds and judged on the fold left out.
+For each candidate the fusion matrices (and the penalties) are fitted on the rows of the other folds and judged on the fold left out.
 What is then written into the model is fitted on the rows of all folds.
 """
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from ..anatomy import LEVEL_INDEX
-from ..anatomy.vertebral_gaps import steps_along_spine, whole_positions
+from ..anatomy.vertebral_gaps import round_positions, vertebral_gaps
 from ..stages.identify.decoder import Decoder
-from ..stages.identify.decoder_fit import Case, fit_prices, mean_log_posterior
+from ..stages.identify.decoder_fit import Case, fit_penalties, mean_log_posterior
 from ..stages.identify.fusion import MessageFusion, fit_phi
-from ..stages.identify.plan import Prices
-from ..stages.identify.predictor import combine_witnesses
+from ..stages.identify.plan import Penalties
+from ..stages.identify.predictor import combine_evidence
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ GEOMETRY_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 @dataclass(frozen=True)
 class Row:
     """One scan's rows: `probabilities` (n, 24) Monte-Carlo means, `entropy` (n,), `centres` (n, 3) mm, `names` (n,) true names ('' = none),
-    `missed` true vertebrae that were not found, `geometry` log rows (n, 25) of the geometry witness or None."""
+    `missed` true vertebrae that were not found, `geometry` log rows (n, 25) of the geometry classifier or None."""
 
     fold: str
     probabilities: np.ndarray
@@ -45,23 +45,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is chosen; `prices` empty: the decoder's own."""
+    """What is chosen; `penalties` empty: the decoder's own."""
 
     theta: float
     hops: int
     neighbours: int
     geometry_weight: float
-    prices: Mapping[str, float]
+    penalties: Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class SettingsScore:
     """How settings did on the folds left out: share of true vertebrae named right, and the mean log posterior of the true paths."""
 
     id_rate: float
     log_posterior: float
 
-    def better_than(self, other: Judgement) -> bool:
+    def better_than(self, other: SettingsScore) -> bool:
         return (round(self.id_rate, 9), round(self.log_posterior, 6)) > (round(other.id_rate, 9), round(other.log_posterior, 6))
 
     def to_json(self) -> dict[str, float]:
@@ -70,13 +70,13 @@ class Judgement:
 
 def choose(rows: Sequence[Row], start: Settings) -> tuple[Settings, list[dict[str, Any]]]:
     """Settings that do best on held-out folds, and a table of all that was tried. One number is changed at a time, in the order theta,
-    hops, neighbours, geometry weight, prices; a change is kept when it is better, so that ties leave the plan as it is."""
-    best, verdict = start, judge(rows, start)
-    table = [{"settings": vars(start) | {"prices": dict(start.prices)}, "kept": True} | verdict.to_json()]
+    hops, neighbours, geometry weight, penalties; a change is kept when it is better, so that ties leave the plan as it is."""
+    best, verdict = start, score_settings(rows, start)
+    table = [{"settings": vars(start) | {"penalties": dict(start.penalties)}, "kept": True} | verdict.to_json()]
     candidates: list[tuple[str, Sequence[Any]]] = [("theta", THETAS), ("hops", HOPS), ("neighbours", NEIGHBOURS)]
     if any(row.geometry is not None for row in rows):
         candidates.append(("geometry_weight", GEOMETRY_WEIGHTS))
-    candidates.append(("prices", ("fitted",)))
+    candidates.append(("penalties", ("fitted",)))
     for name, values in candidates:
         if name in ("hops", "neighbours") and best.theta == 0:
             continue  # without messages these change nothing
@@ -84,17 +84,17 @@ def choose(rows: Sequence[Row], start: Settings) -> tuple[Settings, list[dict[st
         for value in values:
             if value == getattr(current, name):
                 continue
-            tried = current if name == "prices" else replace(current, **{name: value})
-            found = judge(rows, tried, fit=name == "prices")
+            tried = current if name == "penalties" else replace(current, **{name: value})
+            found = score_settings(rows, tried, fit=name == "penalties")
             kept = found.better_than(verdict)
             if kept:
-                best, verdict = (replace(tried, prices=fitted_prices(rows, tried)) if name == "prices" else tried), found
+                best, verdict = (replace(tried, penalties=fitted_penalties(rows, tried)) if name == "penalties" else tried), found
             table.append({"changed": name, "to": value, "kept": kept} | found.to_json())
     return best, table
 
 
-def judge(rows: Sequence[Row], settings: Settings, fit: bool = False) -> Judgement:
-    """Each fold by fusion matrices (and, with `fit`, prices) fitted on the others; with a single fold by unlearned ones."""
+def score_settings(rows: Sequence[Row], settings: Settings, fit: bool = False) -> SettingsScore:
+    """Each fold by fusion matrices (and, with `fit`, penalties) fitted on the others; with a single fold by unlearned ones."""
     right = true = 0
     paths: list[tuple[float, int]] = []
     for fold in sorted({row.fold for row in rows}):
@@ -103,25 +103,25 @@ def judge(rows: Sequence[Row], settings: Settings, fit: bool = False) -> Judgeme
         if not own:
             continue
         fusion = fitted_fusion(others, settings)
-        prices = Prices.from_dict(dict(settings.prices))
+        penalties = Penalties.from_dict(dict(settings.penalties))
         if fit:
-            prices = fit_prices([_case(r, settings, fusion) for r in others], prices)
-        decoder = Decoder(prices)
+            penalties = fit_penalties([_case(r, settings, fusion) for r in others], penalties)
+        decoder = Decoder(penalties)
         cases = [_case(row, settings, fusion) for row in own]
         for row, case in zip(own, cases, strict=True):
             names = decoder.decode(case.log_probabilities, case.steps).names
             right += sum(given == name for given, name in zip(names, row.names, strict=True) if name)
             true += sum(bool(name) for name in row.names)
-        paths.append((mean_log_posterior(prices, cases), len(cases)))
-    return Judgement(right / max(1, true), float(np.average([p for p, _ in paths], weights=[n for _, n in paths])) if paths else 0.0)
+        paths.append((mean_log_posterior(penalties, cases), len(cases)))
+    return SettingsScore(right / max(1, true), float(np.average([p for p, _ in paths], weights=[n for _, n in paths])) if paths else 0.0)
 
 
-def fitted_prices(rows: Sequence[Row], settings: Settings) -> dict[str, float]:
-    """The decoder's prices from the rows of all folds."""
+def fitted_penalties(rows: Sequence[Row], settings: Settings) -> dict[str, float]:
+    """The decoder's penalties from the rows of all folds."""
     rows = [row for row in rows if len(row.names)]
     fusion = fitted_fusion(rows, settings)
-    prices = fit_prices([_case(row, settings, fusion) for row in rows], Prices.from_dict(dict(settings.prices)))
-    return {name: round(value, 6) for name, value in prices.to_dict().items()}
+    penalties = fit_penalties([_case(row, settings, fusion) for row in rows], Penalties.from_dict(dict(settings.penalties)))
+    return {name: round(value, 6) for name, value in penalties.to_dict().items()}
 
 
 def fitted_fusion(rows: Sequence[Row], settings: Settings) -> MessageFusion:
@@ -134,7 +134,7 @@ def fitted_fusion(rows: Sequence[Row], settings: Settings) -> MessageFusion:
 
 
 def _tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    positions = whole_positions(steps_along_spine(row.centres))
+    positions = round_positions(vertebral_gaps(row.centres))
     # Values below the least normal float would slow every product down a hundredfold.
     return torch.from_numpy(row.probabilities).clamp(min=1e-9), torch.from_numpy(row.entropy), torch.from_numpy(positions)
 
@@ -142,5 +142,5 @@ def _tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def _case(row: Row, settings: Settings, fusion: MessageFusion) -> Case:
     with torch.no_grad():
         fused = fusion(*_tensors(row)).numpy()
-    log_probabilities = combine_witnesses(fused, row.geometry, {"geometry": settings.geometry_weight})
-    return Case(log_probabilities, tuple(str(name) or None for name in row.names), steps_along_spine(row.centres))
+    log_probabilities = combine_evidence(fused, row.geometry, {"geometry": settings.geometry_weight})
+    return Case(log_probabilities, tuple(str(name) or None for name in row.names), vertebral_gaps(row.centres))

@@ -22,9 +22,9 @@ from .. import anatomy
 from ..anatomy.vertebra import Vertebra, vertebra_from_record, vertebra_record
 from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
-from ..evaluation.instances import instance_map, true_names
-from ..imageio.volume import Geometry, Volume, write_volume
-from ..inference.model import geometry_witness, stage_model
+from ..evaluation.instances import instance_map, match_true_names
+from ..imageio.volume import ImageGrid, Volume, write_volume
+from ..inference.model import geometry_classifier, stage_model
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans, StagePlan
 from ..stages.plan_files import load_plans
 from ..stages.registry import CORE_STAGES, stage_folder_name, train_command
@@ -104,7 +104,7 @@ class OutOfFold:
 
     def volume(self, stage: str, case: str) -> Volume:
         data = self.data(stage)
-        return Volume(data.image(case)[:], Geometry.from_json(data.properties(case)["geometry"]))
+        return Volume(data.image(case)[:], ImageGrid.from_json(data.properties(case)["geometry"]))
 
     def labels(self, case: str) -> np.ndarray:
         """True VerSe values on the grid of segment and identify, vertebrae only."""
@@ -112,9 +112,9 @@ class OutOfFold:
         return np.where(np.isin(labels, anatomy.VERTEBRA_LABELS), labels, 0)
 
     @cached_property
-    def geometry_witness(self) -> Any:
-        """The witness that sees centres only, or None; it is trained on other data, so it saw none of the cases."""
-        return geometry_witness()
+    def geometry_classifier(self) -> Any:
+        """The classifier that sees centres only, or None; it is trained on other data, so it saw none of the cases."""
+        return geometry_classifier()
 
     # ---- the networks ----------------------------------------------------------------------------------------------
     def model(self, stage: str) -> StageModel:
@@ -167,15 +167,16 @@ class OutOfFold:
         return known
 
     def segmented(self, case: str) -> list[Vertebra]:
-        """Stage 2: vertebrae with masks, from head to foot."""
+        """Stage 2: vertebrae with masks, in cranio-caudal order."""
         known = self._known("segment", case)
         if known is None:
             from ..inference.pipeline import segment_located
-            from ..stages.identify.predictor import head_to_foot
+            from ..stages.identify.predictor import order_cranio_caudal
 
             located, volume = self.located(case), self.volume("segment", case)
-            scan = Geometry.from_json(self.data("segment").properties(case)["source_geometry"])
-            found = head_to_foot(segment_located(volume, located, self.model("segment").networks, self.plan("segment"), self.device, scan))
+            scan = ImageGrid.from_json(self.data("segment").properties(case)["source_geometry"])
+            found = order_cranio_caudal(segment_located(volume, located, self.model("segment").networks, self.plan("segment"),
+                                                        self.device, scan))
             write_volume(Volume(instance_map(found, volume.array.shape), volume.geometry), self.folder("segment") / f"{case}.nii.gz")
             self._keep("segment", case, found)
             return found
@@ -200,7 +201,7 @@ class OutOfFold:
             mean, entropy = (t.numpy() for t in shape_rows(found, model.networks[0], model.fitted[0], self.plan("identify"), self.device))
         rows = {"probabilities": mean.reshape(-1, anatomy.NUM_LEVELS), "entropy": entropy,
                 "centres": np.array([v.body_centre for v in found], dtype=float).reshape(-1, 3),
-                "names": np.array([name or "" for name in true_names(found, self.labels(case))], dtype="U4")}
+                "names": np.array([name or "" for name in match_true_names(found, self.labels(case))], dtype="U4")}
         with atomic_path(file) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(stream, signature=np.array(signature), **rows)
         return rows
@@ -218,7 +219,7 @@ class OutOfFold:
             with np.load(folder / f"{case}.npz", allow_pickle=False) as packed:
                 masks = [np.unpackbits(packed[f"mask_{i}"], count=int(np.prod(v["mask_shape"]))).reshape(v["mask_shape"]).astype(bool)
                          for i, v in enumerate(content["vertebrae"])]
-        return [_restored(record, mask) for record, mask in zip(content["vertebrae"], masks, strict=True)]
+        return [_restore(record, mask) for record, mask in zip(content["vertebrae"], masks, strict=True)]
 
     def _keep(self, stage: str, case: str, found: list[Vertebra]) -> None:
         """Masks first, then the JSON that vouches for them."""
@@ -231,5 +232,5 @@ class OutOfFold:
             vertebra_record(v) | ({} if v.mask is None else {"mask_shape": list(v.mask.shape)}) for v in found]})
 
 
-def _restored(record: dict[str, Any], mask: np.ndarray | None) -> Vertebra:
+def _restore(record: dict[str, Any], mask: np.ndarray | None) -> Vertebra:
     return vertebra_from_record({name: value for name, value in record.items() if name != "mask_shape"}, mask=mask)

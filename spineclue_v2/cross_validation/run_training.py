@@ -14,7 +14,7 @@ from ..plans.plans import DEFAULT_PLANS_NAME, Plans
 from ..stages.registry import CORE_STAGES, trainer_class
 from ..training.checkpoint import Checkpoint
 from ..training.device import resolve_device
-from ..training.distributed import STOPPED, joined, launch, rank, rank_of_environment, under_launcher
+from ..training.distributed import STOPPED, join_processes, launch, rank, rank_of_environment, under_launcher
 from ..training.trainer import Interrupted
 from ..utilities import paths
 from ..utilities.files import write_json
@@ -44,7 +44,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     base = paths.preprocessed_folder() / name
     plans = load_plans(base / f"{plans_name}.json")
     kind = trainer_class(stage, trainer)
-    if save_probabilities and (stage != "identify" or kind.stands_alone):
+    if save_probabilities and (stage != "identify" or kind.auxiliary):
         raise InputError(f"--npz keeps the level probabilities of stage identify; {kind.__name__} of stage {stage} has none, so "
                          "leave it out.")
     folder = paths.results_folder() / name / f"{kind.__name__}__{plans_name}__{stage}"
@@ -60,10 +60,10 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     if several and plans.stage(stage).run.batch_size % num_gpus:
         raise InputError(f"A batch of {plans.stage(stage).run.batch_size} cannot be shared evenly by {num_gpus} processes; change "
                          f"-num_gpus, or batch_size in stage {stage} of the plan.")
-    with joined(resolve_device(device)) as where:
+    with join_processes(resolve_device(device)) as where:
         run = kind(plans, fold, data, train_cases, val_cases, folder / f"fold_{fold}", where)
         checkpoint = run.folder / ("checkpoint_best.pth" if validate_best else "checkpoint_final.pth")
-        found = None if kind.stands_alone else _out_of_fold(name, stage, fold, where, plans_name, kind.__name__, checkpoint.name)
+        found = None if kind.auxiliary else _out_of_fold(name, stage, fold, where, plans_name, kind.__name__, checkpoint.name)
         run.upstream = found
         if not only_validate:
             if rank() == 0:

@@ -20,10 +20,10 @@ from ..dataset.splits import fold_cases, load_splits
 from ..errors import InputError
 from ..evaluation import metrics
 from ..evaluation.case import evaluate_case
-from ..evaluation.instances import instance_map, true_names
+from ..evaluation.instances import instance_map, match_true_names
 from ..evaluation.label_overlap import label_means, label_overlap
 from ..evaluation.summary import absent, summarise
-from ..imageio.volume import Geometry, Volume, write_volume
+from ..imageio.volume import ImageGrid, Volume, write_volume
 from ..plans.plans import DEFAULT_PLANS_NAME
 from ..stages.plan_files import load_plans
 from ..stages.registry import stage_folder_name, train_command
@@ -36,7 +36,7 @@ from .out_of_fold import OutOfFold, up_to
 logger = logging.getLogger(__name__)
 
 CENTRE_RADIUS_MM = 10.0   # a true vertebra is located when a found centre lies this near
-KEY_FIGURE = {"localize": "f1", "segment": "dice", "identify": "id_rate"}
+KEY_METRIC = {"localize": "f1", "segment": "dice", "identify": "id_rate"}
 
 
 def open_fold(dataset: str, fold: int | str, device: torch.device, plans_name: str = DEFAULT_PLANS_NAME,
@@ -150,14 +150,14 @@ def _check_weights(summary: Mapping[str, Any], place: Path, fold: str, again: st
                            "with %s.", fold, place.name, name, again)
 
 
-def key_figure(stage: str, summary: Mapping[str, Any]) -> float:
+def key_metric(stage: str, summary: Mapping[str, Any]) -> float:
     """The one number a stage is judged by: F1 of located vertebrae, Dice of true vertebrae (a missed one counts 0), ID-rate among all
     true vertebrae (a missed one is not named right)."""
     own = summary["spineclue"]
     if stage == "identify":
         rows = [row for case in own["cases"] for row in case["vertebrae"]]
         return sum(row["predicted"] == row["level"] for row in rows) / max(1, len(rows))
-    return float(own[KEY_FIGURE[stage]])
+    return float(own[KEY_METRIC[stage]])
 
 
 def _results_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -185,7 +185,7 @@ def _localize(found: OutOfFold, case: str) -> dict[str, Any]:
     properties = found.data("localize").properties(case)
     rows = list(properties["vertebrae"].values())
     middles = np.array([(np.array(v["start"]) + np.array(v["stop"]) - 1) / 2 for v in rows]).reshape(-1, 3)
-    true = Geometry.from_json(properties["geometry"]).index_to_world(middles)
+    true = ImageGrid.from_json(properties["geometry"]).index_to_world(middles)
     located = np.array([v.box_centre for v in found.located(case)]).reshape(-1, 3)
     distance = cdist(true, located)
     table = {int(v["label"]): {"found": 0, "distance_mm": float("nan")} for v in rows}
@@ -201,7 +201,7 @@ def _localize(found: OutOfFold, case: str) -> dict[str, Any]:
 def _segment(found: OutOfFold, case: str) -> dict[str, Any]:
     """Masks under the names of the true vertebrae they cover; masks that cover none are false positives."""
     vertebrae, labels = found.segmented(case), found.labels(case)
-    names = true_names(vertebrae, labels)
+    names = match_true_names(vertebrae, labels)
     value = np.array([0, *(anatomy.LABEL_OF_NAME[name] if name else 0 for name in names)], dtype=np.uint8)
     overlap = label_overlap(labels, value[instance_map(vertebrae, labels.shape)], [int(n) for n in np.unique(labels) if n])
     hits = sum(name is not None for name in names)
@@ -217,8 +217,8 @@ def _identify(found: OutOfFold, case: str) -> dict[str, Any]:
 
     found.rows(case)
     vertebrae, truth = found.segmented(case), found.labels(case)
-    geometry = Geometry.from_json(found.data("segment").properties(case)["geometry"])
-    result = identify(vertebrae, found.model("identify"), found.geometry_witness, found.plan("identify"), found.device, Options())
+    geometry = ImageGrid.from_json(found.data("segment").properties(case)["geometry"])
+    result = identify(vertebrae, found.model("identify"), found.geometry_classifier, found.plan("identify"), found.device, Options())
     prediction = Volume(label_map(result.vertebrae, geometry, geometry), geometry)
     record = case_record(result)
     write_volume(prediction, found.folder("identify") / f"{case}.nii.gz")

@@ -12,7 +12,7 @@ from .raw import GRADES_FILE
 
 
 class PreprocessedDataset:
-    """One preprocessed folder, `preprocessed/DATASET/<data fingerprint>`: volumes in model space, read lazily.
+    """One preprocessed folder, `preprocessed/DATASET/<data fingerprint>`: volumes in network space, read lazily.
 
     A case is complete exactly when its JSON is there (written last, by rename).
     """
@@ -36,7 +36,7 @@ class PreprocessedDataset:
 
     def properties(self, case: str) -> dict[str, Any]:
         """{"geometry", "source_geometry": Geometry.to_json(), "vertebrae": {name: {"label", "start", "stop", "centroid",
-        "body_centre", "voxels", "touches_border"}}}; positions are model-space indices (z, y, x), present vertebrae only."""
+        "body_centre", "voxels", "touches_border"}}}; positions are network space indices (z, y, x), present vertebrae only."""
         if case not in self._properties:
             path = self.folder / f"{case}.json"
             content = read_json(path, "preprocessed case")

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import anatomy
 from ..errors import InputError
-from ..imageio.volume import Geometry, Volume
+from ..imageio.volume import ImageGrid, Volume
 from . import metrics
 from .matching import count_overlaps, match_by_dice
 from .surface import surface_distances
@@ -75,10 +75,10 @@ def mask_centroids(labels: Volume) -> dict[int, np.ndarray]:
     return found
 
 
-def check_same_grid(reference: Geometry, prediction: Geometry, case: str) -> None:
+def check_same_grid(reference: ImageGrid, prediction: ImageGrid, case: str) -> None:
     """InputError unless prediction and reference lie on one grid."""
     if not reference.same_grid(prediction):
-        def text(g: Geometry) -> str:
+        def text(g: ImageGrid) -> str:
             return (f"shape {tuple(g.shape)}, spacing {tuple(round(float(s), 3) for s in g.spacing)} mm, "
                     f"origin {tuple(round(float(o), 1) for o in g.origin)}")
         raise InputError(f"{case}: prediction and reference lie on different grids (expected {text(reference)}; found "
@@ -130,7 +130,7 @@ def evaluate_case(reference: Volume, prediction: Volume | None, record: Mapping[
 
 def _compare(truth: Instances, guess: Instances, spacing: Any, hits: Mapping[int, float | None],
              confidences: Mapping[str, list[Any]]) -> tuple[list[dict[str, Any]], set[int]]:
-    """One row per reference vertebra, head to foot, and the ids of the predicted vertebrae that were paired."""
+    """One row per reference vertebra, cranio-caudal, and the ids of the predicted vertebrae that were paired."""
     overlaps = count_overlaps(truth.ids, guess.ids)
     dice = overlaps.dice
     pairs = {overlaps.reference_ids[r]: (overlaps.prediction_ids[p], float(dice[r, p])) for r, p in match_by_dice(dice)}

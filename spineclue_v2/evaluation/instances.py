@@ -18,7 +18,7 @@ def instance_map(vertebrae: list[Vertebra], shape: tuple[int, ...]) -> np.ndarra
     return result
 
 
-def true_names(vertebrae: list[Vertebra], labels: np.ndarray) -> list[str | None]:
+def match_true_names(vertebrae: list[Vertebra], labels: np.ndarray) -> list[str | None]:
     """For each vertebra the level whose true mask it overlaps with a Dice of at least 0.5 (one-to-one), else None.
 
     `labels`: true VerSe values on the grid of the masks.

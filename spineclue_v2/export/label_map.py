@@ -7,22 +7,22 @@ import numpy as np
 
 from .. import anatomy
 from ..anatomy.vertebra import Vertebra
-from ..imageio.volume import Geometry
+from ..imageio.volume import ImageGrid
 
 THRESHOLD = 0.5
 
 JUST_OUTSIDE = 127 / 255  # the highest 8-bit probability that is no mask
 
 
-def label_map(vertebrae: Iterable[Vertebra], model_geometry: Geometry, geometry: Geometry) -> np.ndarray:
+def label_map(vertebrae: Iterable[Vertebra], network_grid: ImageGrid, geometry: ImageGrid) -> np.ndarray:
     """VerSe label values, uint8 (z, y, x) on grid `geometry`.
 
-    Each vertebra's probability (model space; its mask where there is none) is interpolated linearly inside its own bounding box only; a
+    Each vertebra's probability (network space; its mask where there is none) is interpolated linearly inside its own bounding box only; a
     voxel belongs to the vertebra with the highest value of at least 0.5. Vertebrae without mask or level leave no trace.
     """
     labels = np.zeros(geometry.shape, dtype=np.uint8)
     drawn = [(v, box) for v in vertebrae if v.mask is not None and v.level is not None
-             and (box := target_box(v, model_geometry, geometry)) is not None]
+             and (box := target_box(v, network_grid, geometry)) is not None]
     if not drawn:
         return labels
     # Values of the current owners, 8 bit, only where vertebrae are: no float volume of the whole scan.
@@ -30,7 +30,7 @@ def label_map(vertebrae: Iterable[Vertebra], model_geometry: Geometry, geometry:
     stop = np.max([high for _, (_, high) in drawn], axis=0)
     owned = np.zeros(stop - start, dtype=np.uint8)
     for vertebra, (low, high) in drawn:
-        value = np.round(interpolated(vertebra, model_geometry, geometry, low, high) * 255).astype(np.uint8)
+        value = np.round(interpolated(vertebra, network_grid, geometry, low, high) * 255).astype(np.uint8)
         best = owned[_slices(low - start, high - start)]
         wins = (value >= THRESHOLD * 255) & (value > best)
         best[wins] = value[wins]
@@ -42,7 +42,7 @@ def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
     return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
-def target_box(vertebra: Vertebra, model: Geometry, target: Geometry) -> tuple[np.ndarray, np.ndarray] | None:
+def target_box(vertebra: Vertebra, model: ImageGrid, target: ImageGrid) -> tuple[np.ndarray, np.ndarray] | None:
     """Index box [low, high) of `target` that the mask reaches, half-open; None when it lies outside."""
     first = np.array(vertebra.mask_start) - 1
     last = np.array(vertebra.mask_start) + np.array(vertebra.mask.shape)
@@ -53,11 +53,11 @@ def target_box(vertebra: Vertebra, model: Geometry, target: Geometry) -> tuple[n
     return (low, high) if (low < high).all() else None
 
 
-def interpolated(vertebra: Vertebra, model: Geometry, target: Geometry, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def interpolated(vertebra: Vertebra, model: ImageGrid, target: ImageGrid, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """The vertebra's probability, or mask, at the target voxels [low, high), float32 in [0, 1]; 0 outside it.
 
-    A mask that touches the border of model space is continued by one voxel: the outer half voxels of a finer grid lie beyond the
-    last voxel centres of model space.
+    A mask that touches the border of network space is continued by one voxel: the outer half voxels of a finer grid lie beyond the
+    last voxel centres of network space.
     """
     start = np.array(vertebra.mask_start)
     mask = _field(vertebra)

@@ -19,7 +19,7 @@ from .. import anatomy
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..utilities.files import read_json, write_json
-from .volume import Geometry
+from .volume import ImageGrid
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "S": "I", "I": "S"}
 DECIMALS = 3
 
 
-def write_ctd(path: str | Path, vertebrae: Iterable[Vertebra], geometry: Geometry) -> None:
+def write_ctd(path: str | Path, vertebrae: Iterable[Vertebra], geometry: ImageGrid) -> None:
     """Write the body centres of all named vertebrae in the voxels of the scan on grid `geometry`, by rename.
 
     Where a level was given twice the more confident one comes first.
@@ -43,7 +43,7 @@ def write_ctd(path: str | Path, vertebrae: Iterable[Vertebra], geometry: Geometr
     write_json(path, content)
 
 
-def read_ctd(path: str | Path, geometry: Geometry) -> dict[int, np.ndarray]:
+def read_ctd(path: str | Path, geometry: ImageGrid) -> dict[int, np.ndarray]:
     """{label: point (3,) in LPS mm} of a centroid file that belongs to the scan on grid `geometry`, whatever its directions.
 
     Entries without a position (NaN, as in some VerSe files) are skipped; of a label listed twice the first one counts.
@@ -68,7 +68,7 @@ def read_ctd(path: str | Path, geometry: Geometry) -> dict[int, np.ndarray]:
     return found
 
 
-def to_voxels(point: np.ndarray, geometry: Geometry, direction: Sequence[str]) -> np.ndarray:
+def to_voxels(point: np.ndarray, geometry: ImageGrid, direction: Sequence[str]) -> np.ndarray:
     """LPS mm (..., 3) -> voxel coordinates (..., 3) of the scan with its axes flipped and permuted to `direction`."""
     index = geometry.world_to_index(point)[..., ::-1]
     axes, flips = _axes(geometry, direction)
@@ -77,7 +77,7 @@ def to_voxels(point: np.ndarray, geometry: Geometry, direction: Sequence[str]) -
     return np.where(flips, last - voxel, voxel)
 
 
-def to_world(voxel: np.ndarray, geometry: Geometry, direction: Sequence[str]) -> np.ndarray:
+def to_world(voxel: np.ndarray, geometry: ImageGrid, direction: Sequence[str]) -> np.ndarray:
     """Inverse of `to_voxels`."""
     axes, flips = _axes(geometry, direction)
     last = np.array(geometry.shape[::-1])[axes] - 1
@@ -86,7 +86,7 @@ def to_world(voxel: np.ndarray, geometry: Geometry, direction: Sequence[str]) ->
     return geometry.index_to_world(index[..., ::-1])
 
 
-def _axes(geometry: Geometry, direction: Sequence[str]) -> tuple[list[int], np.ndarray]:
+def _axes(geometry: ImageGrid, direction: Sequence[str]) -> tuple[list[int], np.ndarray]:
     """For each named direction the index axis (x, y, z order) that runs along it, and whether it runs the other way."""
     own = geometry.orientation
     axes = [next(i for i, side in enumerate(own) if side in (wanted, OPPOSITE[wanted])) for wanted in direction]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .grid import Geometry
+from .grid import ImageGrid
 from .grid_checks import FILE_ENDINGS, MIN_SLICES, check_grid, reason_of
 from .itk import from_itk, itk_silent
 
@@ -30,7 +30,7 @@ def is_dicom_folder(folder: Path) -> bool:
         return bool(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
 
 
-def read_dicom_series(folder: Path) -> tuple[np.ndarray, Geometry]:
+def read_dicom_series(folder: Path) -> tuple[np.ndarray, ImageGrid]:
     import SimpleITK as sitk
 
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))

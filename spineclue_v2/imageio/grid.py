@@ -14,7 +14,7 @@ _POSITIVE, _NEGATIVE = "LPS", "RAI"
 
 
 @dataclass(frozen=True, eq=False)
-class Geometry:
+class ImageGrid:
     """Grid of a volume: shape and spacing (z, y, x), origin (x, y, z) LPS mm, direction 3x3 (columns: x, y, z index axes)."""
 
     shape: tuple[int, int, int]
@@ -24,7 +24,7 @@ class Geometry:
 
     def __eq__(self, other: object) -> bool:
         """Exactly the same numbers; see `same_grid` for the same place within a tolerance."""
-        return isinstance(other, Geometry) and self._values() == other._values()
+        return isinstance(other, ImageGrid) and self._values() == other._values()
 
     def __hash__(self) -> int:
         return hash(self._values())
@@ -55,18 +55,18 @@ class Geometry:
         """Field of view (z, y, x) in mm."""
         return tuple(n * s for n, s in zip(self.shape, self.spacing, strict=True))  # type: ignore[return-value]
 
-    def same_grid(self, other: Geometry, tolerance: float = 1e-2) -> bool:
+    def same_grid(self, other: ImageGrid, tolerance: float = 1e-2) -> bool:
         """True when both grids have the same shape and their corners lie within `tolerance` mm of each other."""
         if self.shape != other.shape:
             return False
         corners = np.array([[0, 0, 0], [self.shape[0], 0, 0], [0, self.shape[1], 0], [0, 0, self.shape[2]]])
         return bool(np.abs(self.index_to_world(corners) - other.index_to_world(corners)).max() <= tolerance)
 
-    def cropped(self, start: Any, shape: Any) -> Geometry:
+    def cropped(self, start: Any, shape: Any) -> ImageGrid:
         """Geometry of the box that begins at index `start` (z, y, x) and has `shape` voxels; `start` may lie outside."""
         return replace(self, shape=tuple(int(s) for s in shape), origin=tuple(float(o) for o in self.index_to_world(start)))
 
-    def reoriented(self, orientation: str) -> tuple[Geometry, tuple[int, int, int], tuple[int, ...]]:
+    def reoriented(self, orientation: str) -> tuple[ImageGrid, tuple[int, int, int], tuple[int, ...]]:
         """Permute and flip the index axes so that they run towards `orientation`, e.g. 'LPS'.
 
         Returns the new geometry, and what an array (z, y, x) needs to follow it: `array.transpose(axes)`, then
@@ -84,17 +84,17 @@ class Geometry:
         first = np.zeros(3)
         for position in flips:
             first[axes[position]] = self.shape[axes[position]] - 1
-        geometry = Geometry(tuple(self.shape[a] for a in axes), tuple(self.spacing[a] for a in axes),  # type: ignore[arg-type]
+        geometry = ImageGrid(tuple(self.shape[a] for a in axes), tuple(self.spacing[a] for a in axes),  # type: ignore[arg-type]
                             tuple(float(o) for o in self.index_to_world(first)), self.direction[:, source] * np.array(signs))
         return geometry, axes, flips  # type: ignore[return-value]
 
-    def resampled(self, spacing: tuple[float, float, float]) -> Geometry:
+    def resampled(self, spacing: tuple[float, float, float]) -> ImageGrid:
         """Grid of `spacing` (z, y, x) mm over the same field of view (the first voxels' outer faces stay in place)."""
         old = np.asarray(self.spacing)
         new = np.asarray(spacing, dtype=float)
         shape = np.maximum(1, np.round(np.asarray(self.shape) * old / new)).astype(int)
         first = ((new - old) / 2) / old
-        return Geometry(tuple(int(n) for n in shape), tuple(float(s) for s in new),  # type: ignore[arg-type]
+        return ImageGrid(tuple(int(n) for n in shape), tuple(float(s) for s in new),  # type: ignore[arg-type]
                         tuple(float(o) for o in self.index_to_world(first)), np.asarray(self.direction))
 
     def to_json(self) -> dict[str, Any]:
@@ -102,12 +102,12 @@ class Geometry:
                 "direction": np.asarray(self.direction).ravel().tolist()}
 
     @staticmethod
-    def from_json(content: dict[str, Any]) -> Geometry:
-        return Geometry(tuple(content["shape"]), tuple(content["spacing"]), tuple(content["origin"]),
+    def from_json(content: dict[str, Any]) -> ImageGrid:
+        return ImageGrid(tuple(content["shape"]), tuple(content["spacing"]), tuple(content["origin"]),
                         np.array(content["direction"], dtype=float).reshape(3, 3))
 
 
-def resampled_geometry(geometry: Geometry, spacing: tuple[float, float, float]) -> Geometry:
+def resample_grid(geometry: ImageGrid, spacing: tuple[float, float, float]) -> ImageGrid:
     """Grid of `spacing` (z, y, x) mm that covers the same field of view (see `Geometry.resampled`)."""
     return geometry.resampled(spacing)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .grid import Geometry
+from .grid import ImageGrid
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 MAX_VOXELS = 2 ** 31
@@ -42,11 +42,11 @@ def check_grid(path: Path, size: Sequence[int], spacing: Sequence[float], voxel_
                          "Copy it again.")
 
 
-def check_placement(path: Path, geometry: Geometry) -> None:
+def check_placement(path: Path, geometry: ImageGrid) -> None:
     if not (np.isfinite(geometry.origin).all() and np.isfinite(geometry.direction).all()):
-        raise InputError(f"{path} has an origin or orientation that is not finite; mend the header.")
+        raise InputError(f"{path} has an origin or orientation that is not finite; fix the header.")
     if abs(abs(np.linalg.det(geometry.direction)) - 1) > 0.02:
-        raise InputError(f"{path} has axes {np.round(geometry.direction, 3).tolist()}, not at right angles; mend the header.")
+        raise InputError(f"{path} has axes {np.round(geometry.direction, 3).tolist()}, not at right angles; fix the header.")
 
 
 def reason_of(error: BaseException) -> str:

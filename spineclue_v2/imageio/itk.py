@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .grid import Geometry
+from .grid import ImageGrid
 from .grid_checks import check_grid, check_placement, reason_of
 from .header_checks import check_header, stored_bytes
 
 
-def read_with_itk(path: Path) -> tuple[np.ndarray, Geometry]:
+def read_with_itk(path: Path) -> tuple[np.ndarray, ImageGrid]:
     import SimpleITK as sitk
 
     fields = check_header(path)
@@ -35,11 +35,11 @@ def read_with_itk(path: Path) -> tuple[np.ndarray, Geometry]:
     return from_itk(path, image[:, :, :, 0] if image.GetDimension() == 4 else image)
 
 
-def from_itk(path: Path, image: Any) -> tuple[np.ndarray, Geometry]:
+def from_itk(path: Path, image: Any) -> tuple[np.ndarray, ImageGrid]:
     import SimpleITK as sitk
 
     array = sitk.GetArrayFromImage(image)
-    geometry = Geometry(array.shape, tuple(image.GetSpacing()[::-1]), tuple(image.GetOrigin()),
+    geometry = ImageGrid(array.shape, tuple(image.GetSpacing()[::-1]), tuple(image.GetOrigin()),
                         np.array(image.GetDirection(), dtype=float).reshape(3, 3))
     check_placement(path, geometry)
     return array, geometry

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import InputError
-from .grid import Geometry
+from .grid import ImageGrid
 from .grid_checks import SPACING_RANGE_MM, check_grid, check_placement, reason_of
 from .itk import direction_3d
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 64 << 20  # NIfTI extensions included
 
 
-def read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
+def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
     try:
         with _unpacked(path) as stream:
             header = _nifti_header(path, stream.read(540))
@@ -55,7 +55,7 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
 def _nifti_header(path: Path, head: bytes) -> Any:
     import nibabel
 
-    # Unchecked: nibabel's own checks would quietly mend a spacing of 0.
+    # Unchecked: nibabel's own checks would quietly fix a spacing of 0.
     for kind, size, magics in ((nibabel.Nifti1Header, 348, (b"n+1",)), (nibabel.Nifti2Header, 540, (b"n+2",))):
         if head[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")) and len(head) >= size:
             header = kind(head[:size], check=False)
@@ -63,7 +63,7 @@ def _nifti_header(path: Path, head: bytes) -> Any:
                 try:
                     header.get_data_dtype()
                 except Exception as error:  # an unknown data type code raises a kind of its own
-                    raise InputError(f"{path} has an unknown NIfTI data type; mend the header.") from error
+                    raise InputError(f"{path} has an unknown NIfTI data type; fix the header.") from error
                 return header
     raise InputError(f"{path} is no NIfTI file, whatever its name says.")
 
@@ -86,7 +86,7 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
     if not np.isfinite(slope) or slope == 0 or (slope == 1 and intercept == 0):
         return array  # as the standard says: a slope of 0 means no scaling
     if not np.isfinite(intercept):
-        raise InputError(f"{path} has a scaling that is not finite; mend the header.")
+        raise InputError(f"{path} has a scaling that is not finite; fix the header.")
     whole = slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2 ** 15
     if dtype.kind in "iu" and dtype.itemsize <= 2 and whole:
         return array.astype(np.int32) * np.int32(slope) + np.int32(intercept)
@@ -94,7 +94,7 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
         return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
-def _nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Geometry:
+def _nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> ImageGrid:
     """The grid as ITK (and so nnU-Net) understands the header."""
     import SimpleITK as sitk
 
@@ -104,7 +104,7 @@ def _nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Geo
         affine = np.array([header["srow_x"], header["srow_y"], header["srow_z"]], dtype=float)
         steps, spacing = np.linalg.norm(affine[:, :3], axis=0), np.asarray(header["pixdim"][1:4], dtype=float)
         if not np.isfinite(affine).all():
-            raise InputError(f"{path} has an orientation matrix that is not finite; mend the header.")
+            raise InputError(f"{path} has an orientation matrix that is not finite; fix the header.")
         if (steps > 0).all() and (np.abs(steps / spacing - 1) > 0.01).any():
             logger.warning("%s contradicts itself: spacing %s mm, but its orientation matrix steps %s mm; the former is used.",
                            path.name, spacing.round(3).tolist(), steps.round(3).tolist())
@@ -121,19 +121,19 @@ def _nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Geo
     if not all(lowest <= s <= highest for s in spacing):  # ITK heeds the header's unit: metres make a voxel of 1 a voxel of 1000 mm
         raise InputError(f"{path} has spacing {spacing} mm in the unit that its header names; expected {lowest:g} to {highest:g} mm. "
                          "Mend the header's unit (xyzt_units).")
-    return Geometry(shape, tuple(spacing[::-1]), tuple(reader.GetOrigin()[:3]), direction_3d(reader))
+    return ImageGrid(shape, tuple(spacing[::-1]), tuple(reader.GetOrigin()[:3]), direction_3d(reader))
 
 
-def _nearest_orthonormal(path: Path, header: Any, shape: tuple[int, int, int]) -> Geometry:
+def _nearest_orthonormal(path: Path, header: Any, shape: tuple[int, int, int]) -> ImageGrid:
     """NIfTI whose direction cosines are sheared (ITK refuses): the nearest orthonormal axes."""
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ header.get_best_affine()
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     lowest, highest = SPACING_RANGE_MM
     if not np.isfinite(affine).all() or (spacing < lowest).any() or (spacing > highest).any():
-        raise InputError(f"{path} has an unusable orientation matrix; mend the header.")
+        raise InputError(f"{path} has an unusable orientation matrix; fix the header.")
     left, singular, right = np.linalg.svd(affine[:3, :3] / spacing)
     if singular[-1] < 0.5:
-        raise InputError(f"{path} has index axes that lie almost in one plane; mend the header.")
+        raise InputError(f"{path} has index axes that lie almost in one plane; fix the header.")
     logger.warning("%s: its axes are not at right angles; the nearest orthonormal ones are used.", path.name)
-    return Geometry(shape, tuple(float(s) for s in spacing[::-1]), tuple(float(o) for o in affine[:3, 3]),  # type: ignore[arg-type]
+    return ImageGrid(shape, tuple(float(s) for s in spacing[::-1]), tuple(float(o) for o in affine[:3, 3]),  # type: ignore[arg-type]
                     left @ right)

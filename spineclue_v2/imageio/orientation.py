@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .volume import Geometry, Volume
+from .volume import ImageGrid, Volume
 
 
 def oriented_view(volume: Volume, orientation: str = "LPS") -> Volume:
@@ -18,7 +18,7 @@ def oriented_view(volume: Volume, orientation: str = "LPS") -> Volume:
     return Volume(np.flip(volume.array.transpose(axes), flips), geometry)
 
 
-def check_same_grid(image: Geometry, label: Geometry, case: str, path: str | Path) -> None:
+def check_same_grid(image: ImageGrid, label: ImageGrid, case: str, path: str | Path) -> None:
     """InputError unless both grids cover the same voxels (axes may be stored in another order, headers may be rounded)."""
     label = label.reoriented(image.orientation)[0]
     if not image.same_grid(label, tolerance=0.1 * min(image.spacing)):

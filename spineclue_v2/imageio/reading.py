@@ -7,13 +7,13 @@ import numpy as np
 
 from ..errors import InputError
 from .dicom import read_dicom_series
-from .grid import Geometry
+from .grid import ImageGrid
 from .grid_checks import FILE_ENDINGS
 from .itk import itk_silent, read_with_itk
 from .nifti import read_nifti
 
 
-def read_scan(path: Path) -> tuple[np.ndarray, Geometry]:
+def read_scan(path: Path) -> tuple[np.ndarray, ImageGrid]:
     """Array (z, y, x) as stored (rescaled where the header says so) and grid of a scan file or a folder with a DICOM series."""
     with itk_silent():
         if path.is_dir():

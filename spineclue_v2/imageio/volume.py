@@ -16,12 +16,12 @@ import numpy as np
 from ..errors import InputError
 from ..utilities.files import atomic_path
 from .dicom import is_dicom_folder
-from .grid import Geometry, resampled_geometry
+from .grid import ImageGrid, resample_grid
 from .grid_checks import FILE_ENDINGS, MIN_SLICES
 from .reading import read_scan
 
-__all__ = ["FILE_ENDINGS", "MIN_SLICES", "Geometry", "Volume", "is_dicom_folder", "read_labels", "read_volume",
-           "resampled_geometry", "write_volume"]
+__all__ = ["FILE_ENDINGS", "MIN_SLICES", "ImageGrid", "Volume", "is_dicom_folder", "read_labels", "read_volume",
+           "resample_grid", "write_volume"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Volume:
     """`array` (z, y, x) on the grid `geometry`."""
 
     array: np.ndarray
-    geometry: Geometry
+    geometry: ImageGrid
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -54,7 +54,7 @@ class Volume:
         import SimpleITK as sitk
 
         array = sitk.GetArrayFromImage(image)
-        geometry = Geometry(array.shape, tuple(image.GetSpacing()[::-1]), tuple(image.GetOrigin()),
+        geometry = ImageGrid(array.shape, tuple(image.GetSpacing()[::-1]), tuple(image.GetOrigin()),
                             np.array(image.GetDirection(), dtype=float).reshape(3, 3))
         return Volume(array, geometry)
 

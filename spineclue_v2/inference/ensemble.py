@@ -2,7 +2,7 @@
 
 Vertebrae of the members are matched by their body centres; one that at least half of the members found stays. Its mask is where the
 mean of the members' mask probabilities (of those that found it) reaches 0.5, voxels between neighbours going to the higher one; its
-level probabilities are the members' mean, and the decoder judges the spine anew by the mean of what all witnesses of each member said.
+level probabilities are the members' mean, and the decoder judges the spine anew by the mean of what all classifiers of each member said.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..evaluation.matching import match_by_centroid
 from ..export.case_files import export_case
 from ..export.label_map import interpolated, target_box
-from ..imageio.volume import Geometry, read_labels
+from ..imageio.volume import ImageGrid, read_labels
 from ..results import SpineResult
 from ..stages.plan_files import load_plans
 from ..utilities.files import read_json
@@ -41,7 +41,7 @@ class Member(NamedTuple):
     """One prediction of a scan: vertebrae with mask and level probabilities, the grid of their masks, what was asked for."""
 
     vertebrae: list[Vertebra]
-    geometry: Geometry
+    geometry: ImageGrid
     options: Options
 
 
@@ -49,7 +49,7 @@ def ensemble(inputs: Sequence[str | Path], output: str | Path, save_probabilitie
     """Merge the prediction folders `inputs` into `output`; {case: None or why it failed}.
 
     InputError when fewer than two folders are given, a case of one is missing in another, or members were predicted with different
-    witnesses or numberings allowed. The decoder's prices are those of the first folder's plans.json.
+    classifiers or numberings allowed. The decoder's penalties are those of the first folder's plans.json.
     """
     folders = [Path(folder) for folder in inputs]
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
@@ -64,7 +64,7 @@ def ensemble(inputs: Sequence[str | Path], output: str | Path, save_probabilitie
     outcome: dict[str, str | None] = {}
     for case in sorted(cases[0]):
         try:
-            _ensemble_case(case, folders, Path(output), plans.stage("identify").run.decoder_prices, save_probabilities)
+            _ensemble_case(case, folders, Path(output), plans.stage("identify").run.decoder_penalties, save_probabilities)
             outcome[case] = None
         except OtherOptions:
             raise
@@ -84,7 +84,7 @@ def _cases(folder: Path) -> set[str]:
     return found
 
 
-def _ensemble_case(case: str, folders: list[Path], output: Path, prices: dict[str, float], save_probabilities: bool) -> None:
+def _ensemble_case(case: str, folders: list[Path], output: Path, penalties: dict[str, float], save_probabilities: bool) -> None:
     members = [read_member(folder / f"{case}.npz") for folder in folders]
     scans = [read_labels(folder / f"{case}.nii.gz").geometry for folder in folders]
     for folder, scan in zip(folders[1:], scans[1:], strict=True):
@@ -94,10 +94,10 @@ def _ensemble_case(case: str, folders: list[Path], output: Path, prices: dict[st
     options = members[0].options
     for folder, member in zip(folders[1:], members[1:], strict=True):
         if member.options != options:
-            raise OtherOptions(f"Case '{case}' was predicted with other --witnesses or --forbid_anomalies in {folder} than in "
+            raise OtherOptions(f"Case '{case}' was predicted with other --classifiers or --forbid_anomalies in {folder} than in "
                                f"{folders[0]}; predict it with the same ones to merge it.")
     vertebrae, geometry = merge([(member.vertebrae, member.geometry) for member in members])
-    result = named(vertebrae, prices, options.forbid_anomalies)
+    result = named(vertebrae, penalties, options.forbid_anomalies)
     remove_earlier(output, case)
     if save_probabilities:
         save_probabilities_of(result, geometry, output / f"{case}.npz", options)
@@ -116,16 +116,16 @@ def read_member(file: Path) -> Member:
                 soft = content[f"mask_{i}"]
                 vertebrae.append(vertebra_from_record(values, mask=soft >= 128, mask_probability=soft, probabilities=rows[i],
                                                       log_probabilities=evidence[i]))
-            options = Options(bool(record["options"]["forbid_anomalies"]), witnesses=tuple(record["options"]["witnesses"]))
-            return Member(vertebrae, Geometry.from_json(record["geometry"]), options)
+            options = Options(bool(record["options"]["forbid_anomalies"]), classifiers=tuple(record["options"]["classifiers"]))
+            return Member(vertebrae, ImageGrid.from_json(record["geometry"]), options)
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
         raise InputError(f"{file} holds no saved probabilities of this version ({type(error).__name__}); predict again with "
                          "--save_probabilities.") from error
 
 
-def merge(members: Sequence[tuple[list[Vertebra], Geometry]]) -> tuple[list[Vertebra], Geometry]:
+def merge(members: Sequence[tuple[list[Vertebra], ImageGrid]]) -> tuple[list[Vertebra], ImageGrid]:
     """Vertebrae that at least half of the members found, without level, and the grid of their masks (the first member's, extended)."""
-    groups: list[list[tuple[Vertebra, Geometry]]] = []
+    groups: list[list[tuple[Vertebra, ImageGrid]]] = []
     for vertebrae, geometry in members:
         centres = [np.mean([v.body_centre for v, _ in group], axis=0) for group in groups]
         partner = {j: i for i, j in match_by_centroid(centres, [v.body_centre for v in vertebrae], SAME_MM)}
@@ -147,19 +147,19 @@ def merge(members: Sequence[tuple[list[Vertebra], Geometry]]) -> tuple[list[Vert
         box = tuple(slice(a, a + n) for a, n in zip(start, total.shape, strict=True))
         wins = (total >= 0.5) & (total > best[box])
         best[box][wins], owner[box][wins] = total[wins], number
-    merged = [_merged(group, owner == number, total, start, grid)
+    merged = [_merge(group, owner == number, total, start, grid)
               for number, (group, (total, start)) in enumerate(zip(groups, means, strict=True), start=1)]
     return [vertebra for vertebra in merged if vertebra is not None], grid
 
 
-def _corners(vertebra: Vertebra, own: Geometry, base: Geometry) -> np.ndarray:
+def _corners(vertebra: Vertebra, own: ImageGrid, base: ImageGrid) -> np.ndarray:
     """Corners of the mask's box as (8, 3) indices of `base`."""
     first = np.array(vertebra.mask_start)
     ends = np.stack(np.meshgrid(*zip(first, first + vertebra.mask.shape, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
     return base.world_to_index(own.index_to_world(ends))
 
 
-def _mean_mask(group: list[tuple[Vertebra, Geometry]], grid: Geometry) -> tuple[np.ndarray, np.ndarray]:
+def _mean_mask(group: list[tuple[Vertebra, ImageGrid]], grid: ImageGrid) -> tuple[np.ndarray, np.ndarray]:
     """Mean mask probability of the members of one vertebra on a box of `grid`, and the box's first index."""
     boxes = [target_box(vertebra, own, grid) for vertebra, own in group]
     low, high = np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)
@@ -169,8 +169,8 @@ def _mean_mask(group: list[tuple[Vertebra, Geometry]], grid: Geometry) -> tuple[
     return total / len(group), low
 
 
-def _merged(group: list[tuple[Vertebra, Geometry]], mask: np.ndarray, probability: np.ndarray, start: np.ndarray,
-            grid: Geometry) -> Vertebra | None:
+def _merge(group: list[tuple[Vertebra, ImageGrid]], mask: np.ndarray, probability: np.ndarray, start: np.ndarray,
+            grid: ImageGrid) -> Vertebra | None:
     """The group as one vertebra: `mask` on the whole of `grid`, mean `probability` on a box of it that begins at `start`."""
     if not mask.any():
         return None
@@ -196,23 +196,23 @@ def _merged(group: list[tuple[Vertebra, Geometry]], mask: np.ndarray, probabilit
     return replace(own[0], **means, log_probabilities=log_mean, mask=mask, mask_start=tuple(int(n) for n in first),
                    mask_probability=on_the_masks_side(soft, mask),
                    mask_centroid=tuple(map(float, grid.index_to_world(np.argwhere(mask).mean(0) + first))),
-                   extent=tuple(float(n * s) for n, s in zip(mask.shape, grid.spacing, strict=True)), support=sum(v.support for v in own),
+                   extent=tuple(float(n * s) for n, s in zip(mask.shape, grid.spacing, strict=True)), hits=sum(v.hits for v in own),
                    volume_ml=float(mask.sum()) * voxel / 1000, touches_border=any(v.touches_border for v in own),
                    level=None, confidence=None, heights=None)
 
 
-def named(vertebrae: list[Vertebra], prices: dict[str, float], forbid_anomalies: bool = False) -> SpineResult:
+def named(vertebrae: list[Vertebra], penalties: dict[str, float], forbid_anomalies: bool = False) -> SpineResult:
     """The decoder's verdict on merged vertebrae, by the mean of their members' log-probabilities."""
-    from ..anatomy.vertebral_gaps import steps_along_spine
+    from ..anatomy.vertebral_gaps import vertebral_gaps
     from ..stages.identify.decoder import Decoder
-    from ..stages.identify.plan import Prices
-    from ..stages.identify.predictor import head_to_foot
+    from ..stages.identify.plan import Penalties
+    from ..stages.identify.predictor import order_cranio_caudal
 
     if not vertebrae:
         return SpineResult((), True)
-    vertebrae = head_to_foot(vertebrae)
-    steps = steps_along_spine(np.array([v.body_centre for v in vertebrae]))
-    decoder = Decoder(Prices.from_dict(prices), forbid_anomalies)
+    vertebrae = order_cranio_caudal(vertebrae)
+    steps = vertebral_gaps(np.array([v.body_centre for v in vertebrae]))
+    decoder = Decoder(Penalties.from_dict(penalties), forbid_anomalies)
     numbering = decoder.decode(np.array([v.log_probabilities for v in vertebrae]), steps)
     kept = tuple(replace(v, level=name, confidence=float(c)) for v, name, c in
                  zip(vertebrae, numbering.names, numbering.confidence, strict=True) if name is not None)

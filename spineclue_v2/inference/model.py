@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Model:
-    """All stages, the plans they obey, and the geometry and appearance witnesses when their weights are there."""
+    """All stages, the plans they obey, and the geometry and appearance classifiers when their weights are there."""
 
     plans: Plans
     device: torch.device
@@ -72,9 +72,9 @@ def load_shipped(device: torch.device) -> Model:
     there = [stage for stage in (*CORE_STAGES, *family_of(CORE_STAGES)[1]) if (folder / f"{stage}.pth").exists()]
     model = _assemble({stage: [folder / f"{stage}.pth"] for stage in there}, None, device, "shipped weights")
     if (folder / "appearance.pth").exists():
-        from ..stages.identify.appearance import AppearanceWitness
+        from ..stages.identify.appearance import AppearanceClassifier
 
-        model.appearance = AppearanceWitness.load(folder / "appearance.pth", device)
+        model.appearance = AppearanceClassifier.load(folder / "appearance.pth", device)
     return model
 
 
@@ -83,7 +83,7 @@ def load_trained(folder: Path, folds: list[int | str] | None, device: torch.devi
     """Model of a results folder `DatasetXXX_Name` (or an installed one). `folds` None: every fold that all stages finished."""
     files = trained_files(folder, folds, plans_name, trainers, checkpoint_name)
     parts = {stage: load_plans(found[0].parents[1] / "plans.json") for stage, found in files.items()}
-    plans = _joined(parts)
+    plans = _join(parts)
     names = ", ".join(folds_of(files))
     model = _assemble(files, plans, device, f"{folder.name}, folds {names}")
     if "identify" in files:
@@ -135,7 +135,7 @@ def folds_of(files: dict[str, list[Path]]) -> list[str]:
     return [file.parent.name[5:] for file in next(iter(files.values()))]
 
 
-def _joined(parts: dict[str, Plans]) -> Plans:
+def _join(parts: dict[str, Plans]) -> Plans:
     """One plan of each stage's own; what is not a stage's comes from the first."""
     return replace(next(iter(parts.values())), stages={stage: plans.stage(stage) for stage, plans in parts.items()})
 
@@ -144,7 +144,7 @@ def _assemble(files: dict[str, list[Path]], plans: Plans | None, device: torch.d
     loaded = {stage: [Checkpoint.load(file, device) for file in wanted] for stage, wanted in files.items()}
     if plans is None:
         parts = {stage: plans_from_json(saved[0].meta["plans"], str(files[stage][0])) for stage, saved in loaded.items()}
-        plans = _joined(parts)
+        plans = _join(parts)
     if "segment" in plans.stages:
         _check_one_space(plans, source)
     stages = {stage: stage_model(stage, checkpoints, files[stage], plans, device) for stage, checkpoints in loaded.items()}
@@ -152,7 +152,7 @@ def _assemble(files: dict[str, list[Path]], plans: Plans | None, device: torch.d
     record = {"name": plans.plans_name, "dataset": plans.dataset_name, "source": source,
               "fingerprints": {s: plans.stage(s).model_fingerprint for s in stages},
               "weights": {s: stages[s].sha256 for s in stages}}
-    return Model(plans, device, stages, geometry_witness(), source, record)
+    return Model(plans, device, stages, geometry_classifier(), source, record)
 
 
 def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], plans: Plans, device: torch.device) -> StageModel:
@@ -168,7 +168,7 @@ def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], pl
 
 
 def _check_one_space(plans: Plans, source: str) -> None:
-    """Masks go from segment to identify and grade as they are: all must have been trained in the same model space."""
+    """Masks go from segment to identify and grade as they are: all must have been trained in the same network space."""
     spaces = {does: (plans.stage(stage).data.spacing_mm, plans.stage(stage).data.orientation)
               for stage, does in (("segment", "segments"), ("identify", "identifies"), ("grade", "grades")) if stage in plans.stages}
     for does, (spacing, orientation) in spaces.items():
@@ -208,21 +208,21 @@ def build_network(stage: str, plans: Plans) -> torch.nn.Module:
 
 
 def _trained_appearance(folder: Path, files: list[Path], plans: Plans, plans_name: str, device: torch.device) -> Any:
-    """The appearance witness where it was trained on the same folds as the shape witness (`files`), else None."""
+    """The appearance classifier where it was trained on the same folds as the shape classifier (`files`), else None."""
     place = folder / stage_folder_name("identify", plans_name, "AppearanceTrainer")
     own = [place / file.parent.name / CHECKPOINT_NAME for file in files]
     if not all(file.exists() for file in own):
         return None
-    from ..stages.identify.appearance import AppearanceWitness
+    from ..stages.identify.appearance import AppearanceClassifier
 
-    return AppearanceWitness.from_checkpoints(own, plans.stage("identify").data, device)
+    return AppearanceClassifier.from_checkpoints(own, plans.stage("identify").data, device)
 
 
-def geometry_witness() -> Any:
-    """The witness trained on real landmarks; without its file identification goes by shape alone."""
+def geometry_classifier() -> Any:
+    """The classifier trained on real landmarks; without its file identification goes by shape alone."""
     file = paths.weights_folder() / "geometry.pth"
     if not file.exists():
         return None
-    from ..stages.geometry.classifier import GeometryWitness
+    from ..stages.geometry.classifier import GeometryClassifier
 
-    return GeometryWitness.load(file)
+    return GeometryClassifier.load(file)

@@ -12,7 +12,7 @@ import numpy as np
 from ..export.case_record import versions
 from ..export.structures import NO_STRUCTURE, structure_records
 from ..imageio.orientation import oriented_view
-from ..imageio.volume import Geometry, Volume, read_volume, write_volume
+from ..imageio.volume import ImageGrid, Volume, read_volume, write_volume
 from ..preprocessing.mr import to_mr_space
 from ..preprocessing.resampling import resampled_floats
 from ..stages.registry import MR_STAGES
@@ -53,8 +53,8 @@ def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False) -> tup
     return Volume(values[classes], volume.geometry), seconds
 
 
-def most_likely(probability: np.ndarray, model: Geometry, target: Geometry, orientation: str) -> np.ndarray:
-    """Class (uint8) at every voxel of `target`, decided as `decide` does; one class at a time is interpolated there.
+def most_likely(probability: np.ndarray, model: ImageGrid, target: ImageGrid, orientation: str) -> np.ndarray:
+    """Class (uint8) at every voxel of `target`, decided as `apply_threshold` does; one class at a time is interpolated there.
 
     `probability` (C, slices, rows, columns) on the grid `model`, whose axes run towards `orientation`.
     """

@@ -12,9 +12,9 @@ import numpy as np
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..imageio.orientation import oriented_view
-from ..imageio.volume import THICK_SLICE_MM, Geometry, Volume
+from ..imageio.volume import THICK_SLICE_MM, ImageGrid, Volume
 from ..plans.plans import StagePlan
-from ..preprocessing.resampling import to_model_space
+from ..preprocessing.resampling import to_network_space
 from ..results import SpineResult
 from .model import Model
 
@@ -27,7 +27,7 @@ class Options:
 
     forbid_anomalies: bool = False
     mirror: bool = False                      # left-right test-time mirroring in segment
-    witnesses: tuple[str, ...] = ("shape", "geometry", "appearance")  # who is heard, where there are weights for it
+    classifiers: tuple[str, ...] = ("shape", "geometry", "appearance")  # which classifiers are enabled, where there are weights for it
 
 
 class Clock:
@@ -47,8 +47,8 @@ class Clock:
         self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.perf_counter() - self._start
 
 
-def predict_volume(volume: Volume, model: Model, options: Options | None = None) -> tuple[SpineResult, Geometry]:
-    """Vertebrae of a CT (HU, any orientation) from head to foot, and the model-space grid their masks lie on."""
+def predict_volume(volume: Volume, model: Model, options: Options | None = None) -> tuple[SpineResult, ImageGrid]:
+    """Vertebrae of a CT (HU, any orientation) in cranio-caudal order, and the network space grid their masks lie on."""
     from ..stages.grade.body_heights import add_heights
     from ..stages.grade.predictor import add_grades
     from ..stages.identify.predictor import identify
@@ -60,7 +60,7 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
     options, clock = options or Options(), Clock()
     plans = {stage: model.plans.stage(stage) for stage in model.stages}
     with clock("localize"):
-        coarse = to_model_space(volume, plans["localize"].data)
+        coarse = to_network_space(volume, plans["localize"].data)
         located = locate(coarse, model.stages["localize"].networks, plans["localize"], model.device)
         del coarse
     notes = _notes(volume)
@@ -83,28 +83,28 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
     return SpineResult(named, result.numbering_anchored, result.margin, clock.seconds, notes, result.extra), geometry
 
 
-def segment_located(fine: Volume, located: list[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: Geometry,
+def segment_located(fine: Volume, located: list[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: ImageGrid,
                     mirror: bool = False) -> list[Vertebra]:
-    """Stage 2 on a model-space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid."""
+    """Stage 2 on a network space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid."""
     from ..stages.segment.predictor import segment
-    from ..stages.segment.proposals import missed, without_fragments
+    from ..stages.segment.proposals import drop_fragments, missed
 
     found = segment(fine, located, networks, plan, device, mirror, partial(missed, geometry=fine.geometry))
-    return without_fragments([mark_border(v, fine.geometry, scan) for v in found])
+    return drop_fragments([mark_border(v, fine.geometry, scan) for v in found])
 
 
 def spine_box(volume: Volume, located: list[Vertebra], plan: StagePlan) -> Volume:
-    """The part of the scan that the crops of all located vertebrae (and of their recentred repeats) can touch, in model space."""
+    """The part of the scan that the crops of all located vertebrae (and of their recentred repeats) can touch, in network space."""
     view = oriented_view(volume, plan.data.orientation)
     spacing = np.array(view.geometry.spacing)
     reach = np.array(plan.network.crop_size) * plan.data.spacing_mm * 0.75 / spacing
     centres = view.geometry.world_to_index(np.array([v.box_centre for v in located]))
     low = np.floor(np.maximum(centres.min(0) - reach, 0)).astype(int)
     high = np.ceil(np.minimum(centres.max(0) + reach + 1, view.array.shape)).astype(int)
-    return to_model_space(view.cropped(low, high), plan.data)
+    return to_network_space(view.cropped(low, high), plan.data)
 
 
-def mark_border(vertebra: Vertebra, model: Geometry, scan: Geometry) -> Vertebra:
+def mark_border(vertebra: Vertebra, model: ImageGrid, scan: ImageGrid) -> Vertebra:
     """Set `touches_border` by the scan's own border: the box that was segmented may end earlier on its sides."""
     from dataclasses import replace
 
@@ -130,7 +130,7 @@ def _notes(volume: Volume) -> tuple[str, ...]:
 def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | None = None, scan: Volume | None = None) -> SpineResult:
     """Names for vertebrae whose masks are known (true masks, another tool's instances): stage 3 alone.
 
-    `scan`: the CT; with it the appearance witness is heard too, where the model has one.
+    `scan`: the CT; with it the appearance classifier is enabled too, where the model has one.
     """
     from ..stages.identify.predictor import identify
 

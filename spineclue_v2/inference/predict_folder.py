@@ -17,7 +17,7 @@ import numpy as np
 from ..anatomy.vertebra import vertebra_record
 from ..errors import InputError
 from ..export.case_files import export_case
-from ..imageio.volume import FILE_ENDINGS, Geometry, is_dicom_folder, read_volume
+from ..imageio.volume import FILE_ENDINGS, ImageGrid, is_dicom_folder, read_volume
 from ..results import SpineResult
 from ..utilities.files import atomic_path, write_json
 from ..utilities.parallel import run_tasks
@@ -174,16 +174,16 @@ def _complete(output: Path, name: str, is_mr: bool, save_probabilities: bool, re
     return all((output / f"{name}{ending}").exists() for ending in endings)
 
 
-def save_probabilities_of(result: SpineResult, geometry: Geometry, path: Path, options: Options) -> None:
-    """`probabilities` (n, 24) over C1..L5 and `body_centre_mm` (n, 3), one row per vertebra from head to foot; for `ensemble` also
-    `log_probabilities` (n, 25) of all witnesses together and `mask_0`, ... (uint8, 255 = 1) on tight crops of the grid that `record`
-    (JSON) describes with the vertebrae's other values and the options that decide what the witnesses' rows mean."""
+def save_probabilities_of(result: SpineResult, geometry: ImageGrid, path: Path, options: Options) -> None:
+    """`probabilities` (n, 24) over C1..L5 and `body_centre_mm` (n, 3), one row per vertebra in cranio-caudal order; for `ensemble` also
+    `log_probabilities` (n, 25) of all classifiers together and `mask_0`, ... (uint8, 255 = 1) on tight crops of the grid that `record`
+    (JSON) describes with the vertebrae's other values and the options that decide what the classifiers' rows mean."""
     rows = {name: np.array([getattr(v, name) for v in result.vertebrae], dtype=np.float32).reshape(-1, width)
             for name, width in (("probabilities", 24), ("log_probabilities", 25))}
     masks = {f"mask_{i}": v.mask_probability if v.mask_probability is not None else v.mask.astype(np.uint8) * 255
              for i, v in enumerate(result.vertebrae) if v.mask is not None}
     record = json.dumps({"geometry": geometry.to_json(), "vertebrae": [vertebra_record(v) for v in result.vertebrae],
-                         "options": {"witnesses": sorted(options.witnesses), "forbid_anomalies": options.forbid_anomalies}})
+                         "options": {"classifiers": sorted(options.classifiers), "forbid_anomalies": options.forbid_anomalies}})
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **masks, **rows, record=np.array(record),
                             body_centre_mm=np.array([v.body_centre for v in result.vertebrae], dtype=np.float32).reshape(-1, 3))
@@ -192,7 +192,7 @@ def save_probabilities_of(result: SpineResult, geometry: Geometry, path: Path, o
 def _check_mr_options(options: Options, save_probabilities: bool) -> None:
     """InputError for what only the vertebrae of CT know."""
     given = {"--save_probabilities": save_probabilities, "--forbid_anomalies": options.forbid_anomalies,
-             "--witnesses": set(options.witnesses) != set(Options().witnesses)}
+             "--classifiers": set(options.classifiers) != set(Options().classifiers)}
     for flag, wanted in given.items():
         if wanted:
             raise InputError(f"{flag} has no meaning for a model of MR, which writes labels alone; leave it out.")

@@ -17,9 +17,9 @@ from ..errors import InputError
 from ..export.case_record import case_record
 from ..imageio.centroids import write_ctd
 from ..imageio.orientation import check_same_grid, oriented_view
-from ..imageio.volume import FILE_ENDINGS, Geometry, Volume, read_labels, read_volume, write_volume
+from ..imageio.volume import FILE_ENDINGS, ImageGrid, Volume, read_labels, read_volume, write_volume
 from ..plans.data import Data
-from ..preprocessing.resampling import labels_to_model_space, model_geometry
+from ..preprocessing.resampling import labels_to_network_space, network_grid
 from ..results import SpineResult
 from ..utilities.files import write_json
 from .model import Model
@@ -27,7 +27,7 @@ from .pipeline import Options, identify_masks, mark_border
 
 logger = logging.getLogger(__name__)
 
-FRAGMENT_SHARE = 0.3   # a smaller piece of the same value, level with a larger one, is a broken-off part of it
+FRAGMENT_FRACTION = 0.3   # a smaller piece of the same value, level with a larger one, is a broken-off part of it
 MAX_BODIES = 60        # more bodies are no spine: a map of fragments, or of everything in the scan
 MAX_VALUES = 300       # more values are no label map (a CT, noise); the largest known atlas names 117 structures
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -67,7 +67,7 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
     notes = tuple(text for count, text in ((dropped, f"{dropped} islands smaller than {smallest:g} ml were dropped."),
                                            (len(bodies) - len(result.vertebrae), f"{len(bodies) - len(result.vertebrae)} bodies are "
                                             "no vertebra in the chosen numbering and were dropped.")) if count)
-    grid = model_geometry(labels.geometry, data)
+    grid = network_grid(labels.geometry, data)
     named = add_heights(result.vertebrae, grid, volume)
     result = replace(result, vertebrae=named, notes=result.notes + notes, seconds={"total": time.perf_counter() - started})
     Path(f"{base}.json").unlink(missing_ok=True)  # an older record must not vouch for half-replaced files
@@ -84,7 +84,7 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
 def find_bodies(labels: Volume, smallest_ml: float, ignore: Collection[int] = ()) -> tuple[list[Body], int]:
     """Vertebrae of a label map (any values, any orientation), and the number of islands below `smallest_ml` that were left out.
 
-    A value is one vertebra, or several where its voxels do not hang together (a map of one value for the whole spine).
+    A value is one vertebra, or several where its voxels do not are connected (a map of one value for the whole spine).
     """
     import cc3d
 
@@ -104,7 +104,7 @@ def find_bodies(labels: Volume, smallest_ml: float, ignore: Collection[int] = ()
         dropped += count - len(large)
         boxes = label_boxes(pieces)
         origin = np.array([s.start for s in box])
-        for members in _joined(large, boxes, sizes):
+        for members in _join(large, boxes, sizes):
             low = np.min([[s.start for s in boxes[i]] for i in members], axis=0)
             high = np.max([[s.stop for s in boxes[i]] for i in members], axis=0)
             part = pieces[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
@@ -112,7 +112,7 @@ def find_bodies(labels: Volume, smallest_ml: float, ignore: Collection[int] = ()
     return bodies, dropped
 
 
-def _joined(large: list[int], boxes: dict[int, tuple[slice, slice, slice]], sizes: np.ndarray) -> list[list[int]]:
+def _join(large: list[int], boxes: dict[int, tuple[slice, slice, slice]], sizes: np.ndarray) -> list[list[int]]:
     """Pieces (largest first) grouped into vertebrae: a small piece whose middle is level with a larger one belongs to it.
 
     Neighbouring vertebrae lie above one another; a spinous process or arch that came off lies beside its body.
@@ -122,7 +122,7 @@ def _joined(large: list[int], boxes: dict[int, tuple[slice, slice, slice]], size
         middle = (boxes[piece][0].start + boxes[piece][0].stop - 1) / 2
         for group in groups:
             rows = boxes[group[0]][0]
-            if rows.start <= middle < rows.stop and sizes[piece] < FRAGMENT_SHARE * sizes[group[0]]:
+            if rows.start <= middle < rows.stop and sizes[piece] < FRAGMENT_FRACTION * sizes[group[0]]:
                 group.append(piece)
                 break
         else:
@@ -130,27 +130,27 @@ def _joined(large: list[int], boxes: dict[int, tuple[slice, slice, slice]], size
     return groups
 
 
-def name_bodies(bodies: list[Body], geometry: Geometry, model: Model, options: Options | None = None,
+def name_bodies(bodies: list[Body], geometry: ImageGrid, model: Model, options: Options | None = None,
                 scan: Volume | None = None) -> tuple[SpineResult, list[tuple[Body, str]]]:
     """Result of stage 3 for bodies of a map on grid `geometry` (and its CT, where it is known), and each named body with its level."""
     data = model.plans.stage("identify").data
     view = geometry.reoriented("LPS")[0]
     vertebrae, kept = [], []
     for body in bodies:
-        vertebra = to_vertebra(body, view, data, support=len(kept))
+        vertebra = to_vertebra(body, view, data, hits=len(kept))
         if vertebra is not None:
             vertebrae.append(vertebra)
             kept.append(body)
     result = identify_masks(vertebrae, model, options, scan)
-    return result, [(kept[v.support], v.level) for v in result.vertebrae if v.level is not None]
+    return result, [(kept[v.hits], v.level) for v in result.vertebrae if v.level is not None]
 
 
-def to_vertebra(body: Body, geometry: Geometry, data: Data, support: int = 0) -> Vertebra | None:
-    """The record that stage 2 would have made: mask and measures in model space. None when no voxel is left on that grid.
+def to_vertebra(body: Body, geometry: ImageGrid, data: Data, hits: int = 0) -> Vertebra | None:
+    """The record that stage 2 would have made: mask and measures in network space. None when no voxel is left on that grid.
 
     `geometry`: LPS grid of the map; `support` is stored as given.
     """
-    model = model_geometry(geometry, data)
+    model = network_grid(geometry, data)
     # Only the surroundings of the body are resampled; beyond the kernel's reach there is nothing but zeros.
     reach = np.ceil(3 * data.spacing_mm / np.array(geometry.spacing)).astype(int) + 3
     start, stop = np.array(body.start), np.array(body.start) + body.mask.shape
@@ -160,7 +160,7 @@ def to_vertebra(body: Body, geometry: Geometry, data: Data, support: int = 0) ->
     first = np.maximum(np.floor(corners.min(0)).astype(int) - 1, 0)
     last = np.minimum(np.ceil(corners.max(0)).astype(int) + 2, model.shape)
     window = model.cropped(first, last - first)
-    mask = fill_holes(labels_to_model_space(Volume(crop, geometry.cropped(low, high - low)), window).array > 0)
+    mask = fill_holes(labels_to_network_space(Volume(crop, geometry.cropped(low, high - low)), window).array > 0)
     if not mask.any():
         return None
     inside = np.argwhere(mask)
@@ -172,7 +172,7 @@ def to_vertebra(body: Body, geometry: Geometry, data: Data, support: int = 0) ->
     def world(index: np.ndarray) -> tuple[float, float, float]:
         return tuple(float(c) for c in model.index_to_world(index))  # type: ignore[return-value]
 
-    vertebra = Vertebra(world(origin + (np.array(mask.shape) - 1) / 2), tuple(float(n * spacing) for n in mask.shape), 1.0, support, mask,
+    vertebra = Vertebra(world(origin + (np.array(mask.shape) - 1) / 2), tuple(float(n * spacing) for n in mask.shape), 1.0, hits, mask,
                         tuple(int(o) for o in origin), world(inside.mean(0) + first),
                         world(origin + np.array(body_centre(mask, (spacing,) * 3))), float(mask.sum()) * spacing ** 3 / 1000)
     return mark_border(vertebra, model, geometry)
@@ -196,7 +196,7 @@ def _base(output: Path) -> str:
     raise InputError(f"Cannot write {output}: choose a file name that ends with {', '.join(WRITABLE)}.")
 
 
-def _matching_scan(scan: str | Path, geometry: Geometry, source: Path) -> Volume:
+def _matching_scan(scan: str | Path, geometry: ImageGrid, source: Path) -> Volume:
     scan = Path(scan)
     if scan.is_file() and not scan.name.lower().endswith(FILE_ENDINGS):
         raise InputError(f"{scan} is of no known format; expected {', '.join(FILE_ENDINGS)} or a DICOM folder.")

@@ -104,7 +104,7 @@ def _checked(dataset: str | int, folds: list[int | str] | None, plans_name: str,
     files = trained_files(folder, folds, plans_name, trainers, checkpoint_name)
     model = load_trained(folder, folds, torch.device("cpu"), plans_name, trainers, checkpoint_name)
     if model.appearance is not None:
-        logger.warning("%s was trained and is not passed on: the exported model will name vertebrae without the appearance witness.",
+        logger.warning("%s was trained and is not passed on: the exported model will name vertebrae without the appearance classifier.",
                        folder / stage_folder_name("identify", plans_name, "AppearanceTrainer"))
     return folder, files, model
 

@@ -263,7 +263,7 @@ def check_checkpoint(file: Path) -> None:
 def _move_into_place(archive: Path, staging: Path, target: Path, plans_name: str, overwrite: bool) -> None:
     """Rename the new folders to `target`; those of the same plans name step aside first, and come back when a rename fails.
 
-    Also those that the archive has none of: grades or an appearance witness of the old model would be loaded with the new one.
+    Also those that the archive has none of: grades or an appearance classifier of the old model would be loaded with the new one.
 
     Cut in between (power, SIGKILL), some stages are missing, which prediction reports; old and new stages never lie side by side.
     """

@@ -49,7 +49,7 @@ class ShapeBank:
     """n vertebrae in LPS pose, each in the middle of its box.
 
     fields (n, z, y, x) int8: signed distance times PER_MM; images (n, z, y, x) int16 HU or None; levels (n,) level index (C1 = 0);
-    spines (n,): which spine each belongs to, from head to foot within one; spacing mm of the boxes.
+    spines (n,): which spine each belongs to, in cranio-caudal order within one; spacing mm of the boxes.
     """
 
     fields: Tensor
@@ -133,7 +133,7 @@ class ShapeBank:
             raise InputError(f"{path} is no shape bank; make one with ShapeBank.from_shapes(...).save(path).") from error
 
     def spine(self, number: int) -> Tensor:
-        """Indices of one spine's vertebrae, from head to foot."""
+        """Indices of one spine's vertebrae, in cranio-caudal order."""
         return torch.nonzero(self.spines.cpu() == number).flatten()
 
     def crops(

@@ -35,7 +35,7 @@ class Placed:
 
 @dataclass
 class Subject:
-    """All that is drawn before any voxel: vertebrae from head to foot plus tissue properties."""
+    """All that is drawn before any voxel: vertebrae in cranio-caudal order plus tissue properties."""
 
     placed: list[Placed]
     scale: float

@@ -8,7 +8,7 @@ Box = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Data:
-    """Model space of a stage: isotropic spacing (mm), orientation, HU limits of the stored int16 volume, CT windows (channels)."""
+    """Network space of a stage: isotropic spacing (mm), orientation, HU limits of the stored int16 volume, CT windows (channels)."""
 
     spacing_mm: float
     orientation: str = "LPS"
@@ -19,7 +19,7 @@ class Data:
 
 @dataclass(frozen=True)
 class MRData:
-    """Model space of the MR stages: sagittal slices, z-scored; class k + 1 is `classes[k]` (canonical names)."""
+    """Network space of the MR stages: sagittal slices, z-scored; class k + 1 is `classes[k]` (canonical names)."""
 
     spacing_mm: tuple[float, float, float]   # (slice, row, column)
     orientation: str                  # x, y, z index axes run towards these sides; "PIL": slices to the left, rows to the feet

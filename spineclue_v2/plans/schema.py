@@ -71,11 +71,11 @@ POSITIVE = {"spacing_mm", "slice_size", "crop_size", "features", "blocks", "widt
 
 MAY_BE_EMPTY = {"lr_drop_epochs"}
 
-ANY_SIGN = {"hu_min", "hu_max", "windows_hu", "decoder_prices", "witness_weights"}
+ANY_SIGN = {"hu_min", "hu_max", "windows_hu", "decoder_penalties", "classifier_weights"}
 
 LARGEST = {"crop_size": 1024, "slice_size": 4096, "features": 8192, "blocks": 256, "width": 4096, "pool_grid": 1024, "hidden": 1 << 16,
            "projection_dim": 1 << 16, "spacing_mm": 50, "batch_size": 1 << 16, "inference_batch": 1 << 16, "slices_per_plane": 1 << 16,
-           "mc_samples": 1 << 16, "dropout": 1, "nms_iou": 1, "min_score": 1, "overlap_dice": 1, "min_samples_share": 1}
+           "mc_samples": 1 << 16, "dropout": 1, "nms_iou": 1, "min_score": 1, "overlap_dice": 1, "min_samples_fraction": 1}
 
 SIDES = {"L": "L", "R": "L", "P": "P", "A": "P", "S": "S", "I": "S"}
 

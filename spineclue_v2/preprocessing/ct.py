@@ -19,7 +19,7 @@ from ..plans.plans import Plans
 from ..utilities.files import write_json
 from ..utilities.parallel import run_tasks
 from .files import prepare_folder, remove_leftovers, write_blosc2
-from .resampling import labels_to_model_space, to_model_space
+from .resampling import labels_to_network_space, to_network_space
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ def preprocess_case(image: str | Path, label: str | Path, folder: str | Path, ca
     remove_leftovers(folder, case)
     scan = read_volume(image)
     source_geometry = scan.geometry
-    scan = to_model_space(scan, data)
+    scan = to_network_space(scan, data)
     segmentation = read_labels(label)
     check_same_grid(source_geometry, segmentation.geometry, case, label)
-    segmentation = labels_to_model_space(segmentation, scan.geometry, verse_value)
+    segmentation = labels_to_network_space(segmentation, scan.geometry, verse_value)
     properties = {"geometry": scan.geometry.to_json(), "source_geometry": source_geometry.to_json(),
                   "source_digest": source_digest, "vertebrae": vertebra_properties(segmentation)}
     write_blosc2(folder / f"{case}.b2nd", scan)

@@ -1,4 +1,4 @@
-"""Raw MR -> model space of the MR stages, by the plan: sagittal orientation, in-plane spacing, z-score. Training and inference share it.
+"""Raw MR -> network space of the MR stages, by the plan: sagittal orientation, in-plane spacing, z-score. Training and inference share it.
 
 The slice axis keeps the scan's own slices; only where they lie closer than half the planned distance are several averaged into
 one. Any number of slices and any slice distance comes in; nothing is invented between slices.
@@ -16,12 +16,12 @@ import numpy as np
 from ..anatomy.structures import canonical_values
 from ..dataset.raw import RawDataset
 from ..imageio.orientation import check_same_grid, oriented_view
-from ..imageio.volume import Geometry, Volume, read_labels, read_volume
+from ..imageio.volume import ImageGrid, Volume, read_labels, read_volume
 from ..plans.data import MRData
 from ..utilities.files import write_json
 from ..utilities.parallel import run_tasks
 from .files import prepare_folder, remove_leftovers, write_blosc2
-from .resampling import labels_to_model_space, resampled_floats
+from .resampling import labels_to_network_space, resampled_floats
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +29,17 @@ UNLABELLED = "unlabelled"      # folder of the unlabelled cases inside a preproc
 LOCATIONS = 300                # voxels remembered per structure: crops are placed on them
 
 
-def mr_geometry(geometry: Geometry, data: MRData) -> Geometry:
-    """Grid of model space for a scan on `geometry`: planned in-plane spacing, own slices (or a whole number of them averaged)."""
+def mr_grid(geometry: ImageGrid, data: MRData) -> ImageGrid:
+    """Grid of network space for a scan on `geometry`: planned in-plane spacing, own slices (or a whole number of them averaged)."""
     oriented = geometry.reoriented(data.orientation)[0]
     together = max(1, round(data.spacing_mm[0] / oriented.spacing[0]))
     return oriented.resampled((oriented.spacing[0] * together, data.spacing_mm[1], data.spacing_mm[2]))
 
 
 def to_mr_space(volume: Volume, data: MRData) -> Volume:
-    """`volume` in model space, float32 (slices, rows, columns): resampled, clipped and z-scored on its non-zero voxels, background 0."""
+    """`volume` in network space, float32 (slices, rows, columns): resampled, clipped and z-scored on its non-zero voxels, background 0."""
     source = oriented_view(volume, data.orientation)
-    target = mr_geometry(volume.geometry, data)
+    target = mr_grid(volume.geometry, data)
     array = resampled_floats(source, target)
     inside = resampled_floats(Volume((source.array != 0).astype(np.float32), source.geometry), target, linear=True) > 0.5
     return Volume(normalised(array, inside, data.percentiles), target)
@@ -73,7 +73,7 @@ def preprocess_mr_case(image: str | Path, label: str | Path | None, folder: str 
     if label is not None:
         stored = read_labels(label)
         check_same_grid(scan.geometry, stored.geometry, case, label)
-        classes = labels_to_model_space(stored, model.geometry, class_numbers)
+        classes = labels_to_network_space(stored, model.geometry, class_numbers)
         properties["structures"] = _locations(classes.array, data)
         write_blosc2(folder / f"{case}_seg.b2nd", classes)
     write_blosc2(folder / f"{case}.b2nd", Volume(model.array.astype(np.float16), model.geometry))

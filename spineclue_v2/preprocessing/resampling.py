@@ -8,7 +8,7 @@ import numpy as np
 
 from ..anatomy.label_boxes import label_boxes
 from ..imageio.orientation import oriented_view
-from ..imageio.volume import Geometry, Volume, resampled_geometry
+from ..imageio.volume import ImageGrid, Volume, resample_grid
 from ..plans.data import Data
 
 _SLAB = 48                # output slices at a time
@@ -16,26 +16,26 @@ _SLAB = 48                # output slices at a time
 _TILE = 64                # output samples of one axis at a time: the band of the matrix, not the matrix
 
 
-def to_model_space(volume: Volume, data: Data) -> Volume:
+def to_network_space(volume: Volume, data: Data) -> Volume:
     """`volume` (HU) reoriented, resampled to `data.spacing_mm` (cubic; averaged where coarser), limited, int16 (z, y, x)."""
     source = oriented_view(volume, data.orientation)
-    geometry = resampled_geometry(source.geometry, (data.spacing_mm,) * 3)
+    geometry = resample_grid(source.geometry, (data.spacing_mm,) * 3)
     array = _resample(source.array, _axis_maps(source.geometry, geometry, _cubic), geometry.shape, data.hu_min, data.hu_max)
     return Volume(array, geometry)
 
 
-def resampled_floats(volume: Volume, target: Geometry, linear: bool = False) -> np.ndarray:
+def resampled_floats(volume: Volume, target: ImageGrid, linear: bool = False) -> np.ndarray:
     """`volume` on the grid `target`, which shares its directions: float32, cubic (or linear), averaged where coarser."""
     maps = _axis_maps(volume.geometry, target, _linear if linear else _cubic)
     return _apply_maps(np.ascontiguousarray(volume.array, dtype=np.float32), maps)
 
 
-def model_geometry(geometry: Geometry, data: Data) -> Geometry:
+def network_grid(geometry: ImageGrid, data: Data) -> ImageGrid:
     """Grid that `to_model_space` gives a scan of `geometry`, without touching voxels."""
-    return resampled_geometry(geometry.reoriented(data.orientation)[0], (data.spacing_mm,) * 3)
+    return resample_grid(geometry.reoriented(data.orientation)[0], (data.spacing_mm,) * 3)
 
 
-def labels_to_model_space(volume: Volume, target: Geometry, verse_value: Mapping[int, int] | None = None) -> Volume:
+def labels_to_network_space(volume: Volume, target: ImageGrid, verse_value: Mapping[int, int] | None = None) -> Volume:
     """Label map on the grid `target`, uint8 VerSe values; `verse_value` maps stored values (None: they are VerSe's already).
 
     Each structure is resampled linearly on its own box; a voxel is foreground where all structures together hold half of
@@ -84,7 +84,7 @@ def _linear(x: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, 1 - np.abs(x))
 
 
-def _axis_maps(source: Geometry, target: Geometry, kernel: Any) -> list[np.ndarray]:
+def _axis_maps(source: ImageGrid, target: ImageGrid, kernel: Any) -> list[np.ndarray]:
     """One float32 matrix (target samples, source samples) per array axis; the grids share their directions."""
     first = source.world_to_index(target.origin)
     steps = [new / old for new, old in zip(target.spacing, source.spacing, strict=True)]
@@ -164,7 +164,7 @@ def _target_window(maps: Sequence[np.ndarray], box: Sequence[slice]) -> tuple[tu
     return tuple(window), local
 
 
-def _labels_by_position(volume: Volume, target: Geometry, verse_value: Mapping[int, int] | None) -> Volume:
+def _labels_by_position(volume: Volume, target: ImageGrid, verse_value: Mapping[int, int] | None) -> Volume:
     """Nearest neighbour through world coordinates, for grids whose axes are turned against each other."""
     import SimpleITK as sitk
 

@@ -47,7 +47,7 @@ def rank_of_environment() -> int:
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
+def join_processes(device: torch.device) -> Iterator[torch.device]:
     """Join the processes that the launcher started; yields this process's device."""
     if not under_launcher():
         yield device
@@ -86,7 +86,7 @@ def parallel_loss(network: nn.Module, loss: Callable[[dict[str, torch.Tensor]], 
                                                find_unused_parameters=True)
 
 
-def share_of(size: int, part: int, parts: int) -> slice:
+def shard_of(size: int, part: int, parts: int) -> slice:
     """Which of `size` samples belong to `part`."""
     return slice(size * part // parts, size * (part + 1) // parts)
 
@@ -96,7 +96,7 @@ def gather_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
     count = world_size()
     if count == 1:
         return rows
-    sizes = [len(range(total)[share_of(total, part, count)]) for part in range(count)]
+    sizes = [len(range(total)[shard_of(total, part, count)]) for part in range(count)]
     padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])])
     return torch.cat([part[:size] for part, size in zip(_AllGather.apply(padded), sizes, strict=True)])
 

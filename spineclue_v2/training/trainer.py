@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..plans.plans import Plans
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
-from .distributed import any_process, mean_over_processes, parallel_loss, rank, share_of, synchronised, world_size
+from .distributed import any_process, mean_over_processes, parallel_loss, rank, shard_of, synchronised, world_size
 from .progress import open_log, plot_progress
 from .stage_model import StageModel
 
@@ -77,7 +77,7 @@ class BaseTrainer:
     """
 
     stage = ""
-    stands_alone = False   # True: the network is no stage of the pipeline by itself, and is not judged on what earlier stages found
+    auxiliary = False   # True: the network is no stage of the pipeline by itself, and is not judged on what earlier stages found
     bfloat16 = True        # False: the network keeps full precision on a CPU, whose only shorter one it is
 
     def __init__(self, plans: Plans, fold: int | str, dataset: PreprocessedDataset, train_cases: list[str], val_cases: list[str],
@@ -118,7 +118,7 @@ class BaseTrainer:
         """Cases that batches come from: training ones, and for the epoch's figure validation ones where they have samples."""
         return self.val_cases if not training and self.has_samples(self.val_cases) else self.train_cases
 
-    def batch_maker(self, training: bool) -> Any:
+    def batch_sampler(self, training: bool) -> Any:
         """A picklable callable: batch index -> dict of tensors."""
         raise NotImplementedError
 
@@ -130,7 +130,7 @@ class BaseTrainer:
         """Fewest voxels per axis that a 3D convolution of the network sees, (1, 1, 1) where that is not known, None when it has none."""
         return (1, 1, 1)
 
-    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def validation_metric(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         """{'loss': .., 'score': ..} of one validation batch; larger score is better. Called without gradients."""
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class BaseTrainer:
 
     def share(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
         """What process `part` of `parts` works on: its samples of a batch. Other entries than samples are the stage's own matter."""
-        mine = share_of(len(batch["image"]), part, parts)
+        mine = shard_of(len(batch["image"]), part, parts)
         return {key: value[mine] for key, value in batch.items()}
 
     def halves(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -287,11 +287,11 @@ class BaseTrainer:
         rows = []
         for batch in self._validation_batches:
             with autocast(self.device, bfloat16=self.bfloat16):
-                rows.append(self.validation_figure(to_device(batch, self.device)))
+                rows.append(self.validation_metric(to_device(batch, self.device)))
         return {key: float(np.nanmean([row[key] for row in rows])) for key in ("loss", "score")}
 
     def _batches(self, training: bool, start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
-        source = BatchSource(self.batch_maker(training), stop)
+        source = BatchSource(self.batch_sampler(training), stop)
         workers = self.workers if training else 0
         loader = DataLoader(source, batch_size=None, sampler=range(start, stop), num_workers=workers,
                             prefetch_factor=4 if workers else None, multiprocessing_context="forkserver" if workers else None)

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from ..anatomy import LEVEL_INDEX, LEVELS
-from ..anatomy.vertebral_gaps import steps_along_spine
+from ..anatomy.vertebral_gaps import vertebral_gaps
 from ..stages.geometry.vid_landmarks import VidScan
 
 CHAIN: tuple[str | None, ...] = (*LEVELS, "L6", None)
@@ -24,17 +24,17 @@ REGION = np.array([0] * 7 + [1] * 12 + [2] * 6)
 CANDIDATES = 24
 _SETS, _BEAM = 8, 32              # sets of false detections that are tried; partial sets kept while they are made
 _STARTS, _RARE_STARTS = 5, 2      # best levels of the first true detection kept per set; with T12 absent or a T13 less
-_PRICE = {"step": 1.5, "L6": 3.0, "T13": 3.0, "no_T12": 4.0}
+_PENALTY = {"step": 1.5, "L6": 3.0, "T13": 3.0, "no_T12": 4.0}
 _OFF_LINE_MM = 45.0
 _WIDE = 1.6                       # a gap this much over the median may hold a missed vertebra
 _WIDE_HERE, _WIDEST_HERE = 1.45, 1.3    # over the gaps around it; the widest two are tried from less on
-_MISFIT, _MISFIT_FREE, _MISFIT_MOST = 3.0, 0.25, 0.7    # price of a gap's log-misfit to its step, free below, no more above
+_MISFIT, _MISFIT_FREE, _MISFIT_MOST = 3.0, 0.25, 0.7    # penalty of a gap's log-misfit to its step, free below, no more above
 _CROWDED = 0.65                   # one this much under it holds a false one
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What candidates and features share about one scan of n detections, head to foot."""
+    """What candidates and features share about one scan of n detections, cranio-caudal."""
 
     scan: VidScan
 
@@ -72,63 +72,63 @@ class Seen:
         return np.array([np.abs(flat[i] - np.median(flat[max(0, i - 4):i + 5], axis=0)).max() for i in range(n)])
 
     @cached_property
-    def false_price(self) -> np.ndarray:
-        """(n,) price of calling a detection false, low where it looks false."""
+    def false_detection_penalty(self) -> np.ndarray:
+        """(n,) penalty of calling a detection false, low where it looks false."""
         n = len(self.centres)
-        price = np.full(n, 4.0) - 3.0 * (self.total < 0.9) - 1.5 * (self.total < 0.5) - 1.0 * (self.total < 0.3)
-        price -= 1.0 * np.isnan(self.width) + 1.0 * (self.rank >= 1.0) + 4.0 * (self.off_line > _OFF_LINE_MM)
-        price[[0, -1]] -= 1.0
+        penalty = np.full(n, 4.0) - 3.0 * (self.total < 0.9) - 1.5 * (self.total < 0.5) - 1.0 * (self.total < 0.3)
+        penalty -= 1.0 * np.isnan(self.width) + 1.0 * (self.rank >= 1.0) + 4.0 * (self.off_line > _OFF_LINE_MM)
+        penalty[[0, -1]] -= 1.0
         if n > 2:
             gaps = np.linalg.norm(np.diff(self.centres, axis=0), axis=1)
             crowded = gaps < _CROWDED * np.median(gaps)
-            price -= 2.5 * (np.append(crowded, False) | np.insert(crowded, 0, False))
-        return np.where(price < -2.0, 0.3 * price, np.maximum(price, 0.3))
+            penalty -= 2.5 * (np.append(crowded, False) | np.insert(crowded, 0, False))
+        return np.where(penalty < -2.0, 0.3 * penalty, np.maximum(penalty, 0.3))
 
 
 def candidates(seen: Seen, limit: int = CANDIDATES) -> tuple[np.ndarray, np.ndarray]:
-    """(m, n) classes of `CHAIN` and (m,) their plausibility by hand-set prices, best first; m = 0 without detections."""
+    """(m, n) classes of `CHAIN` and (m,) their plausibility by hand-set penalties, best first; m = 0 without detections."""
     n = len(seen.centres)
     if n == 0:
         return np.zeros((0, 0), dtype=int), np.zeros(0)
     share = seen.ctl / np.maximum(seen.total[:, None], 1e-3)
     log_share = np.log(np.clip(share, 3e-3, 1.0))
     found: dict[tuple[int, ...], float] = {}
-    for false, price in _false_sets(seen).items():
+    for false, penalty in _false_sets(seen).items():
         kept = np.setdiff1d(np.arange(n), false)
         for steps, misfit in _step_patterns(seen.centres[kept]):
             for classes, value in _starts(log_share[kept], steps):
                 row = np.full(n, NONE)
                 row[kept] = classes
                 key = tuple(row.tolist())
-                found[key] = max(value - price - misfit, found.get(key, -np.inf))
+                found[key] = max(value - penalty - misfit, found.get(key, -np.inf))
     best = sorted(found.items(), key=lambda item: -item[1])[:limit]
     return np.array([key for key, _ in best], dtype=int).reshape(-1, n), np.array([value for _, value in best])
 
 
 def _false_sets(seen: Seen) -> dict[tuple[int, ...], float]:
-    """The cheapest sets of false detections (places -> price); one or two at an end are always tried."""
-    n, price = len(seen.centres), seen.false_price
+    """The cheapest sets of false detections (places -> penalty); one or two at an end are always tried."""
+    n, penalty = len(seen.centres), seen.false_detection_penalty
     beam: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for i in range(n):
-        beam = sorted(beam + [(sum_ + price[i], (*places, i)) for sum_, places in beam if len(places) < n - 1])[:_BEAM]
+        beam = sorted(beam + [(sum_ + penalty[i], (*places, i)) for sum_, places in beam if len(places) < n - 1])[:_BEAM]
     sets = {places: sum_ for sum_, places in beam[:_SETS]}
     for ends in ((n - 1,), (0,), (0, n - 1), (n - 2, n - 1), (0, 1)):
         if len(set(ends)) < n and min(ends) >= 0:
             places = tuple(sorted(set(ends)))
-            sets.setdefault(places, float(price[list(places)].sum()))
+            sets.setdefault(places, float(penalty[list(places)].sum()))
     return sets
 
 
 def _step_patterns(centres: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """(k - 1,) steps between the k true detections, each with its price: all one, and patterns with vertebrae missed in wide gaps.
+    """(k - 1,) steps between the k true detections, each with its penalty: all one, and patterns with vertebrae missed in wide gaps.
 
-    Wide by the scan's median gap or, since gaps in the neck are half of those in the loin, by the gaps around.
+    Wide by the scan's median gap or, since gaps in the neck are half of those in the lumbar spine, by the gaps around.
     """
     ones = np.ones(max(len(centres) - 1, 0), dtype=int)
     if len(centres) < 4:
         return [(ones, 0.0)]
     gaps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-    over_all, here = gaps / np.median(gaps), steps_along_spine(centres)
+    over_all, here = gaps / np.median(gaps), vertebral_gaps(centres)
     patterns = [ones] + [np.where(ratio > wide, np.clip(np.rint(ratio), 2, 6), 1).astype(int)
                          for ratio, wide in ((over_all, _WIDE), (here, _WIDE_HERE))]
     for k in np.argsort(-here)[:2]:
@@ -137,8 +137,8 @@ def _step_patterns(centres: np.ndarray) -> list[tuple[np.ndarray, float]]:
     out = {}
     for steps in patterns:
         misfit = np.abs(np.log(here / steps)) - _MISFIT_FREE
-        price = _PRICE["step"] * int((steps > 1).sum()) + _MISFIT * np.clip(misfit, 0.0, _MISFIT_MOST).sum()
-        out.setdefault(tuple(steps.tolist()), (steps, float(price)))
+        penalty = _PENALTY["step"] * int((steps > 1).sum()) + _MISFIT * np.clip(misfit, 0.0, _MISFIT_MOST).sum()
+        out.setdefault(tuple(steps.tolist()), (steps, float(penalty)))
     return list(out.values())
 
 
@@ -160,7 +160,7 @@ def _starts(log_share: np.ndarray, steps: np.ndarray) -> list[tuple[np.ndarray, 
         rows = rows[passes & (np.where(real, rows, 0).max(axis=1) <= SIXTH)]
         named = rows != NONE
         each = log_share[np.arange(len(place))[None], REGION[np.minimum(rows, SIXTH)]] * named
-        value = each.sum(axis=1) - _PRICE["L6"] * (rows == SIXTH).any(axis=1) - _PRICE.get(variant, 0.0)
+        value = each.sum(axis=1) - _PENALTY["L6"] * (rows == SIXTH).any(axis=1) - _PENALTY.get(variant, 0.0)
         order = np.argsort(-value, kind="stable")[:many]
         out += [(rows[i], float(value[i])) for i in order]
     return out

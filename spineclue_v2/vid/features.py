@@ -1,6 +1,6 @@
 """What the VID ranker sees of a candidate numbering: each level's looks, what was called false, and how well the regions fit.
 
-Shapes: m candidates of one scan, n detections from head to foot. NaN = does not apply.
+Shapes: m candidates of one scan, n detections in cranio-caudal order. NaN = does not apply.
 """
 from __future__ import annotations
 

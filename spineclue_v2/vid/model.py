@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 KIND = "spineclue_v2 VID model"
 MEMBERS, FORESTS = 3, 2
 CLIP = 4.0
-UNKNOWN_SHARE = 0.02              # a feature that is unknown this often tells by being unknown, too
+UNKNOWN_FRACTION = 0.02              # a feature that is unknown this often tells by being unknown, too
 FALSE_WEIGHT = 0.3                # of telling false detections apart, beside getting every true one right
 TEMPERATURES = np.geomspace(0.25, 8.0, 81)
 
@@ -139,7 +139,7 @@ class VidModel:
         count = np.maximum(known.sum(axis=0), 1)
         mean = np.where(known, table, 0.0).sum(axis=0, dtype=float) / count
         spread = np.sqrt(np.where(known, (table - mean) ** 2, 0.0).sum(axis=0) / count) + 1e-3
-        flagged = np.flatnonzero((~known).mean(axis=0) > UNKNOWN_SHARE)
+        flagged = np.flatnonzero((~known).mean(axis=0) > UNKNOWN_FRACTION)
         model = cls([], [], Likelihoods.fit(right), Origin.fit(whole, collections, schedule.seed), mean.astype(np.float32),
                     spread.astype(np.float32), flagged, schedule.width, about={"scans": len(cases)})
         inputs = [model.inputs(rows) for rows in tables]

@@ -1,6 +1,6 @@
 """Which collection a VID scan comes from, guessed from its coordinates and extent, and what that changes in a numbering.
 
-The collections were labelled by different people: one has L6, another never; in one the loin starts a vertebra lower than the
+The collections were labelled by different people: one has L6, another never; in one the lumbar spine starts a vertebra lower than the
 detector thinks. Their names teach the guess, but are not read when scans are numbered.
 """
 from __future__ import annotations

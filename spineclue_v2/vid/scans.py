@@ -19,7 +19,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Named:
-    """The answer for one scan of n detections, head to foot.
+    """The answer for one scan of n detections, cranio-caudal.
 
     `names`: level or None (false detection). `confidence` (n,): posterior of what is said of each. `shifted`: posterior of all
     numberings that give a named detection another level.

@@ -19,7 +19,7 @@ from ..utilities.parallel import run_tasks
 
 
 def vertebrae_of(labels: Volume, record: Mapping[str, Any] | None = None) -> tuple[Vertebra, ...]:
-    """Vertebrae of a label map (VerSe values, LPS order) from head to foot: mask crop, centres, extent, volume.
+    """Vertebrae of a label map (VerSe values, LPS order) in cranio-caudal order: mask crop, centres, extent, volume.
 
     `record` is the content of the map's CASE.json, for confidences. Detection scores are 1.
     """

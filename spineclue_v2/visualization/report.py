@@ -14,7 +14,7 @@ import numpy as np
 from .. import anatomy
 from ..anatomy.vertebra import Vertebra
 from ..imageio.orientation import oriented_view
-from ..imageio.volume import Geometry, Volume
+from ..imageio.volume import ImageGrid, Volume
 from ..results import SpineResult
 from ..utilities.files import atomic_path
 
@@ -34,7 +34,7 @@ NAME_HEIGHT = 0.19
 DPI = 120
 
 
-def write_report(result: SpineResult, model_geometry: Geometry, volume: Volume, path: str | Path, title: str) -> None:
+def write_report(result: SpineResult, network_grid: ImageGrid, volume: Volume, path: str | Path, title: str) -> None:
     """Write the picture of a predicted scan as PNG, by rename.
 
     `volume` is the scan on any grid, `model_geometry` the grid of the vertebrae's masks. Without vertebrae the middle planes of
@@ -42,7 +42,7 @@ def write_report(result: SpineResult, model_geometry: Geometry, volume: Volume, 
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = spine_figure(result, model_geometry, volume, title)
+    figure = spine_figure(result, network_grid, volume, title)
     FigureCanvasAgg(figure)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI, facecolor=BACKGROUND, format="png")
@@ -65,12 +65,12 @@ class View:
         return (self.columns_mm[0] - half, self.columns_mm[-1] + half, self.rows_mm[-1] - half, self.rows_mm[0] + half)
 
 
-def spine_figure(result: SpineResult, model_geometry: Geometry, volume: Volume, title: str) -> Any:
+def spine_figure(result: SpineResult, network_grid: ImageGrid, volume: Volume, title: str) -> Any:
     """The figure of `write_report` (a matplotlib Figure that no global state knows)."""
     from matplotlib.figure import Figure
 
     scan = oriented_view(volume)
-    views = curved_views(result.vertebrae, model_geometry, scan.geometry)
+    views = curved_views(result.vertebrae, network_grid, scan.geometry)
     widths = [view.extent[1] - view.extent[0] for view in views]
     height = views[0].extent[3] - views[0].extent[2]
     scale = min((MAX_SIZE_INCH[0] - GUTTER - 2 * SIDE) / sum(widths), (MAX_SIZE_INCH[1] - HEAD - FOOT) / height, INCH_PER_MM)
@@ -81,7 +81,7 @@ def spine_figure(result: SpineResult, model_geometry: Geometry, volume: Volume, 
     axes = []
     for view, width in zip(views, widths, strict=True):
         panel = figure.add_axes((left / size[0], FOOT / size[1], width * scale / size[0], height * scale / size[1]))
-        _draw_view(panel, view, scan, result.vertebrae, model_geometry, window)
+        _draw_view(panel, view, scan, result.vertebrae, network_grid, window)
         axes.append(panel)
         left += width * scale + GUTTER
     _draw_names(figure, axes, views, result.vertebrae, scan.geometry, scale)
@@ -89,7 +89,7 @@ def spine_figure(result: SpineResult, model_geometry: Geometry, volume: Volume, 
     return figure
 
 
-def curved_views(vertebrae: tuple[Vertebra, ...], model: Geometry, scan: Geometry) -> tuple[View, View]:
+def curved_views(vertebrae: tuple[Vertebra, ...], model: ImageGrid, scan: ImageGrid) -> tuple[View, View]:
     """Mid-sagittal and coronal view through the centres of the vertebrae; straight planes with fewer than three of them."""
     spacing, last = np.array(scan.spacing), (np.array(scan.shape) - 1) * np.array(scan.spacing)
     centres = np.array([scan.world_to_index(centre(v)) for v in vertebrae]).reshape(-1, 3) * spacing
@@ -114,7 +114,7 @@ def centre(vertebra: Vertebra) -> tuple[float, float, float]:
     return vertebra.body_centre or vertebra.mask_centroid or vertebra.box_centre
 
 
-def _field(vertebrae: tuple[Vertebra, ...], centres: np.ndarray, model: Geometry, scan: Geometry,
+def _field(vertebrae: tuple[Vertebra, ...], centres: np.ndarray, model: ImageGrid, scan: ImageGrid,
            last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Part of the scan to show, (z, y, x) mm: around the spine with some context, inside the scan."""
     if not len(centres):
@@ -159,7 +159,7 @@ def _window(array: np.ndarray) -> tuple[float, float]:
     return float(low), float(max(high, low + 1))
 
 
-def _draw_view(panel: Any, view: View, scan: Volume, vertebrae: tuple[Vertebra, ...], model: Geometry,
+def _draw_view(panel: Any, view: View, scan: Volume, vertebrae: tuple[Vertebra, ...], model: ImageGrid,
                window: tuple[float, float]) -> None:
     from scipy.ndimage import map_coordinates
 
@@ -200,7 +200,7 @@ def _draw_vertebra(panel: Any, view: View, vertebra: Vertebra, in_model: np.ndar
     panel.contour(x, y, value, levels=[0.5], colors=[_line_colour(vertebra)], linewidths=1.3, linestyles=style)
 
 
-def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebrae: tuple[Vertebra, ...], scan: Geometry,
+def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebrae: tuple[Vertebra, ...], scan: ImageGrid,
                 scale: float) -> None:
     """Names between the views, each at the height of its vertebra, tied to it by thin lines on both sides."""
     from matplotlib.lines import Line2D

@@ -1,7 +1,7 @@
-"""The geometry witness: levels from where the vertebrae lie, never from a pixel.
+"""The geometry classifier: levels from where the vertebrae lie, never from a pixel.
 
 It sees body centres and, where known, pedicles, region probabilities and extents; it was trained on thousands of real landmark
-sets. Nothing of it is pickled: a saved witness is a dictionary of tensors and one JSON string.
+sets. Nothing of it is pickled: a saved classifier is a dictionary of tensors and one JSON string.
 """
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ OPTIONAL = tuple(field.name for field in fields(Landmarks) if field.name not in 
 MEMBERS = 3
 
 
-class GeometryWitness:
-    """An ensemble of small sequence networks; their mean probability is the witness's.
+class GeometryClassifier:
+    """An ensemble of small sequence networks; their mean probability is the classifier's.
 
     Attributes:
         networks: the members.
@@ -44,14 +44,14 @@ class GeometryWitness:
 
     @classmethod
     def fit(cls, scans: Sequence[Landmarks], shape: Shape | None = None, schedule: Schedule | None = None,
-            members: int = MEMBERS, about: Mapping[str, Any] | None = None) -> GeometryWitness:
+            members: int = MEMBERS, about: Mapping[str, Any] | None = None) -> GeometryClassifier:
         """Train `members` networks on labelled scans; deterministic by `schedule.seed`.
 
         Every member also sees rare numberings made from regular spines (`geometry_variants`), other ones each.
         """
         scans = [scan for scan in scans if len(scan.centres) and scan.targets is not None]
         if not scans:
-            raise InputError("The geometry witness cannot be trained: no scan has both detections and true levels.")
+            raise InputError("The geometry classifier cannot be trained: no scan has both detections and true levels.")
         schedule = schedule or Schedule()
         inputs = [name for name in OPTIONAL if any(getattr(scan, name) is not None for scan in scans)]
         networks = []
@@ -61,7 +61,7 @@ class GeometryWitness:
         return cls(networks, inputs, dict(about or {}) | {"scans": len(scans)})
 
     def probabilities(self, scans: Sequence[Landmarks]) -> list[np.ndarray]:
-        """(n, CLASSES) per scan: the 24 levels, "not a vertebra", L6; detections from head to foot."""
+        """(n, CLASSES) per scan: the 24 levels, "not a vertebra", L6; detections in cranio-caudal order."""
         if not scans:
             return []
         known = [replace(scan, targets=None, **{name: None for name in OPTIONAL if name not in self.inputs}) for scan in scans]
@@ -81,7 +81,7 @@ class GeometryWitness:
         """(n, 25) log-probabilities over the 24 levels and "not a vertebra"; an L6 counts as L5, where the decoder starts it.
 
         Args:
-            centres_xyz: (n, 3) body centres, LPS mm, from head to foot.
+            centres_xyz: (n, 3) body centres, LPS mm, in cranio-caudal order.
             extents: (n, 3) millimetres (z, y, x).
             pedicles: (n, 2, 3) left and right pedicle centres, LPS mm, NaN where unknown.
             ctl: (n, 3) probabilities of cervical, thoracic, lumbar.
@@ -94,14 +94,14 @@ class GeometryWitness:
         return np.log(np.maximum(folded, 1e-12))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors (half precision) and plain JSON from which `from_state` builds the same witness."""
+        """Tensors (half precision) and plain JSON from which `from_state` builds the same classifier."""
         tensors = {f"{i}.{name}": value.half() for i, network in enumerate(self.networks)
                    for name, value in network.state_dict().items()}
         return tensors, {"kind": KIND, "shape": asdict(self.networks[0].shape), "members": len(self.networks),
                          "inputs": list(self.inputs), "about": self.about}
 
     @classmethod
-    def from_state(cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> GeometryWitness:
+    def from_state(cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> GeometryClassifier:
         networks = []
         for i in range(description["members"]):
             network = SequenceNetwork(Shape(**description["shape"]))
@@ -113,7 +113,7 @@ class GeometryWitness:
         save_weights(path, *self.state())
 
     @classmethod
-    def load(cls, path: str | Path) -> GeometryWitness:
+    def load(cls, path: str | Path) -> GeometryClassifier:
         """Read `save`'s file; anything else is an InputError."""
         tensors, description = load_weights(path, KIND)
         return cls.from_state(tensors, description)

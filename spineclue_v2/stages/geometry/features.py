@@ -1,6 +1,6 @@
-"""What the geometry witness sees: padded batches of detections, their features, and random views for training.
+"""What the geometry classifier sees: padded batches of detections, their features, and random views for training.
 
-Shapes: S scans, N detections per scan (padded), from head to foot. Positions are LPS millimetres (x left, y posterior, z up).
+Shapes: S scans, N detections per scan (padded), in cranio-caudal order. Positions are LPS millimetres (x left, y posterior, z up).
 Everything optional is NaN where it is unknown.
 """
 from __future__ import annotations
@@ -29,7 +29,7 @@ FEATURES = 51
 
 @dataclass(frozen=True)
 class Landmarks:
-    """One scan's detections from head to foot.
+    """One scan's detections in cranio-caudal order.
 
     `centres` (n, 3) body centres; `targets` (n,) class per detection (0..23, `NOT_A_VERTEBRA`, `L6`) or None; `left`, `right`
     (n, 3) pedicle centres; `ctl` (n, 3) probabilities of cervical, thoracic, lumbar, need not add up to 1; `extents` (n, 3)
@@ -90,7 +90,7 @@ class Batch:
         longest = max(1, int(self.present[rows].sum(dim=1).max()) + spare)
         return Batch(**{name: value[rows, :longest] for name, value in self.each().items()})
 
-    def head_to_foot(self) -> Batch:
+    def order_cranio_caudal(self) -> Batch:
         """Present detections first, by height."""
         order = self.centres[..., 2].masked_fill(~self.present, -math.inf).argsort(dim=1, descending=True, stable=True)
         moved = {}
@@ -198,7 +198,7 @@ def augment(batch: Batch, how: Augmentation, generator: torch.Generator) -> Batc
     return replace(batch, centres=centres, left=torch.where(bare, torch.nan, left), right=torch.where(bare, torch.nan, right),
                    ctl=torch.where(happens(how.hide_ctl), torch.nan, batch.ctl),
                    rank=torch.where(happens(how.hide_rank)[..., 0], torch.nan, batch.rank),
-                   extents=torch.where(happens(how.hide_extents), torch.nan, batch.extents * size)).head_to_foot()
+                   extents=torch.where(happens(how.hide_extents), torch.nan, batch.extents * size)).order_cranio_caudal()
 
 
 def _rotations(angles: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ def _lose(batch: Batch, how: Augmentation, generator: torch.Generator) -> Batch:
     rate = torch.where(share[:, 3] < how.drop, how.drop_rate * torch.rand(scans, generator=generator), 0.0)
     survives = torch.rand(scans, longest, generator=generator) >= rate[:, None]
     present = kept & (survives | ~(kept & survives).any(dim=1, keepdim=True))
-    return replace(batch, present=present, targets=batch.targets.masked_fill(~present, UNKNOWN)).head_to_foot()
+    return replace(batch, present=present, targets=batch.targets.masked_fill(~present, UNKNOWN)).order_cranio_caudal()
 
 
 def _exchange_ctl(batch: Batch, chosen: Tensor, generator: torch.Generator) -> Batch:
@@ -268,4 +268,4 @@ def _insert(batch: Batch, chosen: Tensor, generator: torch.Generator) -> Batch:
         # to the detector a false one looks like its neighbours; pedicles it has none
         others[name][rows, count] = others[name][rows, upper] if name in ("ctl", "extents") else torch.nan
     others["rank"][rows, count] = (0.7 + 0.3 * draw[:, 1]).where(~batch.rank[rows, upper].isnan(), torch.nan)
-    return replace(batch, centres=centres, present=present, targets=targets, **others).head_to_foot()
+    return replace(batch, centres=centres, present=present, targets=targets, **others).order_cranio_caudal()

@@ -1,4 +1,4 @@
-"""The sequence network of the geometry witness, a small transformer over the detections of a scan, and its training."""
+"""The sequence network of the geometry classifier, a small transformer over the detections of a scan, and its training."""
 from __future__ import annotations
 
 import logging
@@ -106,7 +106,7 @@ def train(scans: Sequence[Landmarks], shape: Shape, schedule: Schedule) -> Seque
                 optimizer.step()
                 scheduler.step()
                 total += float(loss.detach()) * len(rows)
-            logger.debug("geometry witness, epoch %d: loss %.4f", epoch, total / scans_seen)
+            logger.debug("geometry classifier, epoch %d: loss %.4f", epoch, total / scans_seen)
     return network.eval()
 
 

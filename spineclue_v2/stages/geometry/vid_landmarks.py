@@ -24,7 +24,7 @@ CLASS_OF_NAME = LEVEL_INDEX | {"L6": L6}
 
 @dataclass(frozen=True)
 class VidScan:
-    """One scan: `landmarks` of its n body detections from head to foot, `index` (n,) their places in the file's `detections`,
+    """One scan: `landmarks` of its n body detections in cranio-caudal order, `index` (n,) their places in the file's `detections`,
     `pedicles` (k, 3) all detected pedicles, `truth` (m, 3) and `names` (m,) the true bodies, `nearest` (m,) the body detection
     nearest to each, -1 beyond 20 mm."""
 

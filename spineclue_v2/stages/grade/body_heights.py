@@ -8,7 +8,7 @@ import numpy as np
 
 from ...anatomy.vertebra import Vertebra
 from ...imageio.orientation import oriented_view
-from ...imageio.volume import Geometry, Volume
+from ...imageio.volume import ImageGrid, Volume
 from .comparison import USUAL, compare
 from .heights import Measurement, axes_along, measure, trabecular_points
 
@@ -23,8 +23,8 @@ SIDE_MM = 9.0            # heights are measured within this distance of the mid-
 ENOUGH_ARCHES = 3
 
 
-def add_heights(vertebrae: tuple[Vertebra, ...], geometry: Geometry, scan: Volume | None = None) -> tuple[Vertebra, ...]:
-    """Named vertebrae (head to foot) with `heights` and, where the CT `scan` (HU, any grid) is given, `trabecular_hu`.
+def add_heights(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid, scan: Volume | None = None) -> tuple[Vertebra, ...]:
+    """Named vertebrae (cranio-caudal) with `heights` and, where the CT `scan` (HU, any grid) is given, `trabecular_hu`.
 
     `geometry`: the grid of the masks. Levels without a body of two end plates (C1, C2), bodies that reach the border of the scan (without
     `scan`: of `geometry`) and masks in which no body is found keep None.
@@ -40,7 +40,7 @@ def add_heights(vertebrae: tuple[Vertebra, ...], geometry: Geometry, scan: Volum
                  for v, h, body in zip(vertebrae, heights, bodies, strict=True))
 
 
-def _backwards(vertebrae: tuple[Vertebra, ...], geometry: Geometry) -> np.ndarray:
+def _backwards(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid) -> np.ndarray:
     """Direction (z, y, x) in which the arches lie: the median of all, so that a half arch, or a patient on one side, does not matter."""
     ways = []
     for v in vertebrae:
@@ -51,7 +51,7 @@ def _backwards(vertebrae: tuple[Vertebra, ...], geometry: Geometry) -> np.ndarra
     return np.median(ways, axis=0) if len(ways) >= ENOUGH_ARCHES else np.array([0.0, 1.0, 0.0])
 
 
-def _whole_body(vertebra: Vertebra, geometry: Geometry, axis: np.ndarray, back: np.ndarray, field: Geometry) -> Measurement | None:
+def _whole_body(vertebra: Vertebra, geometry: ImageGrid, axis: np.ndarray, back: np.ndarray, field: ImageGrid) -> Measurement | None:
     """The vertebra's measurement, if its level has heights and what they are measured on lies inside `field` (processes may be cut)."""
     if vertebra.mask is None or vertebra.level not in USUAL:
         return None
@@ -66,7 +66,7 @@ def _whole_body(vertebra: Vertebra, geometry: Geometry, axis: np.ndarray, back: 
     return body if (place >= 0).all() and (place <= np.array(field.shape) - 1).all() else None
 
 
-def trabecular_hu(vertebra: Vertebra, body: Measurement, geometry: Geometry, scan: Volume) -> float | None:
+def trabecular_hu(vertebra: Vertebra, body: Measurement, geometry: ImageGrid, scan: Volume) -> float | None:
     """Median HU in the middle of the body; None when a crushed body leaves too little of it. `scan` in LPS order."""
     from scipy.ndimage import map_coordinates
 

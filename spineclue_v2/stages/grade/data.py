@@ -15,7 +15,7 @@ from ...adapters import crop_and_pad
 from ...anatomy import ORDER_INDEX
 from ...anatomy.vertebra import Vertebra
 from ...dataset.preprocessed import PreprocessedDataset
-from ...imageio.volume import Geometry
+from ...imageio.volume import ImageGrid
 from ...preprocessing.moving_grids import rotations
 from ...preprocessing.resampling import windows
 from .comparison import GRADED
@@ -84,7 +84,7 @@ def stored_losses(folder: Path, case: str) -> dict[str, float]:
 
     dataset = PreprocessedDataset(folder)
     content, labels = dataset.properties(case), dataset.labels(case)
-    geometry, vertebrae = Geometry.from_json(content["geometry"]), []
+    geometry, vertebrae = ImageGrid.from_json(content["geometry"]), []
     for level, found in sorted(content["vertebrae"].items(), key=lambda item: ORDER_INDEX.get(item[0], -1)):
         box = tuple(slice(a, b) for a, b in zip(found["start"], found["stop"], strict=True))
         centre = tuple(float(c) for c in geometry.index_to_world(np.array(found["body_centre"])))

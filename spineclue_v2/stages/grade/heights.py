@@ -65,14 +65,14 @@ def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float]
     starts = [np.asarray(axis, dtype=float)] if axis is not None else []
     starts += [np.array([1.0, t, 0.0]) for t in (0.0, 0.45, -0.45)]
     for start in starts:
-        found = _settled(values, spacing, centre + 1, start, middle, np.asarray(back, dtype=float))
+        found = _settle(values, spacing, centre + 1, start, middle, np.asarray(back, dtype=float))
         if found is not None:
             return found
     return None
 
 
 def axes_along(centres_mm: np.ndarray) -> list[np.ndarray]:
-    """Directions (z, y, x) towards the head at each of the body centres (n, 3) (x, y, z) mm, ordered from head to foot."""
+    """Directions (z, y, x) towards the head at each of the body centres (n, 3) (x, y, z) mm, ordered in cranio-caudal order."""
     if len(centres_mm) < 2:
         return [np.array([1.0, 0.0, 0.0])] * len(centres_mm)
     links = centres_mm[:-1] - centres_mm[1:]
@@ -81,7 +81,7 @@ def axes_along(centres_mm: np.ndarray) -> list[np.ndarray]:
     return [(row / max(np.linalg.norm(row), 1e-6))[::-1] for row in mean]
 
 
-def _settled(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, start: np.ndarray, middle_of_mask: np.ndarray,
+def _settle(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, start: np.ndarray, middle_of_mask: np.ndarray,
              back: np.ndarray) -> Measurement | None:
     """Turn and shift the frame until the mean end plate is level and the centre lies in the middle; None when it does not come to that."""
     axes = _frame(start, _towards_arch(spacing, centre, middle_of_mask, back))

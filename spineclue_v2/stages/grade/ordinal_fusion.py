@@ -14,13 +14,13 @@ import numpy as np
 from .comparison import GRADE_LIMITS
 
 SURE = 6.0                          # log odds beyond this say nothing more
-# What few rows leave open stays near Genant's limits on the loss, some 2 % of height wide, and a network that is heard little.
+# What few rows leave open stays near Genant's limits on the loss, some 2 % of height wide, and a network that is enabled little.
 USUAL = (np.log(60.0), 0.0, GRADE_LIMITS[0], *np.log(np.diff(GRADE_LIMITS)))
 SPREAD = (1.0, 0.03, 0.05, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class Combination:
+class OrdinalFusion:
     """`slope` per share of height; `trust` share of height per log odds of the network; `limits` of grades 1, 2, 3, rising."""
 
     slope: float
@@ -28,7 +28,7 @@ class Combination:
     limits: tuple[float, float, float]
 
     @staticmethod
-    def fit(grades: Sequence[int], probabilities: np.ndarray, losses: Sequence[float]) -> Combination | None:
+    def fit(grades: Sequence[int], probabilities: np.ndarray, losses: Sequence[float]) -> OrdinalFusion | None:
         """Maximum a posteriori on vertebrae that the network was not trained on: Genant grades (n,), the network's probabilities (n, 4),
         largest losses (n,). None without vertebrae of at least two grades."""
         from scipy.optimize import minimize
@@ -44,8 +44,8 @@ class Combination:
         return _from_vector(centre + spread * minimize(cost, np.zeros(5), method="L-BFGS-B").x)
 
     @staticmethod
-    def from_json(content: dict[str, Any]) -> Combination:
-        return Combination(float(content["slope"]), float(content["trust"]), tuple(map(float, content["limits"])))  # type: ignore[arg-type]
+    def from_json(content: dict[str, Any]) -> OrdinalFusion:
+        return OrdinalFusion(float(content["slope"]), float(content["trust"]), tuple(map(float, content["limits"])))  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"limits": list(self.limits)}
@@ -80,7 +80,7 @@ def grade_of_probabilities(probabilities: Sequence[float]) -> int:
     return int((np.cumsum(np.asarray(probabilities)[::-1])[2::-1] >= 0.5).sum())
 
 
-def _from_vector(values: np.ndarray) -> Combination:
+def _from_vector(values: np.ndarray) -> OrdinalFusion:
     slope, trust, first, second, third = (float(v) for v in values)
     limits = (first, first + float(np.exp(second)), first + float(np.exp(second) + np.exp(third)))
-    return Combination(float(np.exp(slope)), trust, limits)
+    return OrdinalFusion(float(np.exp(slope)), trust, limits)

@@ -12,7 +12,7 @@ from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...training.device import autocast
 from .comparison import GRADED
-from .ordinal_fusion import Combination, grade_of_probabilities
+from .ordinal_fusion import OrdinalFusion, grade_of_probabilities
 
 if TYPE_CHECKING:
     from ...training.stage_model import StageModel
@@ -39,7 +39,7 @@ def add_grades(vertebrae: tuple[Vertebra, ...], image: Volume, model: StageModel
         with torch.inference_mode(), autocast(device):
             rows = [np.concatenate([known, network.probabilities(crops).float().cpu().numpy()])
                     for known, network in zip(rows, model.networks, strict=True)]
-    weighed = [(row, Combination.from_json(fitted["combination"])) for row, fitted in zip(rows, model.fitted, strict=True)
+    weighed = [(row, OrdinalFusion.from_json(fitted["combination"])) for row, fitted in zip(rows, model.fitted, strict=True)
                if "combination" in fitted]
     combined = np.mean([both.probabilities(row, losses) for row, both in weighed], axis=0) if weighed else None
     result = list(vertebrae)

@@ -1,4 +1,4 @@
-"""Trainer of stage `grade`: supervised contrastive loss on two views and a classifier, in one phase; then heights are heard beside it."""
+"""Trainer of stage `grade`: supervised contrastive loss on two views and a classifier, in one phase; then heights are enabled beside it."""
 from __future__ import annotations
 
 import logging
@@ -17,7 +17,7 @@ from ...training.trainer import BaseTrainer
 from ...utilities.files import write_json
 from .data import GradeBatches, graded_rows, stored_crop, stored_losses
 from .network import GRADES, GradeNet, build_network
-from .ordinal_fusion import Combination
+from .ordinal_fusion import OrdinalFusion
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -39,7 +39,7 @@ class GradeTrainer(BaseTrainer):
                              "expected at least two (gradesTr/CASE.json; after adding any, spineclue_plan_and_preprocess).")
         return build_network(self.plan.network, len(self.plan.data.windows_hu))
 
-    def batch_maker(self, training: bool) -> GradeBatches:
+    def batch_sampler(self, training: bool) -> GradeBatches:
         network, run = self.plan.network, self.plan.run
         views = 2 if training and run.contrastive_weight > 0 else 1
         return GradeBatches(self.dataset.folder, self.batch_cases(training), network.crop_size, network.windows_hu, run.batch_size,
@@ -59,7 +59,7 @@ class GradeTrainer(BaseTrainer):
                 total = total + run.contrastive_weight * supervised_contrastive(projected, batch["grade"], run.temperature, FORM)
         return total, {}
 
-    def validation_figure(self, batch: dict[str, Tensor]) -> dict[str, float]:
+    def validation_metric(self, batch: dict[str, Tensor]) -> dict[str, float]:
         logits = self.network(batch["image"]).float()
         fractured = (batch["grade"] >= 1).cpu().numpy()
         area = auc(fractured, 1 - logits.softmax(1)[:, 0].cpu().numpy())
@@ -75,7 +75,7 @@ class GradeTrainer(BaseTrainer):
         rows, found = self._validation_rows()
         losses = [stored_losses(self.dataset.folder, case).get(level) for case, level, _ in rows]
         known = np.array([loss is not None for loss in losses], dtype=bool)
-        combined = Combination.fit(np.array([grade for _, _, grade in rows])[known], found[known],
+        combined = OrdinalFusion.fit(np.array([grade for _, _, grade in rows])[known], found[known],
                                    [loss for loss in losses if loss is not None])
         if combined is not None:
             self.fitted = {"combination": combined.to_json(), "fitted_on": f"{int(known.sum())} vertebrae, true masks"}

@@ -1,1 +1,1 @@
-"""Stage 3, identify: witnesses for each vertebra's level, message fusion and the decoder that names the whole spine."""
+"""Stage 3, identify: classifiers for each vertebra's level, message fusion and the decoder that names the whole spine."""

@@ -1,7 +1,7 @@
-"""The appearance witness: levels from what lies around a vertebra in the CT: ribs, sacrum, skull base, shoulders, discs.
+"""The appearance classifier: levels from what lies around a vertebra in the CT: ribs, sacrum, skull base, shoulders, discs.
 
 A small network on a wider and coarser crop than the mask's. It is no part of the paper's method and has its own training,
-`spineclue_train DATASET identify FOLD -tr AppearanceTrainer`. Unlike the shape witness it knows "not a vertebra".
+`spineclue_train DATASET identify FOLD -tr AppearanceTrainer`. Unlike the shape classifier it knows "not a vertebra".
 """
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ...dataset.preprocessed import PreprocessedDataset
 from ...dataset.vertebra_rows import regular_rows
 from ...errors import InputError
 from ...imageio.orientation import oriented_view
-from ...imageio.volume import Geometry, Volume
+from ...imageio.volume import ImageGrid, Volume
 from ...plans.data import Data
 from ...preprocessing.crops import crop_start
 from ...preprocessing.moving_grids import moving_grid
-from ...preprocessing.resampling import to_model_space, windows
+from ...preprocessing.resampling import to_network_space, windows
 from ...training.checkpoint import Checkpoint
 from ...training.tensor_files import load_weights, save_weights
 from ...training.trainer import BaseTrainer
@@ -42,14 +42,14 @@ LEARNING_RATE = 1e-3
 NOT_A_VERTEBRA = NUM_LEVELS
 REGIONS = (*map(region, LEVELS), "none")   # of the 25 columns, for weights per region
 JITTER_MM = 6.0                     # located centres err by about 4 mm
-FALSE_SHARE = 0.12                  # crops of a batch around places that are no vertebra
+FALSE_FRACTION = 0.12                  # crops of a batch around places that are no vertebra
 FALSE_DISTANCE_MM = 30.0
-BEYOND_SHARE = 0.6                  # of them just beyond C1 or the last lumbar vertebra: a sacrum looks like one more vertebra
+BEYOND_FRACTION = 0.6                  # of them just beyond C1 or the last lumbar vertebra: a sacrum looks like one more vertebra
 BEYOND_MM = 8.0
-CUT_SHARE = 0.4                     # crops whose upper or lower end is cut off, as fields of view do
+CUT_FRACTION = 0.4                     # crops whose upper or lower end is cut off, as fields of view do
 GAIN, OFFSET, NOISE = 0.25, 0.12, 0.06   # of windowed intensities 0..1
 GAMMA, SHADING, SHADING_GRID = 0.4, 0.12, (3, 4, 4)   # logarithm of the exponent; slow changes across the crop and their grid
-BLUR_SHARE, HIDDEN_SHARE = 0.3, 0.5     # crops that are blurred; crops with a box of random intensity
+BLUR_FRACTION, HIDDEN_FRACTION = 0.3, 0.5     # crops that are blurred; crops with a box of random intensity
 
 
 class AppearanceNetwork(nn.Module):
@@ -67,7 +67,7 @@ class AppearanceNetwork(nn.Module):
 
 
 def coarse(volume: Volume, data: Data, centres_xyz: np.ndarray | None = None) -> Volume:
-    """The scan on the witness's grid, int16 HU; with `centres_xyz` (n, 3) LPS mm only what crops around them can touch."""
+    """The scan on the classifier's grid, int16 HU; with `centres_xyz` (n, 3) LPS mm only what crops around them can touch."""
     wanted = replace(data, spacing_mm=SPACING_MM)
     view = oriented_view(volume, data.orientation)
     if centres_xyz is not None:
@@ -77,7 +77,7 @@ def coarse(volume: Volume, data: Data, centres_xyz: np.ndarray | None = None) ->
         low = np.floor(np.clip(centres.min(0) - reach, 0, np.array(view.array.shape) - 1)).astype(int)
         high = np.ceil(np.clip(centres.max(0) + reach + 1, low + 1, view.array.shape)).astype(int)
         view = view.cropped(low, high)
-    return to_model_space(view, wanted)
+    return to_network_space(view, wanted)
 
 
 def crops(volume: Volume, centres_xyz: np.ndarray, data: Data) -> np.ndarray:
@@ -122,7 +122,7 @@ class AppearanceBatches:
         dataset = PreprocessedDataset(self.folder)
         for case in self.cases:
             properties = dataset.properties(case)
-            geometry = Geometry.from_json(properties["geometry"])
+            geometry = ImageGrid.from_json(properties["geometry"])
             vertebrae = [v for v in properties["vertebrae"].values() if v["label"] in LEVEL_INDEX_OF_LABEL]
             if not vertebrae:
                 continue
@@ -137,7 +137,7 @@ class AppearanceBatches:
                              "from; check the labels of the dataset.")
 
     def rows_of(self, case: str) -> tuple[Tensor, Tensor]:
-        """Inputs (n, C, z, y, x) and levels (n,) of one case's regular vertebrae, from head to foot, not augmented."""
+        """Inputs (n, C, z, y, x) and levels (n,) of one case's regular vertebrae, in cranio-caudal order, not augmented."""
         self.prepare()
         rows = [(level, centre) for level, found in self._rows.items() for name, centre in found if name == case]
         if not rows:
@@ -154,7 +154,7 @@ class AppearanceBatches:
         for k in rng.permutation(max(len(levels), self.batch_size))[:self.batch_size]:
             level = levels[k % len(levels)]
             case, centre = self._rows[level][int(rng.integers(len(self._rows[level])))]
-            if rng.random() < FALSE_SHARE and (place := self._off_the_spine(case, rng)) is not None:
+            if rng.random() < FALSE_FRACTION and (place := self._off_the_spine(case, rng)) is not None:
                 level, centre = NOT_A_VERTEBRA, place
             elif self.augment:
                 centre = centre + rng.normal(0, JITTER_MM / np.sqrt(3), 3)
@@ -169,7 +169,7 @@ class AppearanceBatches:
         scan = self._scans[case]
         ends = [place for place in self._beyond[case] if (scan.geometry.world_to_index(place) > 0).all()
                 and (scan.geometry.world_to_index(place) < np.array(scan.array.shape) - 1).all()]
-        if ends and rng.random() < BEYOND_SHARE:
+        if ends and rng.random() < BEYOND_FRACTION:
             return ends[int(rng.integers(len(ends)))] + rng.normal(0, BEYOND_MM / np.sqrt(3), 3)
         for _ in range(10):
             place = scan.geometry.index_to_world(rng.uniform(0, np.array(scan.array.shape) - 1))
@@ -187,28 +187,28 @@ def augmented(images: Tensor, rng: np.random.Generator) -> Tensor:
         return torch.from_numpy(rng.uniform(-spread, spread, (count, *shape))).float()
 
     moved = functional.grid_sample(images, moving_grid(count, size, rng, SPACING_MM), align_corners=False, padding_mode="border")
-    blurred = torch.from_numpy(rng.random(count) < BLUR_SHARE)
+    blurred = torch.from_numpy(rng.random(count) < BLUR_FRACTION)
     moved[blurred] = functional.avg_pool3d(moved[blurred], 3, 1, 1, count_include_pad=False)
     moved = moved.clamp_(0, 1) ** draw(GAMMA, channels, 1, 1, 1).exp()
     shading = functional.interpolate(draw(SHADING, channels, *SHADING_GRID), images.shape[2:], mode="trilinear", align_corners=True)
     noise = torch.from_numpy(rng.normal(0, NOISE * rng.random(), moved.shape).astype(np.float32))
     moved = (moved * (1 + draw(GAIN, channels, 1, 1, 1)) + draw(OFFSET, channels, 1, 1, 1) + shading + noise).clamp_(0, 1)
-    for i in np.flatnonzero(rng.random(count) < HIDDEN_SHARE):
+    for i in np.flatnonzero(rng.random(count) < HIDDEN_FRACTION):
         hidden = np.rint(size * rng.uniform(0.2, 0.5, 3)).astype(int)
         start = rng.integers(0, size - hidden + 1)
         box = tuple(slice(int(s), int(s + h)) for s, h in zip(start, hidden, strict=True))
         moved[(i, slice(None), *box)] = torch.from_numpy(rng.random(channels).astype(np.float32))[:, None, None, None]
-    for i in np.flatnonzero(rng.random(count) < CUT_SHARE):
+    for i in np.flatnonzero(rng.random(count) < CUT_FRACTION):
         kept = int(rng.integers(size[0] // 2 + 1, size[0]))  # the vertebra itself stays
         moved[i, :, slice(kept, None) if rng.random() < 0.5 else slice(0, int(size[0]) - kept)] = 0
     return moved
 
 
 class AppearanceTrainer(BaseTrainer):
-    """Cross entropy, as many iterations as the shape witness has; the epoch figure is the share of crops named right."""
+    """Cross entropy, as many iterations as the shape classifier has; the epoch figure is the share of crops named right."""
 
     stage = "identify"
-    stands_alone = True
+    auxiliary = True
 
     def build_network(self) -> AppearanceNetwork:
         self.epochs = self.plan.run.contrastive_epochs + self.plan.run.classifier_epochs
@@ -221,14 +221,14 @@ class AppearanceTrainer(BaseTrainer):
     def has_samples(self, cases: list[str]) -> bool:
         return bool(regular_rows(self.dataset, cases))
 
-    def batch_maker(self, training: bool) -> AppearanceBatches:
+    def batch_sampler(self, training: bool) -> AppearanceBatches:
         return AppearanceBatches(self.dataset.folder, self.batch_cases(training),
                                  self.plan.data, self.plan.run.batch_size, self.seed + (0 if training else 1), augment=training)
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         return functional.cross_entropy(self.network(batch["image"]).float(), batch["level"]), {}
 
-    def validation_figure(self, batch: dict[str, Tensor]) -> dict[str, float]:
+    def validation_metric(self, batch: dict[str, Tensor]) -> dict[str, float]:
         logits = self.network(batch["image"]).float()
         return {"loss": float(functional.cross_entropy(logits, batch["level"])),
                 "score": float((logits.argmax(1) == batch["level"]).float().mean())}
@@ -242,7 +242,7 @@ class AppearanceTrainer(BaseTrainer):
     def _rows(self) -> dict[str, tuple[Tensor, Tensor]]:
         """{validation case: (logits (n, 25), levels (n,))}."""
         self.network.eval()
-        maker = self.batch_maker(training=False)
+        maker = self.batch_sampler(training=False)
         maker.prepare()
         rows = {}
         for case in maker.cases:
@@ -258,7 +258,7 @@ class AppearanceTrainer(BaseTrainer):
                 "metric_per_case": [{"case": case, "vertebrae": len(r), "right": int(r.sum())} for case, r in right.items()]}
 
 
-def trusted(rows: np.ndarray, weight: float | Mapping[str, float]) -> np.ndarray:
+def weight_by_region(rows: np.ndarray, weight: float | Mapping[str, float]) -> np.ndarray:
     """(n, 25) log-probabilities times their weight; with weights per region each row's is the mean over what it says it may be."""
     if not isinstance(weight, Mapping):
         return rows * weight
@@ -266,15 +266,15 @@ def trusted(rows: np.ndarray, weight: float | Mapping[str, float]) -> np.ndarray
     return rows * (shares @ np.array([weight[name] for name in REGIONS]))[:, None]
 
 
-class AppearanceWitness:
+class AppearanceClassifier:
     """Trained networks (one per fold) and how far they can be trusted.
 
     Attributes:
         networks: in evaluation mode, on `device`.
-        data: the model space whose CT windows and HU limits they were trained with.
+        data: the network space whose CT windows and HU limits they were trained with.
         temperatures: one per network.
         weight: of its log-probabilities, where it was fitted: one number, or one for each of cervical, thoracic, lumbar and none, since
-            what surrounds one region may be learned better than what surrounds another; None leaves it to the plan's `witness_weights`.
+            what surrounds one region may be learned better than what surrounds another; None leaves it to the plan's `classifier_weights`.
         about: plain JSON for the record.
     """
 
@@ -286,7 +286,7 @@ class AppearanceWitness:
         self.data, self.temperatures, self.weight, self.about = data, list(temperatures), weight, dict(about or {})
 
     @classmethod
-    def from_checkpoints(cls, files: Sequence[Path], data: Data, device: str | torch.device = "cpu") -> AppearanceWitness:
+    def from_checkpoints(cls, files: Sequence[Path], data: Data, device: str | torch.device = "cpu") -> AppearanceClassifier:
         """From the checkpoints that `AppearanceTrainer` wrote, one per fold."""
         networks, temperatures = [], []
         for file in files:
@@ -322,7 +322,7 @@ class AppearanceWitness:
                                      "about": self.about})
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> AppearanceWitness:
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> AppearanceClassifier:
         """Read `save`'s file; anything else is an InputError."""
         tensors, description = load_weights(path, KIND)
         data = Data(**description["data"] | {"windows_hu": tuple(map(tuple, description["data"]["windows_hu"]))})

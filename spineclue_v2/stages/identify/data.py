@@ -60,7 +60,7 @@ class MaskBatches:
         return np.unpackbits(self._packed[case, label], count=int(np.prod(self.crop_size))).reshape(self.crop_size)
 
     def inputs_of(self, case: str) -> torch.Tensor:
-        """Network inputs (n, C, z, y, x) of one case from head to foot, not augmented."""
+        """Network inputs (n, C, z, y, x) of one case in cranio-caudal order, not augmented."""
         self._prepare()
         return self.inputs(self._by_case[case])
 

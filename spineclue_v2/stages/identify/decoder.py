@@ -1,13 +1,13 @@
-"""The judge: the best path through the anatomically possible numberings of one spine, and how sure it is.
+"""The sequence decoder: the best path through the anatomically possible numberings of one spine, and how sure it is.
 
 A path gives every detection a vertebra name or None (a false detection), names in cranio-caudal order. Its weight (log) is
 
     sum over named      evidence * log p(name's level) + offset of a variant (T13 starts from T12, L6 from L5)
-  + sum over false      evidence * log p(not a vertebra) + price of a false detection
+  + sum over false      evidence * log p(not a vertebra) + penalty of a false detection
   + sum over pairs of consecutive named ones   log sum over the ways from one to the other.
 
 A way goes down the spine one vertebra at a time. Each vertebra on the way that was not detected pays `missed`; a transition
-into T13 or L6 or from T11 straight to L1 pays its anomaly's price; and the number of steps of the way is compared with the
+into T13 or L6 or from T11 straight to L1 pays its anomaly's penalty; and the number of steps of the way is compared with the
 measured gap. Viterbi gives the best path, forward-backward the exact posterior under these weights.
 """
 from __future__ import annotations
@@ -19,14 +19,14 @@ from functools import cached_property
 import numpy as np
 
 from ...anatomy import ANATOMICAL_ORDER, EMITTING_LEVEL, LEVEL_INDEX, LEVELS, NUM_LEVELS, ORDER_INDEX, level_distance
-from .plan import Prices
+from .plan import Penalties
 
 NOT_A_VERTEBRA = NUM_LEVELS
 """Column of "not a vertebra" in the (n, 25) log-probabilities."""
 
 NAMES = len(ANATOMICAL_ORDER)
 FLOOR = -30.0
-"""Least log-probability taken seriously: one overconfident zero of a witness cannot forbid the true path."""
+"""Least log-probability taken seriously: one overconfident zero of a classifier cannot forbid the true path."""
 NEVER = -np.inf
 
 
@@ -54,23 +54,23 @@ class Decoder:
     """Exact decoder; build once, use per scan.
 
     Args:
-        prices: log weights.
+        penalties: log weights.
         forbid_anomalies: no T13, no L6, no T11 -> L1 (`--forbid_anomalies`).
     """
 
-    def __init__(self, prices: Prices | None = None, forbid_anomalies: bool = False):
-        self.prices = Prices() if prices is None else prices
+    def __init__(self, penalties: Penalties | None = None, forbid_anomalies: bool = False):
+        self.penalties = Penalties() if penalties is None else penalties
         if forbid_anomalies:
-            self.prices = replace(self.prices, t13=NEVER, l6=NEVER, missing_t12=NEVER, t13_offset=NEVER, l6_offset=NEVER)
+            self.penalties = replace(self.penalties, t13=NEVER, l6=NEVER, missing_t12=NEVER, t13_offset=NEVER, l6_offset=NEVER)
 
     def decode(self, log_probabilities: np.ndarray, steps: np.ndarray | None = None,
                variants: np.ndarray | None = None) -> Numbering:
         """Best path and posterior.
 
         Args:
-            log_probabilities: (n, 25) over the 24 levels and "not a vertebra", detections from head to foot.
+            log_probabilities: (n, 25) over the 24 levels and "not a vertebra", detections in cranio-caudal order.
             steps: (n - 1,) measured steps between them (`steps.steps_along_spine`); None or NaN = unknown.
-            variants: (n, 2) log-probabilities of T13 and L6 from a witness that knows them; NaN = start from T12 and L5.
+            variants: (n, 2) log-probabilities of T13 and L6 from a classifier that knows them; NaN = start from T12 and L5.
         """
         lattice = self._lattice(log_probabilities, steps, variants)
         if lattice.n == 0:
@@ -89,7 +89,7 @@ class Decoder:
         shifted = max(0.0, 1.0 - float(np.exp(lattice.log_total(agrees) - total)))
         unmoored = min(1.0, float(np.exp(lattice.log_total(nowhere) - total)))
         moved = max(lattice.best_shift(best, direction) for direction in (-1, 1))
-        return Numbering(names, posterior, confidence, score - moved, shifted, unmoored, shifted <= self.prices.shifted_limit)
+        return Numbering(names, posterior, confidence, score - moved, shifted, unmoored, shifted <= self.penalties.shifted_limit)
 
     def log_posterior(self, names: Sequence[str | None], log_probabilities: np.ndarray, steps: np.ndarray | None = None,
                       variants: np.ndarray | None = None) -> float:
@@ -109,16 +109,16 @@ class Decoder:
         n = len(given)
         if given.shape != (n, NUM_LEVELS + 1):
             raise ValueError(f"log_probabilities must be (n, {NUM_LEVELS + 1}), got {given.shape}")
-        given = np.maximum(np.nan_to_num(given, nan=FLOOR), FLOOR) * self.prices.evidence
+        given = np.maximum(np.nan_to_num(given, nan=FLOOR), FLOOR) * self.penalties.evidence
         emission = given[:, EMITTING].copy()
         if variants is not None:
             own = np.asarray(variants, dtype=float).reshape(n, 2)
-            emission[:, VARIANTS] = np.where(np.isnan(own), emission[:, VARIANTS], np.maximum(own, FLOOR) * self.prices.evidence)
-        emission[:, VARIANTS] += (self.prices.t13_offset, self.prices.l6_offset)
+            emission[:, VARIANTS] = np.where(np.isnan(own), emission[:, VARIANTS], np.maximum(own, FLOOR) * self.penalties.evidence)
+        emission[:, VARIANTS] += (self.penalties.t13_offset, self.penalties.l6_offset)
         gaps = np.full(max(n - 1, 0), np.nan) if steps is None else np.asarray(steps, dtype=float)
         if gaps.shape != (max(n - 1, 0),):
             raise ValueError(f"steps must be ({max(n - 1, 0)},) for {n} detections, got {gaps.shape}")
-        none = given[:, NOT_A_VERTEBRA] + self.prices.false_detection
+        none = given[:, NOT_A_VERTEBRA] + self.penalties.false_detection
         return _Lattice(emission, none, self._transitions(gaps))
 
     def _transitions(self, gaps: np.ndarray) -> np.ndarray:
@@ -128,8 +128,8 @@ class Decoder:
         along = np.concatenate([[0.0], np.cumsum(gaps)])
         apart = along[lower] - along[upper]
         counts = np.arange(1, NAMES + 1)
-        spread = (np.log(np.maximum(apart, 1e-3))[:, None] - np.log(counts)[None, :]) / self.prices.step_sigma
-        surprise = np.maximum(-0.5 * spread ** 2, self.prices.step_floor)
+        spread = (np.log(np.maximum(apart, 1e-3))[:, None] - np.log(counts)[None, :]) / self.penalties.step_sigma
+        surprise = np.maximum(-0.5 * spread ** 2, self.penalties.step_floor)
         likelihood = np.exp(np.where(np.isnan(apart)[:, None], 0.0, surprise))
         steps, weight = self._ways
         moves = np.zeros((n, n, NAMES, NAMES))
@@ -142,15 +142,15 @@ class Decoder:
         one = np.full((NAMES, NAMES), NEVER)
         for upper, lower in zip(LEVELS, LEVELS[1:], strict=False):
             one[ORDER_INDEX[upper], ORDER_INDEX[lower]] = 0.0
-        for upper, lower, price in (("T12", "T13", self.prices.t13), ("T13", "L1", 0.0), ("L5", "L6", self.prices.l6),
-                                    ("T11", "L1", self.prices.missing_t12)):
-            one[ORDER_INDEX[upper], ORDER_INDEX[lower]] = price
+        for upper, lower, penalty in (("T12", "T13", self.penalties.t13), ("T13", "L1", 0.0), ("L5", "L6", self.penalties.l6),
+                                    ("T11", "L1", self.penalties.missing_t12)):
+            one[ORDER_INDEX[upper], ORDER_INDEX[lower]] = penalty
         reached = [one]
         for _ in range(NAMES - 1):
-            reached.append((reached[-1][:, :, None] + one[None]).max(axis=1) + self.prices.missed)
-        price = np.stack(reached)
-        ways = np.argsort(~np.isfinite(price), axis=0, kind="stable")[:3]
-        return ways + 1, np.exp(np.take_along_axis(price, ways, axis=0))
+            reached.append((reached[-1][:, :, None] + one[None]).max(axis=1) + self.penalties.missed)
+        penalty = np.stack(reached)
+        ways = np.argsort(~np.isfinite(penalty), axis=0, kind="stable")[:3]
+        return ways + 1, np.exp(np.take_along_axis(penalty, ways, axis=0))
 
 
 @dataclass(frozen=True)

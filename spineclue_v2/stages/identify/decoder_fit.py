@@ -1,4 +1,4 @@
-"""Learn the decoder's prices: the ones under which the true paths of held-out scans are most likely."""
+"""Learn the decoder's penalties: the ones under which the true paths of held-out scans are most likely."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from .decoder import Decoder
-from .plan import Prices
+from .plan import Penalties
 
 FITTED = ("l6", "missing_t12", "missed", "false_detection", "evidence")
 BOUNDS = {"t13": (-9.0, 0.0), "l6": (-9.0, 0.0), "missing_t12": (-9.0, 0.0), "missed": (-9.0, 0.0), "t13_offset": (-4.0, 4.0),
@@ -27,25 +27,25 @@ class Case:
     variants: np.ndarray | None = None
 
 
-def mean_log_posterior(prices: Prices, cases: Sequence[Case], weights: Sequence[float] | None = None) -> float:
+def mean_log_posterior(penalties: Penalties, cases: Sequence[Case], weights: Sequence[float] | None = None) -> float:
     """Mean over scans (weighted) of the log posterior of the true path."""
-    decoder = Decoder(prices)
+    decoder = Decoder(penalties)
     values = [decoder.log_posterior(case.names, case.log_probabilities, case.steps, case.variants) for case in cases]
     return float(np.average(np.maximum(values, WORST), weights=weights))
 
 
-def fit_prices(cases: Sequence[Case], start: Prices | None = None, names: Sequence[str] = FITTED, iterations: int = 8,
-               weights: Sequence[float] | None = None) -> Prices:
-    """Prices that maximise `mean_log_posterior` over held-out scans.
+def fit_penalties(cases: Sequence[Case], start: Penalties | None = None, names: Sequence[str] = FITTED, iterations: int = 8,
+               weights: Sequence[float] | None = None) -> Penalties:
+    """Penalties that maximise `mean_log_posterior` over held-out scans.
 
     Args:
-        cases: out-of-fold scans; their share of anomalies, missed and false detections is what the prices learn.
+        cases: out-of-fold scans; their share of anomalies, missed and false detections is what the penalties learn.
         start: where to begin; fields not in `names` stay.
-        names: fields of `Prices` to fit.
+        names: fields of `Penalties` to fit.
         iterations: of L-BFGS with numerical gradients; each costs one pass over the cases per fitted field.
         weights: of the cases; a stratified sample gives each scan the number it stands for.
     """
-    start = start or Prices()
+    start = start or Penalties()
     if not cases:
         return start
 

@@ -1,4 +1,4 @@
-"""Losses of the shape witness: supervised contrastive (two forms), level distance, sequence order, and their sum.
+"""Losses of the shape classifier: supervised contrastive (two forms), level distance, sequence order, and their sum.
 
 Shapes: V views, B vertebrae, S spines; level indices count C1..L5 from 0. Paper: SpineCLUE, Eq. 2, 3 and 4.
 """
@@ -27,7 +27,7 @@ def level_mse(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def sequence_loss_exact(levels: Sequence[int]) -> int:
-    """L_se (Eq. 3) of one spine's predicted indices, head to foot: n minus the longest strictly increasing subsequence."""
+    """L_se (Eq. 3) of one spine's predicted indices, cranio-caudal: n minus the longest strictly increasing subsequence."""
     smallest_end: list[int] = []                          # smallest_end[k]: least end of an increasing run of length k + 1
     for level in levels:
         place = bisect_left(smallest_end, level)
@@ -44,7 +44,7 @@ def sequence_loss_soft(logits: Tensor, lengths: Sequence[int], sharpness: float 
     (never above the max, equal to it on ties). For certain predictions and growing sharpness it is the exact loss.
 
     Args:
-        logits: (B, levels), spines one after another, each from head to foot.
+        logits: (B, levels), spines one after another, each in cranio-caudal order.
         lengths: vertebrae per spine, adding up to B.
     """
     if sum(lengths) != len(logits):
@@ -77,7 +77,7 @@ def identification_loss(logits: Tensor, targets: Tensor, lengths: Sequence[int],
     """L = alpha L_se + beta L_mse + gamma L_ce (Eq. 4) with the soft L_se, and its parts as plain numbers for the log.
 
     Args:
-        logits: (B, levels); a batch holds whole spines in order, each from head to foot.
+        logits: (B, levels); a batch holds whole spines in order, each in cranio-caudal order.
         targets: (B,) level indices.
         lengths: vertebrae per spine, adding up to B.
         weights: (alpha, beta, gamma).

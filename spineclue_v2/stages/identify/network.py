@@ -1,4 +1,4 @@
-"""The shape witness's network: a 3D ResNet with an inception stem, a contrastive projection and a classifier.
+"""The shape classifier's network: a 3D ResNet with an inception stem, a contrastive projection and a classifier.
 
 Paper (SpineCLUE, arXiv 2401.07271, stage 3): ResNet-101 with inception blocks on the mask crop. Depths 18, 34, 50 and
 101 share one block definition (`ResidualBlock`) and differ only in how often it is stacked and whether it is a bottleneck.

@@ -9,7 +9,7 @@ from ...plans.data import Box
 
 
 @dataclass(frozen=True)
-class Prices:
+class Penalties:
     """Log weights of what is rare, learned from held-out scans by `decoder_fit.fit_prices`; more negative = rarer."""
 
     t13: float = -5.5                 # transition T12 -> T13
@@ -21,15 +21,15 @@ class Prices:
     l6_offset: float = 0.0            # added to L5's evidence when it is read as L6's
     step_sigma: float = 0.2           # spread of log(measured steps / steps of the way)
     step_floor: float = -6.0          # the most a strange gap can cost
-    evidence: float = 1.0             # multiplies the log-probabilities: detections of one scan share the mistakes of a witness
+    evidence: float = 1.0             # multiplies the log-probabilities: detections of one scan share the mistakes of a classifier
     shifted_limit: float = 0.05       # numbering is anchored while shifted paths hold no more than this
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, float]) -> Prices:
+    def from_dict(cls, values: Mapping[str, float]) -> Penalties:
         """From plans or a checkpoint; an unknown name is an error that lists the known ones."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown decoder price '{unknown[0]}'; known: {', '.join(sorted(known))}")
+            raise ValueError(f"unknown decoder penalty '{unknown[0]}'; known: {', '.join(sorted(known))}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, float]:
@@ -65,7 +65,7 @@ class IdentifyRun:
     theta: float
     hops: int
     neighbours: int                   # including the target
-    decoder_prices: dict[str, float] = field(default_factory=dict)  # empty: the decoder's own defaults
-    witness_weights: dict[str, float] = field(default_factory=dict)  # weight of each witness's log probabilities
+    decoder_penalties: dict[str, float] = field(default_factory=dict)  # empty: the decoder's own defaults
+    classifier_weights: dict[str, float] = field(default_factory=dict)  # weight of each classifier's log probabilities
 
-    KNOWN_KEYS: ClassVar[dict[str, tuple[str, ...]]] = {"decoder_prices": tuple(entry.name for entry in fields(Prices))}
+    KNOWN_KEYS: ClassVar[dict[str, tuple[str, ...]]] = {"decoder_penalties": tuple(entry.name for entry in fields(Penalties))}

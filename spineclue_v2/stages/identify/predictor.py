@@ -1,4 +1,4 @@
-"""Inference of stage 3: every witness's confidence per vertebra and level, message fusion, and the decoder's verdict."""
+"""Inference of stage 3: every classifier's confidence per vertebra and level, message fusion, and the decoder's verdict."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -10,30 +10,30 @@ import torch
 
 from ...anatomy import NUM_LEVELS
 from ...anatomy.vertebra import Vertebra
-from ...anatomy.vertebral_gaps import steps_along_spine, whole_positions
+from ...anatomy.vertebral_gaps import round_positions, vertebral_gaps
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...preprocessing.crops import mask_crop
 from ...results import SpineResult
 from ...training.device import autocast
-from .appearance import trusted
+from .appearance import weight_by_region
 from .calibration import weighted
 from .decoder import Decoder
 from .fusion import fusion_with
-from .plan import Prices
+from .plan import Penalties
 from .uncertainty import monte_carlo
 
 if TYPE_CHECKING:
     from ...inference.pipeline import Options
     from ...training.stage_model import StageModel
 
-NOT_A_VERTEBRA_SHAPE = 0.02  # the shape witness has no such class: a small constant keeps the decoder's false detections possible
-WITNESSES = ("shape", "geometry", "appearance")
+NOT_A_VERTEBRA_SHAPE = 0.02  # the shape classifier has no such class: a small constant keeps the decoder's false detections possible
+CLASSIFIERS = ("shape", "geometry", "appearance")
 FLOOR = 1e-6
 INFERENCE_BATCH = 8
 
 
-def head_to_foot(vertebrae: list[Vertebra]) -> list[Vertebra]:
+def order_cranio_caudal(vertebrae: list[Vertebra]) -> list[Vertebra]:
     """Vertebrae in the order of the spine: from the most cranial one, each time the nearest of those below or beside it.
 
     Sorting by height alone would fail where a strong kyphosis or an oblique scan brings neighbours to the same height.
@@ -51,23 +51,23 @@ def head_to_foot(vertebrae: list[Vertebra]) -> list[Vertebra]:
 
 def identify(vertebrae: list[Vertebra], model: StageModel, geometry: Any, plan: StagePlan, device: torch.device,
              options: Options, appearance: Any = None, scan: Volume | None = None) -> SpineResult:
-    """Names for segmented vertebrae. `geometry`, `appearance`: these witnesses or None; the latter needs the CT, `scan`."""
+    """Names for segmented vertebrae. `geometry`, `appearance`: these classifiers or None; the latter needs the CT, `scan`."""
     if not vertebrae:
         return SpineResult((), True)
-    vertebrae = head_to_foot(vertebrae)
+    vertebrae = order_cranio_caudal(vertebrae)
     centres = np.array([v.body_centre for v in vertebrae])
-    steps = steps_along_spine(centres)
-    probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, device, whole_positions(steps))
-    weights = dict(plan.run.witness_weights)
-    heard = [name for name in options.witnesses if weights.get(name, 1.0) > 0]
-    by_geometry = geometry.log_probabilities(centres) if geometry is not None and "geometry" in heard else None
+    steps = vertebral_gaps(centres)
+    probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, device, round_positions(steps))
+    weights = dict(plan.run.classifier_weights)
+    enabled = [name for name in options.classifiers if weights.get(name, 1.0) > 0]
+    by_geometry = geometry.log_probabilities(centres) if geometry is not None and "geometry" in enabled else None
     by_appearance = None
-    if appearance is not None and scan is not None and "appearance" in heard:
+    if appearance is not None and scan is not None and "appearance" in enabled:
         by_appearance = appearance.log_probabilities(scan, centres)
         if appearance.weight is not None:  # fitted: it knows better than the plan, unless the plan does not want to hear it
-            by_appearance, weights["appearance"] = trusted(by_appearance, appearance.weight), 1.0
-    log_probabilities = combine_witnesses(probabilities, by_geometry, weights, options.witnesses, by_appearance)
-    decoder = Decoder(Prices.from_dict(plan.run.decoder_prices), options.forbid_anomalies)
+            by_appearance, weights["appearance"] = weight_by_region(by_appearance, appearance.weight), 1.0
+    log_probabilities = combine_evidence(probabilities, by_geometry, weights, options.classifiers, by_appearance)
+    decoder = Decoder(Penalties.from_dict(plan.run.decoder_penalties), options.forbid_anomalies)
     numbering = decoder.decode(log_probabilities, steps)
     named = tuple(replace(v, probabilities=p, uncertainty=float(u), log_probabilities=row, level=name, confidence=float(c))
                   for v, p, u, row, name, c in zip(vertebrae, probabilities, uncertainty, log_probabilities, numbering.names,
@@ -75,17 +75,17 @@ def identify(vertebrae: list[Vertebra], model: StageModel, geometry: Any, plan: 
     return SpineResult(named, numbering.numbering_anchored, numbering.margin, extra={"rejected": len(vertebrae) - len(named)})
 
 
-def combine_witnesses(probabilities: np.ndarray, geometry: np.ndarray | None, witness_weights: Mapping[str, float],
-                      witnesses: Sequence[str] = WITNESSES, appearance: np.ndarray | None = None) -> np.ndarray:
-    """Log-probabilities (n, 25) for the decoder from the shape witness's (n, 24) and the others' log rows (n, 25) or None."""
-    weights = {"shape": 1.0, "geometry": 1.0, "appearance": 1.0} | dict(witness_weights)
-    others = {name: rows for name, rows in (("geometry", geometry), ("appearance", appearance)) if rows is not None and name in witnesses}
-    shape = {"shape": shape_logs(probabilities)} if "shape" in witnesses or not others else {}
+def combine_evidence(probabilities: np.ndarray, geometry: np.ndarray | None, classifier_weights: Mapping[str, float],
+                      classifiers: Sequence[str] = CLASSIFIERS, appearance: np.ndarray | None = None) -> np.ndarray:
+    """Log-probabilities (n, 25) for the decoder from the shape classifier's (n, 24) and the others' log rows (n, 25) or None."""
+    weights = {"shape": 1.0, "geometry": 1.0, "appearance": 1.0} | dict(classifier_weights)
+    others = {name: rows for name, rows in (("geometry", geometry), ("appearance", appearance)) if rows is not None and name in classifiers}
+    shape = {"shape": shape_logs(probabilities)} if "shape" in classifiers or not others else {}
     return weighted(shape | others, weights)
 
 
 def shape_logs(probabilities: np.ndarray) -> np.ndarray:
-    """(n, 24) probabilities of the shape witness -> (n, 25) logs with "not a vertebra"."""
+    """(n, 24) probabilities of the shape classifier -> (n, 25) logs with "not a vertebra"."""
     whole = np.concatenate([probabilities * (1 - NOT_A_VERTEBRA_SHAPE), np.full((len(probabilities), 1), NOT_A_VERTEBRA_SHAPE)], axis=1)
     return np.log(np.maximum(whole, FLOOR))
 

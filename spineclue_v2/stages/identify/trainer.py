@@ -1,4 +1,4 @@
-"""Trainer of the shape witness: supervised contrastive pre-training, then head and classifier, then temperature and fusion."""
+"""Trainer of the shape classifier: supervised contrastive pre-training, then head and classifier, then temperature and fusion."""
 from __future__ import annotations
 
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from ...anatomy import LEVEL_INDEX, LEVEL_INDEX_OF_LABEL
-from ...anatomy.vertebral_gaps import steps_along_spine, whole_positions
+from ...anatomy.vertebral_gaps import round_positions, vertebral_gaps
 from ...dataset.vertebra_rows import regular_rows
 from ...preprocessing.crops import mask_crop
-from ...training.distributed import gather_rows, share_of
+from ...training.distributed import gather_rows, shard_of
 from ...training.losses import supervised_contrastive
 from ...training.trainer import BaseTrainer, logger
 from .appearance import AppearanceTrainer  # noqa: F401 - found here by its name (-tr AppearanceTrainer)
@@ -42,7 +42,7 @@ class IdentifyTrainer(BaseTrainer):
     def has_samples(self, cases: list[str]) -> bool:
         return bool(regular_rows(self.dataset, cases))
 
-    def batch_maker(self, training: bool) -> MaskBatches:
+    def batch_sampler(self, training: bool) -> MaskBatches:
         run = self.plan.run
         contrastive = run.contrastive_epochs * run.iterations_per_epoch if training else 0
         return MaskBatches(self.dataset.folder, self.batch_cases(training),
@@ -90,22 +90,22 @@ class IdentifyTrainer(BaseTrainer):
 
     def share(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
         # Masks are shared out; levels and spines stay whole, for the loss is that of the outputs of all processes.
-        return batch | {"image": batch["image"][share_of(len(batch["level"]), part, parts)]}
+        return batch | {"image": batch["image"][shard_of(len(batch["level"]), part, parts)]}
 
     def halves(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         if "spine" in batch:
             count = int(batch["spine"].max()) + 1
             if count < 2:
                 return [batch]
-            middle = share_of(count, 0, 2).stop
+            middle = shard_of(count, 0, 2).stop
             chosen = [batch["spine"] < middle, batch["spine"] >= middle]
             return [{key: value[own] for key, value in batch.items()} | {"spine": batch["spine"][own] - batch["spine"][own].min()}
                     for own in chosen]
         pairs = len(batch["level"]) // 2  # both views of a mask go into one half
-        parts = [torch.arange(mine.start, mine.stop) for mine in (share_of(pairs, 0, 2), share_of(pairs, 1, 2))]
+        parts = [torch.arange(mine.start, mine.stop) for mine in (shard_of(pairs, 0, 2), shard_of(pairs, 1, 2))]
         return [{key: value[torch.cat([own, own + pairs])] for key, value in batch.items()} for own in parts]
 
-    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def validation_metric(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         logits = self.network(batch["image"]).float()
         loss, _ = identification_loss(logits, batch["level"], torch.bincount(batch["spine"]).tolist(), self.plan.run.loss_weights)
         right = float((logits.argmax(1) == batch["level"]).float().mean())
@@ -140,8 +140,8 @@ class IdentifyTrainer(BaseTrainer):
 
     @torch.no_grad()
     def _scans(self) -> list[dict[str, Any]]:
-        """Per validation case: features, logits, targets and positions of its vertebrae from head to foot (true masks)."""
-        maker = self.batch_maker(training=False)
+        """Per validation case: features, logits, targets and positions of its vertebrae in cranio-caudal order (true masks)."""
+        maker = self.batch_sampler(training=False)
         scans = []
         for case in maker.cases:
             rows = sorted(regular_rows(self.dataset, [case]), key=lambda row: -row[2][0])
@@ -152,7 +152,7 @@ class IdentifyTrainer(BaseTrainer):
             centres = np.array([properties[label]["body_centre"] for _, label, _ in rows]) * self.plan.data.spacing_mm
             scans.append({"case": case, "features": features.cpu(), "logits": self.network.classify(features).float().cpu(),
                           "targets": torch.tensor([LEVEL_INDEX_OF_LABEL[label] for _, label, _ in rows]),
-                          "positions": torch.from_numpy(whole_positions(steps_along_spine(centres)))})
+                          "positions": torch.from_numpy(round_positions(vertebral_gaps(centres)))})
         return scans
 
     def _upstream_weights(self) -> dict[str, str]:
@@ -166,7 +166,7 @@ class IdentifyTrainer(BaseTrainer):
     @torch.no_grad()
     def _found_scans(self) -> list[dict[str, Any]]:
         """As `_scans`, of the masks that earlier stages found; rows that are no regular true vertebra have the target -1."""
-        from ...evaluation.instances import true_names
+        from ...evaluation.instances import match_true_names
 
         scans: list[dict[str, Any]] = []
         for case in self.val_cases if self.upstream is not None else ():
@@ -175,11 +175,11 @@ class IdentifyTrainer(BaseTrainer):
                 continue
             masks = torch.from_numpy(np.stack([mask_crop(v.mask, self.plan.network.crop_size) for v in found]))[:, None]
             features = self.network.features(masks.to(self.device)).float()
-            targets = [LEVEL_INDEX.get(name or "", -1) for name in true_names(found, self.upstream.labels(case))]
+            targets = [LEVEL_INDEX.get(name or "", -1) for name in match_true_names(found, self.upstream.labels(case))]
             centres = np.array([v.body_centre for v in found])
             scans.append({"case": case, "features": features.cpu(),
                           "logits": self.network.classify(features).float().cpu(), "targets": torch.tensor(targets),
-                          "positions": torch.from_numpy(whole_positions(steps_along_spine(centres)))})
+                          "positions": torch.from_numpy(round_positions(vertebral_gaps(centres)))})
         return scans if any((scan["targets"] >= 0).any() for scan in scans) else []
 
     def validate_cases(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ process, body with facets, process alone), so their middles scatter by more than
 body's upper end plate is the upper edge of every section through the body. Coronal boxes behind the bodies are left out. Distances
 are divided by a scale per axis, because neighbours are separated along the spine while one vertebra's boxes spread across it; l,
 the number of boxes a vertebra should have, is the number of slices expected to cross its body; merged and split clusters are
-mended from the spacing along the spine.
+fixed from the spacing along the spine.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .plan import LocalizeRun
 
 BODY_MM = {"sagittal": 30.0, "coronal": 22.0}  # how far a body reaches across the slices of that plane
 LINK = 1.25                   # the next slice lies within eps, with a quarter to spare
-BODY_DEPTH_SHARE = 0.42       # of a section's depth from the front of the body to the spinous process
+BODY_DEPTH_FRACTION = 0.42       # of a section's depth from the front of the body to the spinous process
 NEAR_MM = 20.0                # boxes this near along the spine tell where the front of the bodies is
 FEW = 4                       # sagittal boxes needed to tell it at all
 LEAST_BOXES = 3
@@ -39,7 +39,7 @@ MERGE_ACROSS_MM = 50.0        # the two halves of one vertebra lie no farther ap
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes of one scan in model-space millimetres (index times spacing): `plane` 0 sagittal, 1 coronal; all arrays (N,)."""
+    """Boxes of one scan in network space millimetres (index times spacing): `plane` 0 sagittal, 1 coronal; all arrays (N,)."""
 
     plane: np.ndarray
     across: np.ndarray                 # slice position: x of sagittal, y of coronal slices
@@ -85,7 +85,7 @@ class Bodies:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A located vertebra: `start` and `stop` corners (z, y, x) mm in model space, score 0..1, the place and height of its body, and
+    """A located vertebra: `start` and `stop` corners (z, y, x) mm in network space, score 0..1, the place and height of its body, and
     the indices of the boxes that support it."""
 
     start: np.ndarray
@@ -105,7 +105,7 @@ class Cluster:
 
 
 def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: Mapping[str, float], folds: int = 1) -> list[Cluster]:
-    """Vertebrae from head to foot (z descending). `folds`: detectors whose boxes were pooled.
+    """Vertebrae in cranio-caudal order (z descending). `folds`: detectors whose boxes were pooled.
 
     Evidence (`score`) is the mean over the folds. How many boxes a vertebra needs grows with the square root of the folds only: their true
     boxes lie together and false ones seldom do, so that one which part of the folds miss is kept.
@@ -115,7 +115,7 @@ def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: Mapping[str, flo
     # A fixed order of the boxes: the density clustering gives a box between two clusters to the first that reaches it.
     order = np.lexsort((boxes.score, boxes.high, boxes.low, boxes.z1, boxes.z0, boxes.across, boxes.plane))
     boxes = boxes.take(order)
-    expected, needed = expected_boxes(slice_gap_mm) * folds, run.min_samples_share / np.sqrt(folds)
+    expected, needed = expected_boxes(slice_gap_mm) * folds, run.min_samples_fraction / np.sqrt(folds)
     bodies = body_places(boxes)
     index = np.flatnonzero(bodies.usable)
     scale = linked_scale(run, slice_gap_mm)
@@ -128,7 +128,7 @@ def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: Mapping[str, flo
     clusters = [_summarise(boxes, bodies, group, expected) for group in groups if len(group) >= 2]
     clusters.sort(key=lambda c: -c.body[0])
     clusters = [c for c in _merge(clusters, boxes, bodies, run, expected)
-                if len(c.members) >= LEAST_BOXES and support(boxes.plane[c.members], slice_gap_mm, folds) >= needed]
+                if len(c.members) >= LEAST_BOXES and hits(boxes.plane[c.members], slice_gap_mm, folds) >= needed]
     return [Cluster(c.start, c.stop, c.score, c.body, c.body_height, np.sort(order[c.members])) for c in clusters]
 
 
@@ -137,7 +137,7 @@ def expected_boxes(slice_gap_mm: Mapping[str, float]) -> float:
     return sum(BODY_MM[plane] / max(gap, 1e-6) for plane, gap in slice_gap_mm.items())
 
 
-def support(planes: np.ndarray, slice_gap_mm: Mapping[str, float], folds: int = 1) -> float:
+def hits(planes: np.ndarray, slice_gap_mm: Mapping[str, float], folds: int = 1) -> float:
     """Share of the expected boxes that a cluster has, from the planes (n,) of its boxes.
 
     A vertebra cut by the field's side shows in one plane alone: that plane by itself counts by `ONE_PLANE`.
@@ -177,7 +177,7 @@ def body_places(boxes: Boxes) -> Bodies:
         return Bodies(place, height, usable)
     tops = boxes.z1[sagittal]
     front = _local_quantile(boxes.z1, tops, boxes.low[sagittal], 0.3, NEAR_MM)
-    depth = BODY_DEPTH_SHARE * _local_quantile(boxes.z1, tops, (boxes.high - boxes.low)[sagittal], 0.7, NEAR_MM)
+    depth = BODY_DEPTH_FRACTION * _local_quantile(boxes.z1, tops, (boxes.high - boxes.low)[sagittal], 0.7, NEAR_MM)
     usable = np.where(sagittal, boxes.low <= front + 0.7 * depth, (boxes.across >= front - 3) & (boxes.across <= front + depth))
     sections = usable & ~sagittal
     if sections.sum() >= FEW:
@@ -245,7 +245,7 @@ def _split(members: np.ndarray, bodies: Bodies, run: LocalizeRun) -> list[np.nda
     parts = np.split(members, np.flatnonzero(np.diff(bodies.place[members, 0]) > run.eps_mm) + 1)
     result = []
     for part in parts:
-        sides = _gatherings(bodies.place[part, 0], _spacing(np.median(bodies.height[part]), run)) if len(part) else []
+        sides = _density_modes(bodies.place[part, 0], _spacing(np.median(bodies.height[part]), run)) if len(part) else []
         if len(sides) < 2:
             result.append(part)
         else:
@@ -258,7 +258,7 @@ def _spacing(height: float, run: LocalizeRun) -> float:
     return float(np.clip(SPACING_PER_HEIGHT * height, *run.spacing_between_mm))
 
 
-def _gatherings(heights: np.ndarray, spacing: float) -> list[np.ndarray]:
+def _density_modes(heights: np.ndarray, spacing: float) -> list[np.ndarray]:
     """Indices of sorted `heights` (n,) per place where they gather: modes of a Gaussian density, cut in the valleys between.
 
     Modes count when they lie `MODE_STEP` of the spacing apart and the valley between is clearly lower than both.

@@ -19,8 +19,8 @@ from ...preprocessing.resampling import windows
 PLANES = ("sagittal", "coronal")
 MIN_SHARE_OF_LARGEST = 0.25   # a box is made where the section holds at least this share of the vertebra's largest section
 MIN_BOX_MM = 6.0
-BACKGROUND_SHARE = 0.2        # share of training slices drawn anywhere instead of through a vertebra
-KEPT_SHARE = 0.45             # a vertebra that the border cuts keeps its box while this much of the section is left
+BACKGROUND_FRACTION = 0.2        # share of training slices drawn anywhere instead of through a vertebra
+KEPT_FRACTION = 0.45             # a vertebra that the border cuts keeps its box while this much of the section is left
 CUT_PROBABILITY = 0.3         # of a slice that ends at a vertebra
 
 
@@ -101,7 +101,7 @@ class SliceBatches:
         image, labels, info = self._case(case)
         plane = PLANES[int(rng.integers(2))]
         axis = 2 if plane == "sagittal" else 1
-        if len(info["values"]) and rng.random() > BACKGROUND_SHARE:
+        if len(info["values"]) and rng.random() > BACKGROUND_FRACTION:
             pick = int(rng.integers(len(info["values"])))
             index = int(rng.integers(info["starts"][pick][axis], info["stops"][pick][axis]))
         else:
@@ -120,7 +120,7 @@ class SliceBatches:
 def cut_field(cut: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A part of a slice (rows, columns) that ends within or near a random one of its boxes; boxes that mostly remain."""
     x0, y0, x1, y1 = boxes[int(rng.integers(len(boxes)))]
-    (top, bottom), (left, right) = field_ends((y0, x0), (y1, x1), cut.shape, rng, KEPT_SHARE)
+    (top, bottom), (left, right) = field_ends((y0, x0), (y1, x1), cut.shape, rng, KEPT_FRACTION)
     moved = boxes - np.array([left, top, left, top], dtype=np.float32)
     clipped, kept = clip_boxes(moved, (bottom - top, right - left))
     return cut[top:bottom, left:right], clipped[kept]
@@ -130,7 +130,7 @@ def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np
     """Boxes (n, 4) x0, y0, x1, y1 cut at an image of `size` (rows, columns), and bool (n,): those of which enough remains."""
     clipped = np.clip(boxes, 0, np.array([size[1], size[0], size[1], size[0]], dtype=np.float32))
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return clipped, np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) >= KEPT_SHARE * np.maximum(area, 1e-6)
+    return clipped, np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) >= KEPT_FRACTION * np.maximum(area, 1e-6)
 
 
 def place_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], where: tuple[float, float],

@@ -24,6 +24,6 @@ class LocalizeRun:
     nms_iou: float
     eps_mm: float                     # radius of the position clustering, in scaled millimetres
     axis_scale: tuple[float, float, float]  # (z, y, x): distances are divided by these before clustering
-    min_samples_share: float          # share of the slices expected to cross a vertebra that must hold a box
+    min_samples_fraction: float          # share of the slices expected to cross a vertebra that must hold a box
     size_eps: float                   # radius of the size clustering, relative to the median height and width
     spacing_between_mm: tuple[float, float]  # smallest and largest plausible distance of neighbouring centres

@@ -1,4 +1,4 @@
-"""Inference of stage 1: slices straight from the model-space volume, boxes of all folds pooled, then clustering."""
+"""Inference of stage 1: slices straight from the network space volume, boxes of all folds pooled, then clustering."""
 from __future__ import annotations
 
 import numpy as np
@@ -12,11 +12,11 @@ from ...training.device import autocast
 from .clustering import Boxes, Cluster, cluster_boxes
 from .data import PLANES, take_slice
 from .network import SliceDetector
-from .spine_path import spine_chain
+from .spine_path import find_spine_path
 
 STRIDE = 32
 FINE_GAP_MM = 4.0        # slices this close need no second look
-REFINE_SHARE = 0.7       # the second look must narrow the field of view to less than this
+REFINE_FRACTION = 0.7       # the second look must narrow the field of view to less than this
 SIDE_MM = 40.0           # the second look reaches this far beyond the bodies' middles to both sides,
 FRONT_MM, BACK_MM = 25.0, 32.0   # and to the front and back: sections through bodies are what the clustering uses
 LEAST_EVIDENCE, SURE = 0.75, 0.5   # a spine's scores add up to the first, or one of them reaches the second: knees stay below
@@ -30,9 +30,9 @@ def slice_positions(length: int, wanted: int) -> np.ndarray:
 
 
 def detect(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device) -> tuple[Boxes, dict[str, float]]:
-    """Boxes of all slices and folds in model-space mm, and the gap between slices per plane (mm).
+    """Boxes of all slices and folds in network space mm, and the gap between slices per plane (mm).
 
-    `volume`: int16 HU in the stage's model space. The plan's slices first cover the whole field of view; where that leaves wide
+    `volume`: int16 HU in the stage's network space. The plan's slices first cover the whole field of view; where that leaves wide
     gaps (a body scan), the same number of slices is laid again through the spine that was found, and those count.
     """
     spacing, shape = plan.data.spacing_mm, volume.array.shape
@@ -40,16 +40,16 @@ def detect(volume: Volume, networks: list[SliceDetector], plan: StagePlan, devic
     boxes, gaps = _detect_within(volume, networks, plan, device, whole)
     if max(gaps.values()) > FINE_GAP_MM:
         # However weak: a first look with wide gaps has few boxes of any vertebra.
-        first = spine_chain(cluster_boxes(boxes, plan.run, gaps, len(networks)), plan.run.spacing_between_mm)
+        first = find_spine_path(cluster_boxes(boxes, plan.run, gaps, len(networks)), plan.run.spacing_between_mm)
         band = _spine_band(first, shape, spacing)
-        if band is not None and any(band[p][1] - band[p][0] < REFINE_SHARE * (whole[p][1] - whole[p][0]) for p in PLANES):
+        if band is not None and any(band[p][1] - band[p][0] < REFINE_FRACTION * (whole[p][1] - whole[p][0]) for p in PLANES):
             boxes, gaps = _detect_within(volume, networks, plan, device, band)
     return boxes, gaps
 
 
 def find_spine(boxes: Boxes, gaps: dict[str, float], plan: StagePlan, folds: int) -> list[Cluster]:
-    """Vertebrae of one spine from head to foot; none when all that was found is little and weak."""
-    spine = spine_chain(cluster_boxes(boxes, plan.run, gaps, folds), plan.run.spacing_between_mm)
+    """Vertebrae of one spine in cranio-caudal order; none when all that was found is little and weak."""
+    spine = find_spine_path(cluster_boxes(boxes, plan.run, gaps, folds), plan.run.spacing_between_mm)
     scores = [cluster.score for cluster in spine]
     return spine if sum(scores) >= LEAST_EVIDENCE or max(scores, default=0.0) >= SURE else []
 
@@ -82,7 +82,7 @@ def _spine_band(spine: list[Cluster], shape: tuple[int, ...], spacing: float) ->
 
 
 def locate(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device) -> list[Vertebra]:
-    """Vertebrae of a model-space volume from head to foot with `box_centre`, `extent`, `score`, `support`."""
+    """Vertebrae of a network space volume in cranio-caudal order with `box_centre`, `extent`, `score`, `support`."""
     boxes, gaps = detect(volume, networks, plan, device)
     spacing = plan.data.spacing_mm
     vertebrae = []

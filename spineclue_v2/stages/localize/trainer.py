@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...training.distributed import share_of
+from ...training.distributed import shard_of
 from ...training.trainer import BaseTrainer
 from .data import SliceBatches
 from .network import SliceDetector, build_network
@@ -24,7 +24,7 @@ class LocalizeTrainer(BaseTrainer):
     def build_network(self) -> SliceDetector:
         return build_network(self.plan.network, len(self.plan.data.windows_hu))
 
-    def batch_maker(self, training: bool) -> SliceBatches:
+    def batch_sampler(self, training: bool) -> SliceBatches:
         return SliceBatches(self.dataset.folder, self.batch_cases(training),
                             self.plan.data.windows_hu, self.plan.network.slice_size, self.plan.data.spacing_mm,
                             self.plan.run.batch_size, self.seed + (0 if training else 1), augment=training)
@@ -34,11 +34,11 @@ class LocalizeTrainer(BaseTrainer):
         return loss, {}
 
     def share(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
-        mine = share_of(len(batch["image"]), part, parts)
+        mine = shard_of(len(batch["image"]), part, parts)
         own = (batch["batch_index"] >= mine.start) & (batch["batch_index"] < mine.stop)
         return {"image": batch["image"][mine], "batch_index": batch["batch_index"][own] - mine.start, "boxes": batch["boxes"][own]}
 
-    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def validation_metric(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         loss = self.network.loss(batch["image"], batch["batch_index"], batch["boxes"])
         found = self.network.boxes(batch["image"], self.plan.run.min_score, self.plan.run.nms_iou)
         height, width = batch["image"].shape[-2:]
@@ -53,7 +53,7 @@ class LocalizeTrainer(BaseTrainer):
 
     def validate_cases(self) -> dict[str, Any]:
         """Whole validation volumes through slices and clustering: a true vertebra is found when a centre lies within 10 mm."""
-        from ...imageio.volume import Geometry, Volume
+        from ...imageio.volume import ImageGrid, Volume
         from .predictor import locate
 
         hits = predicted = true = 0
@@ -61,7 +61,7 @@ class LocalizeTrainer(BaseTrainer):
         per_case = []
         for case in self.val_cases or self.train_cases:
             properties = self.dataset.properties(case)
-            volume = Volume(self.dataset.image(case)[:], Geometry.from_json(properties["geometry"]))
+            volume = Volume(self.dataset.image(case)[:], ImageGrid.from_json(properties["geometry"]))
             found = locate(volume, [self.network], self.plan, self.device)
             wanted = np.array([(np.array(v["start"]) + np.array(v["stop"]) - 1) / 2 for v in properties["vertebrae"].values()
                                ]).reshape(-1, 3)

@@ -14,7 +14,7 @@ from ...adapters import crop_and_pad, mr_transforms
 from ...dataset.preprocessed import PreprocessedDataset
 from .cutmix import box_mask
 from .network import NEIGHBOURS, shrink
-from .soft_labels import labels_of_pixels, shares_of_pixels
+from .soft_labels import labels_of_pixels, soft_labels_of_pixels
 
 OPEN_ARRAYS = 256   # opened at a time: systems allow a process about 1000 files
 DISC_EDGE = 5       # voxels: discs are changed less nearer to their border than half this
@@ -103,7 +103,7 @@ class SliceBatches(_Batches):
     unlabelled_cases: list[str]
     crop_size: tuple[int, int]
     factor: int
-    label_shares: bool
+    soft_labels: bool
     classes: int
     batch_size: int
     unlabelled_batch_size: int
@@ -158,13 +158,13 @@ class SliceBatches(_Batches):
             return self.transformed(self.crop_size, shrink(image, self.factor), None)
         stored = torch.from_numpy(crop_and_pad(self.array(folder, case, "labels"), *box).astype(np.int16))
         image, labels = self.other_signal(image, stored, rng), stored[middle:middle + 1]
-        if not self.label_shares:
+        if not self.soft_labels:
             return self.transformed(self.crop_size, shrink(image, self.factor), labels_of_pixels(labels, self.factor, self.classes))
         # Moved as voxels and averaged then: averaged first, shares would be blurred once more by every rotation.
         rows, columns = self.crop_size
         moved = self.transformed((rows * self.factor, columns * self.factor), image, labels)
         return {"image": shrink(moved["image"], self.factor),
-                "segmentation": shares_of_pixels(moved["segmentation"][0], self.factor, self.classes)}
+                "segmentation": soft_labels_of_pixels(moved["segmentation"][0], self.factor, self.classes)}
 
 
 @dataclass
@@ -180,7 +180,7 @@ class PatchBatches(_Batches):
     context: tuple[int, int]
     step: int
     batch_size: int
-    class_placed_share: float
+    class_centred_fraction: float
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
         rng = self.generator(index)
@@ -191,7 +191,7 @@ class PatchBatches(_Batches):
     def _patch(self, case: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         image, size = self.array(self.folder, case, "image"), np.array(self.patch_size)
         structures = list(self.dataset(self.folder).properties(case)["structures"].values())
-        if structures and rng.random() < self.class_placed_share:
+        if structures and rng.random() < self.class_centred_fraction:
             places = structures[int(rng.integers(len(structures)))]["locations"]
             start = np.array(places[int(rng.integers(len(places)))]) - (rng.uniform(0.2, 0.8, 3) * size).astype(int)
         else:

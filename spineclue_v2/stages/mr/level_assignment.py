@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from ...anatomy.structures import SACRUM, in_order, kind
 from ...plans.data import MRData
-from .positional_prior import place_votes
+from .positional_prior import vote_by_position
 from .threshold import BACKGROUND_COUNTS
 
 CORE_MM = 5.0          # depth of a body's core: bridges thinner than twice this, such as a disc missed in one slice, join no bodies
@@ -41,7 +41,7 @@ VARIANTS = ("T13", "L6")   # levels that most people do not have: jumping them c
 def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any] | None = None) -> np.ndarray:
     """`probability` (C, slices, rows, columns) on the grid of `data` with the mass of all bodies given to the level that their body is,
     that of discs to the disc between their neighbours; what is no level or has no class goes to the background. Rows run to the feet.
-    `places`: where levels lay in the fields of the training cases (`level_places`), a witness where no sacrum is found.
+    `places`: where levels lay in the fields of the training cases (`level_places`), a classifier where no sacrum is found.
 
     Comes back as it is where no body is found, or where the plan knows fewer than two levels.
     """
@@ -66,8 +66,8 @@ def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any]
     # Levels are counted from below: further up, a vote more and more repeats a wrong size that was taken for granted.
     counts /= np.arange(1, len(bodies) + 1)[:, None]
     # A sacrum in view counts for more than where a few other fields happened to end.
-    placed, beyond = place_votes(bodies, body.shape[1], chain, {} if (sacral > 0.5).any() else places or {}, data)
-    jumps, drops = _prices(bodies, sacral, data)
+    placed, beyond = vote_by_position(bodies, body.shape[1], chain, {} if (sacral > 0.5).any() else places or {}, data)
+    jumps, drops = _penalties(bodies, sacral, data)
     path = best_path(counts * np.log(np.maximum(shares, FLOOR)) + placed, chain, jumps, np.where(beyond, BEYOND, 1.0) * drops)
     names = [chain[level] if level >= 0 else "" for level in path]
     owner = _nearest(bodies, body.shape, data)
@@ -105,7 +105,7 @@ def best_path(votes: np.ndarray, chain: Sequence[str], jumps: Sequence[float], d
     return max(best.values(), key=lambda found: found[0])[1]
 
 
-def _prices(bodies: list[tuple[np.ndarray, ...]], sacral: np.ndarray, data: MRData) -> tuple[list[float], np.ndarray]:
+def _penalties(bodies: list[tuple[np.ndarray, ...]], sacral: np.ndarray, data: MRData) -> tuple[list[float], np.ndarray]:
     """Costs for each body: of a level jumped below it, by its distance (sagittal plane) from the body there; of dropping it, by size.
     `sacral` (bodies,): each one's share of the sacrum."""
     sizes = np.array([len(at[0]) for at in bodies])
@@ -232,7 +232,7 @@ def _nearest(bodies: list[tuple[np.ndarray, ...]], shape: tuple[int, ...], data:
 
 
 def _scraps(mask: np.ndarray, bodies: list[tuple[np.ndarray, ...]]) -> np.ndarray:
-    """Where `mask` (slices, rows, columns) hangs together with the core of no body."""
+    """Where `mask` (slices, rows, columns) is connected with the core of no body."""
     parts, _ = ndimage.label(mask)
     return mask & ~np.isin(parts, np.unique(np.concatenate([parts[at] for at in bodies])))
 

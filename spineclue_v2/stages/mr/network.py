@@ -24,14 +24,14 @@ LOW_LEVEL_CHANNELS = 48  # DeepLabv3+: width of the low-level shortcut
 def build_network(stage: str, plans: Plans) -> TwoBranches | HybridNetwork:
     """The network of "hybrid_2d" or "hybrid_3d" as the plan says, with fresh weights; classes include the background."""
     plan = plans.stage(stage)
-    kinds = kinds_of_classes(plan.data.classes)
+    kinds = tissue_classes(plan.data.classes)
     if stage == "hybrid_2d":
         # Channels last: bfloat16 convolutions on a CPU, and half precision ones on a GPU, run a third faster.
         return TwoBranches(plan.network, kinds).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return HybridNetwork(plan.network, plans.stage("hybrid_2d").network, kinds)
 
 
-def kinds_of_classes(classes: Sequence[str]) -> torch.Tensor:
+def tissue_classes(classes: Sequence[str]) -> torch.Tensor:
     """(classes + 1,) int64: 0 for the background, then 1, 2, ... for the kinds (bodies, discs, others) that there are."""
     found = [kind(name) for name in classes]
     there = [k for k in ("body", "disc", "other") if k in found]

@@ -20,7 +20,7 @@ class Hybrid2DNetwork:
 @dataclass(frozen=True)
 class Hybrid2DRun:
     batch_size: int                   # labelled slices per step
-    label_shares: bool                # learned: the share of each class in a pixel of the 2D branches; False: its largest class
+    soft_labels: bool                # learned: the share of each class in a pixel of the 2D branches; False: its largest class
     unlabelled_batch_size: int        # slices in each of the two unlabelled batches; 0: supervised only
     epochs: int
     iterations_per_epoch: int
@@ -31,7 +31,7 @@ class Hybrid2DRun:
     cps_ramp_epochs: int              # epochs over which the weight rises from 0; 0: at once
     cutmix_boxes: int
     cutmix_area: tuple[float, float]  # smallest and largest share of the image that the boxes take
-    kind_weight: float                # of Dice + cross entropy of body, disc and background as such, beside that of every class
+    tissue_class_weight: float                # of Dice + cross entropy of body, disc and background as such, beside that of every class
     rotation_deg: float
     scaling: tuple[float, float]      # smallest and largest field, relative to a crop's, that is drawn into a training crop
     disc_signal: float                # standard deviation of the random offset of labelled discs' signal, in z-scores; 0: none
@@ -65,8 +65,8 @@ class Hybrid3DRun:
     initial_lr: float
     weight_decay: float
     lr_drop_epochs: tuple[int, ...]
-    class_placed_share: float         # patches placed on a voxel of a random class; the others lie anywhere
-    kind_weight: float
+    class_centred_fraction: float         # patches placed on a voxel of a random class; the others lie anywhere
+    tissue_class_weight: float
     rotation_deg: float
     scaling: tuple[float, float]
     disc_signal: float

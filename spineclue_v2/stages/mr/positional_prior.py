@@ -1,8 +1,9 @@
-"""Where in the field of view each level lies, as the labels of the training cases have it: a witness for the count where no sacrum is seen.
+"""Where in the field of view each level lies, as the labels of the training cases have it: a classifier for the count where no sacrum
+is seen.
 
 Not in the paper. Examinations of one kind are planned alike: in the water-fat MR of documentation/hybrid.md a level lies within a fifth of
-a level's height of the same place in every scan. Where fields of view differ the spread grows and the witness falls silent by itself; a
-few cases may hide that, so it is heard only where no sacrum is found.
+a level's height of the same place in every scan. Where fields of view differ the spread grows and the classifier falls silent by itself; a
+few cases may hide that, so it is enabled only where no sacrum is found.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ LEAST_SPREAD_MM = 8.0    # of a few cases: they may lie alike by chance
 MOST = 4.0               # log likelihood at stake: bodies that all plainly say otherwise, in a field placed otherwise, outvote it
 
 
-def level_places(cases: Iterable[Mapping[str, Any]], data: MRData) -> dict[str, Any]:
+def fit_positional_prior(cases: Iterable[Mapping[str, Any]], data: MRData) -> dict[str, Any]:
     """From the properties of labelled cases, for the anchor in the field (0: its upper end, 1: its lower end) by which they agree best:
     {"anchor": .., "from_anchor_mm": {level: row of its centre from there, feet positive}, "spread_mm": standard deviation between cases
     of the shift that all levels of a case have in common}; {} of too few cases."""
@@ -29,7 +30,7 @@ def level_places(cases: Iterable[Mapping[str, Any]], data: MRData) -> dict[str, 
         return {}
     found = []
     for anchor in ANCHORS:
-        # Rows run along the second axis of model space.
+        # Rows run along the second axis of network space.
         rows = [{name: (float(np.mean([place[1] for place in there["locations"]])) - anchor * (case["geometry"]["shape"][1] - 1)) * step
                  for name, there in case["structures"].items() if kind(name) == "body"} for case in cases]
         mean = {name: float(np.mean([row[name] for row in rows if name in row])) for row in rows for name in row}
@@ -51,7 +52,7 @@ def pooled(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                                for name in names}}
 
 
-def place_votes(bodies: Sequence[tuple[np.ndarray, ...]], rows: int, chain: Sequence[str], places: Mapping[str, Any],
+def vote_by_position(bodies: Sequence[tuple[np.ndarray, ...]], rows: int, chain: Sequence[str], places: Mapping[str, Any],
                 data: MRData) -> tuple[np.ndarray, np.ndarray]:
     """Of `bodies` (voxel indices each) in a field of `rows`: log likelihoods (bodies, levels), at most 0, of being the levels of `chain`
     (from below), and (bodies,) whether one lies beyond its ends, where levels have no class.

@@ -1,4 +1,4 @@
-"""Inference of the MR stages in model space: sliding windows, probabilities averaged by counts, folds averaged."""
+"""Inference of the MR stages in network space: sliding windows, probabilities averaged by counts, folds averaged."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

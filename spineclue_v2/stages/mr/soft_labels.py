@@ -7,29 +7,29 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ...adapters import dice_of_shares
+from ...adapters import dice_of_soft_labels
 from .network import shrink
 
 
-def shares_of_pixels(labels: torch.Tensor, factor: int, classes: int) -> torch.Tensor:
+def soft_labels_of_pixels(labels: torch.Tensor, factor: int, classes: int) -> torch.Tensor:
     """(..., rows, columns) class numbers -> (..., classes, rows / factor, columns / factor): shares of the voxels of each pixel."""
     return shrink(F.one_hot(labels.long(), classes).movedim(-1, -3).float(), factor)
 
 
 def labels_of_pixels(labels: torch.Tensor, factor: int, classes: int) -> torch.Tensor:
     """(S, rows, columns) class numbers -> (S, rows / factor, columns / factor): the class with most voxels in each pixel."""
-    return labels if factor == 1 else shares_of_pixels(labels, factor, classes).argmax(1).to(labels.dtype)
+    return labels if factor == 1 else soft_labels_of_pixels(labels, factor, classes).argmax(1).to(labels.dtype)
 
 
-def shares_of_kinds(shares: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+def soft_labels_of_tissue_classes(shares: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
     """Shares (B, classes, ...) -> (B, kinds, ...); `kinds` (classes,) the kind of each class."""
     return torch.stack([shares[:, kinds == k].sum(1) for k in range(int(kinds.max()) + 1)], 1)
 
 
-def dice_and_cross_entropy_of_shares(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def soft_dice_and_cross_entropy(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Cross entropy less soft Dice, mean over the foreground classes, sums over the whole batch; both (B, classes, ...).
 
     Where every share is 0 or 1 this is `adapters.dice_and_cross_entropy(batch_dice=True)`. For others cross entropy asks for the share
     itself, Dice for all of a pixel of which it is worth having any: together they make up for edges that come out too small.
     """
-    return F.cross_entropy(logits, shares) + dice_of_shares()(logits, shares)
+    return F.cross_entropy(logits, shares) + dice_of_soft_labels()(logits, shares)

@@ -11,7 +11,7 @@ STRUCTURE_FROM = 0.4                                        # half of a Dice of 
 BACKGROUND_COUNTS = STRUCTURE_FROM / (1 - STRUCTURE_FROM)   # weight of the background's probability beside the largest other one
 
 
-def decide(probability: np.ndarray) -> np.ndarray:
+def apply_threshold(probability: np.ndarray) -> np.ndarray:
     """Class numbers (...) of class probabilities (C, ...), the background first."""
     structures = probability[1:]
     return np.where(structures.max(0) > BACKGROUND_COUNTS * probability[0], structures.argmax(0) + 1, 0)

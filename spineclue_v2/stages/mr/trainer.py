@@ -21,10 +21,10 @@ from .cps import cross_supervision, pseudo_labels, ramp
 from .cutmix import mix
 from .data import PatchBatches, SliceBatches
 from .level_assignment import name_levels
-from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, build_network, kinds_of_classes
-from .positional_prior import level_places
-from .soft_labels import dice_and_cross_entropy_of_shares, shares_of_kinds
-from .threshold import decide
+from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, build_network, tissue_classes
+from .positional_prior import fit_positional_prior
+from .soft_labels import soft_dice_and_cross_entropy, soft_labels_of_tissue_classes
+from .threshold import apply_threshold
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -57,23 +57,23 @@ class _MRTrainer(BaseTrainer):
         """Dice + cross entropy in float32 of the classes and, weighted, of their kinds; logits (B, C, ...), target (B, 1, ...) labels or
         (B, C, ...) shares."""
         with torch.autocast(self.device.type, enabled=False):
-            logits, weight = logits.float(), self.plan.run.kind_weight
+            logits, weight = logits.float(), self.plan.run.tissue_class_weight
             loss = self._criterion(logits, target)
             if weight:
-                kinds = kinds_of_classes(self.plan.data.classes).to(target.device)
-                loss = loss + weight * self._criterion(by_kind(logits, kinds), self.kinds_of_target(target, kinds))
+                kinds = tissue_classes(self.plan.data.classes).to(target.device)
+                loss = loss + weight * self._criterion(by_kind(logits, kinds), self.tissue_classes_of_target(target, kinds))
             return loss
 
-    def kinds_of_target(self, target: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    def tissue_classes_of_target(self, target: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         """A target of kinds, in the form of that of classes; `kinds` (C,)."""
         return kinds[target.long()]
 
     def on_train_end(self) -> None:
-        """Where the levels lie in the fields of the training cases: a witness when names are given."""
-        self.fitted["places"] = level_places((self.dataset.properties(case) for case in self.train_cases), self.plan.data)
+        """Where the levels lie in the fields of the training cases: a classifier when names are given."""
+        self.fitted["places"] = fit_positional_prior((self.dataset.properties(case) for case in self.train_cases), self.plan.data)
 
     def probability(self, image: np.ndarray) -> np.ndarray:
-        """Class probabilities (C, S, rows, columns) of a whole image in model space."""
+        """Class probabilities (C, S, rows, columns) of a whole image in network space."""
         raise NotImplementedError
 
     def validate_cases(self) -> dict[str, Any]:
@@ -84,8 +84,8 @@ class _MRTrainer(BaseTrainer):
         data, rows, plain = self.plan.data, [], []
         for case in self.val_cases or self.train_cases:
             probability, truth = self.probability(self.dataset.image(case)[:].astype(np.float32)), self.dataset.labels(case)[:]
-            plain.append(dice_per_class(decide(probability), truth, data.classes))
-            named = decide(name_levels(probability, data, self.fitted.get("places")))
+            plain.append(dice_per_class(apply_threshold(probability), truth, data.classes))
+            named = apply_threshold(name_levels(probability, data, self.fitted.get("places")))
             rows.append({"case": case, "Dice": dice_per_class(named, truth, data.classes)})
         before = summarise_dice(plain)
         return {"stage": self.stage, **summarise_dice([row["Dice"] for row in rows]),
@@ -105,18 +105,20 @@ class Hybrid2DTrainer(_MRTrainer):
         return None
 
     def build_network(self) -> TwoBranches:
-        self._criterion = dice_and_cross_entropy_of_shares if self.plan.run.label_shares else dice_and_cross_entropy(batch_dice=True)
+        self._criterion = soft_dice_and_cross_entropy if self.plan.run.soft_labels else dice_and_cross_entropy(batch_dice=True)
         return build_network(self.stage, self.plans)
 
-    def kinds_of_target(self, target: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-        return shares_of_kinds(target, kinds) if self.plan.run.label_shares else super().kinds_of_target(target, kinds)
+    def tissue_classes_of_target(self, target: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        if self.plan.run.soft_labels:
+            return soft_labels_of_tissue_classes(target, kinds)
+        return super().tissue_classes_of_target(target, kinds)
 
     def unlabelled_cases(self) -> tuple[Path, list[str]]:
         """Folder and names of the unlabelled cases; a hook for other sources."""
         folder = self.dataset.folder / UNLABELLED
         return folder, PreprocessedDataset(folder).cases if any(folder.glob("*.json")) else []
 
-    def batch_maker(self, training: bool) -> SliceBatches:
+    def batch_sampler(self, training: bool) -> SliceBatches:
         network, run = self.plan.network, self.plan.run
         folder, unlabelled = self.unlabelled_cases() if training else (self.dataset.folder, [])
         if training:
@@ -124,7 +126,7 @@ class Hybrid2DTrainer(_MRTrainer):
             logger.info("%d of %d unlabelled cases are learned from.", used, len(unlabelled))
         return SliceBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
                             run.rotation_deg, run.scaling, self.discs, run.disc_signal, training, folder, unlabelled, network.crop_size,
-                            network.in_plane_factor, run.label_shares, self.classes, run.batch_size,
+                            network.in_plane_factor, run.soft_labels, self.classes, run.batch_size,
                             run.unlabelled_batch_size if training else 0, run.cutmix_boxes, run.cutmix_area)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -142,16 +144,17 @@ class Hybrid2DTrainer(_MRTrainer):
         run = self.plan.run
         unlabelled = [part[count:].float() for part in logits]
         cross = cross_supervision(*unlabelled, *pseudo)
-        if run.kind_weight:  # as on labelled slices: what a body is can be agreed on long before which body it is
-            kinds = kinds_of_classes(self.plan.data.classes).to(self.device)
-            cross = cross + run.kind_weight * cross_supervision(*(by_kind(part, kinds) for part in unlabelled), *(kinds[p] for p in pseudo))
+        if run.tissue_class_weight:  # as on labelled slices: what a body is can be agreed on long before which body it is
+            kinds = tissue_classes(self.plan.data.classes).to(self.device)
+            cross = cross + run.tissue_class_weight * cross_supervision(*(by_kind(part, kinds) for part in unlabelled),
+                                                                        *(kinds[p] for p in pseudo))
         total = supervised + run.cps_weight * ramp(self.epoch, run.cps_ramp_epochs) * cross
         return total, {"supervised": float(supervised.detach()), "cps": float(cross.detach())}
 
-    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def validation_metric(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         _, probability = self.network(batch["image"])
         said, target = probability.clamp_min(1e-6).log(), batch["target"]
-        if self.plan.run.label_shares:
+        if self.plan.run.soft_labels:
             loss, labels = -(target * said).sum(1).mean(), target.argmax(1)
         else:
             labels = target[:, 0].long()
@@ -198,16 +201,17 @@ class Hybrid3DTrainer(_MRTrainer):
         self.network.branches.load_state_dict(saved.network)
         self.fitted["hybrid_2d"] = {"model_fingerprint": wanted, "weights": weights_sha256(saved.network)}
 
-    def batch_maker(self, training: bool) -> PatchBatches:
+    def batch_sampler(self, training: bool) -> PatchBatches:
         network, run = self.plan.network, self.plan.run
         return PatchBatches(self.dataset.folder, self.batch_cases(training), self.seed + (0 if training else 1),
                             run.rotation_deg, run.scaling, self.discs, run.disc_signal, training, network.patch_size, network.context,
-                            FEATURE_STRIDE * self.plans.stage("hybrid_2d").network.in_plane_factor, run.batch_size, run.class_placed_share)
+                            FEATURE_STRIDE * self.plans.stage("hybrid_2d").network.in_plane_factor, run.batch_size,
+                            run.class_centred_fraction)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         return self.criterion(self.network(batch["image"], batch["corner"]), batch["target"]), {}
 
-    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def validation_metric(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         logits = self.network(batch["image"], batch["corner"]).float()
         return {"loss": float(self.criterion(logits, batch["target"])),
                 "score": batch_dice(logits.argmax(1), batch["target"][:, 0], self.classes)}

@@ -18,7 +18,7 @@ from .heatmap import heatmap
 
 CUT_PROBABILITY = 0.2  # of a crop in which the scan ends at the vertebra
 
-KEPT_SHARE = 0.5       # of a vertebra's length that such an end leaves at least
+KEPT_FRACTION = 0.5       # of a vertebra's length that such an end leaves at least
 
 MARGIN = 1.2  # crops are taken this much larger, so that rotation and scaling bring in real voxels instead of padding
 
@@ -93,7 +93,7 @@ class CropBatches:
         """Let the scan end within or near the vertebra (in place); the centre (z, y, x) moves to the middle of what is left."""
         inside = [np.flatnonzero(mask.any(axis)) for axis in ((1, 2), (0, 2), (0, 1))]
         start, stop = np.array([i[0] for i in inside]), np.array([i[-1] + 1 for i in inside])
-        field = field_ends(start, stop, ct.shape, rng, KEPT_SHARE)
+        field = field_ends(start, stop, ct.shape, rng, KEPT_FRACTION)
         for axis, (first, end) in enumerate(field):
             for gone in (slice(0, first), slice(end, None)):
                 place = tuple(gone if a == axis else slice(None) for a in range(3))

@@ -16,7 +16,7 @@ from ...training.device import autocast
 from .data import crop_channels
 from .network import foreground_probability
 
-OWN_SHARE = 0.5    # whose neighbours own more than the rest of its mask is no vertebra of its own,
+OWN_FRACTION = 0.5    # whose neighbours own more than the rest of its mask is no vertebra of its own,
 CONTESTED_DICE, SPLINTER = 0.2, 0.4   # nor is what is this small beside a mask it shares so much with
 COVERED, PART = 0.8, 0.3   # a mask that two others, apart from one another, cover so far, each with so much of it, holds two vertebrae
 LOOKS = 3          # a vertebra found in a gap may show the next gap
@@ -25,17 +25,17 @@ RECENTRE_MM = 6.0  # a mask whose middle lies farther from the crop's middle is 
 
 def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
             mirror: bool = False, missed: Callable[[list[Vertebra], list[Vertebra]], list[Vertebra]] | None = None) -> list[Vertebra]:
-    """Vertebrae with mask, centroids, volume and border flag, head to foot as given; those without a plausible mask are dropped.
+    """Vertebrae with mask, centroids, volume and border flag, cranio-caudal as given; those without a plausible mask are dropped.
 
     Args:
-        volume: int16 HU in the stage's model space. Only the crops' probabilities exist, never a full-size map per vertebra.
+        volume: int16 HU in the stage's network space. Only the crops' probabilities exist, never a full-size map per vertebra.
         missed: gives further candidates, from what was found and from those it gave before; they are looked at, too, and all settled
             together, until there are none or nothing more is found.
     """
     if not vertebrae:
         return []
     probabilities, starts = _crops(volume, vertebrae, networks, plan, device, mirror)
-    found = _settled(vertebrae, probabilities, starts, volume, plan)
+    found = _settle(vertebrae, probabilities, starts, volume, plan)
     tried: list[Vertebra] = []
     for _ in range(LOOKS if missed is not None else 0):
         more = missed(list(found.values()), tried)  # type: ignore[misc]
@@ -44,7 +44,7 @@ def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.M
         own, (further, further_starts) = list(found), _crops(volume, more, networks, plan, device, mirror)
         vertebrae, before, tried = [*(vertebrae[i] for i in own), *more], len(own), tried + more
         probabilities, starts = [*(probabilities[i] for i in own), *further], np.concatenate([starts[own], further_starts])
-        found = _settled(vertebrae, probabilities, starts, volume, plan)
+        found = _settle(vertebrae, probabilities, starts, volume, plan)
         if len(found) <= before:
             break
     return list(found.values())
@@ -56,7 +56,7 @@ def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Mo
     size = plan.network.crop_size
     centres = volume.geometry.world_to_index(np.array([v.box_centre for v in vertebrae]))
     probabilities = _probabilities(volume, centres, networks, plan, device, mirror)
-    moved = _better_centres(centres, probabilities, size, plan.data.spacing_mm)
+    moved = _find_better_centres(centres, probabilities, size, plan.data.spacing_mm)
     again = np.flatnonzero(np.abs(moved - centres).max(1) > 0)
     if len(again):
         centres = moved
@@ -65,16 +65,16 @@ def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Mo
     return probabilities, np.array([crop_start(c, size) for c in centres])
 
 
-def _settled(vertebrae: list[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
+def _settle(vertebrae: list[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
              ) -> dict[int, Vertebra]:
     """Finished vertebrae by their place in `vertebrae`, without those that repeat others or have no plausible mask."""
     shared = _shared_voxels(probabilities, starts)
     whole, scores = shared.diagonal(), [v.score for v in vertebrae]
     dice = 2 * shared / np.maximum(1, whole[:, None] + whole[None])
-    kept = _without_duplicates(dice, scores, plan.run.overlap_dice, _without_straddlers(shared, dice, scores))
+    kept = _drop_duplicates(dice, scores, plan.run.overlap_dice, _drop_merged_masks(shared, dice, scores))
     while True:
         masks = resolve_ownership([probabilities[i] for i in kept], starts[kept])
-        rest = _no_vertebra_of_its_own(kept, dice, whole, [int(mask.sum()) for mask in masks])
+        rest = _find_crop_without_vertebra(kept, dice, whole, [int(mask.sum()) for mask in masks])
         if rest is None:
             break
         kept.remove(rest)
@@ -101,7 +101,7 @@ def _probabilities(volume: Volume, centres: np.ndarray, networks: list[torch.nn.
     return result
 
 
-def _better_centres(centres: np.ndarray, probabilities: list[np.ndarray], size: tuple[int, ...], spacing: float) -> np.ndarray:
+def _find_better_centres(centres: np.ndarray, probabilities: list[np.ndarray], size: tuple[int, ...], spacing: float) -> np.ndarray:
     """Middle of each mask's bounding box where it lies far from the located centre, else the located centre."""
     moved = centres.copy()
     for i, crop in enumerate(probabilities):
@@ -136,7 +136,7 @@ def _shared_voxels(probabilities: list[np.ndarray], starts: np.ndarray) -> np.nd
     return shared
 
 
-def _without_straddlers(shared: np.ndarray, dice: np.ndarray, scores: list[float]) -> list[int]:
+def _drop_merged_masks(shared: np.ndarray, dice: np.ndarray, scores: list[float]) -> list[int]:
     """Indices to keep: a crop whose centre lies between two vertebrae may hold both in one mask; where each has a crop of its own by now,
     it goes. One of the three must be a candidate (score 0), which stands for the room that the row has."""
     share = shared / np.maximum(1, shared.diagonal())[:, None]
@@ -149,7 +149,7 @@ def _without_straddlers(shared: np.ndarray, dice: np.ndarray, scores: list[float
     return [i for i in range(len(scores)) if not holds_two(i)]
 
 
-def _without_duplicates(dice: np.ndarray, scores: list[float], limit: float, among: list[int]) -> list[int]:
+def _drop_duplicates(dice: np.ndarray, scores: list[float], limit: float, among: list[int]) -> list[int]:
     """Indices to keep of `among`: of two crops whose masks overlap by more than `limit` Dice, the one with the lower score goes."""
     kept: list[int] = []
     for i in sorted(among, key=lambda k: -scores[k]):
@@ -158,7 +158,7 @@ def _without_duplicates(dice: np.ndarray, scores: list[float], limit: float, amo
     return sorted(kept)
 
 
-def _no_vertebra_of_its_own(kept: list[int], dice: np.ndarray, whole: np.ndarray, owned: list[int]) -> int | None:
+def _find_crop_without_vertebra(kept: list[int], dice: np.ndarray, whole: np.ndarray, owned: list[int]) -> int | None:
     """The crop of `kept` that holds least of its own: neighbours own most of its mask (`whole`, voxels), or what it owns (`owned`, in
     the order of `kept`) is a splinter of a mask that it shares. None where each holds a vertebra."""
     share = {i: own / max(1, whole[i]) for i, own in zip(kept, owned, strict=True)}
@@ -168,7 +168,7 @@ def _no_vertebra_of_its_own(kept: list[int], dice: np.ndarray, whole: np.ndarray
         if others and size[i] < SPLINTER * max(others):
             share[i] = 0.0
     least = min(kept, key=lambda i: share[i], default=None)
-    return least if least is not None and share[least] < OWN_SHARE else None
+    return least if least is not None and share[least] < OWN_FRACTION else None
 
 
 def resolve_ownership(probabilities: list[np.ndarray], starts: np.ndarray) -> list[np.ndarray]:

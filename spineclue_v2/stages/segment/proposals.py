@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...anatomy.vertebra import Vertebra
-from ...anatomy.vertebral_gaps import steps_along_spine
-from ...imageio.volume import Geometry
+from ...anatomy.vertebral_gaps import vertebral_gaps
+from ...imageio.volume import ImageGrid
 
 MISSING_STEP = 1.45   # a gap this many times the expected one may hold a vertebra; where it holds none, the crop shows a neighbour again
 TRIED_MM = 5.0        # a place this near one that was looked at already is not looked at again
@@ -14,7 +14,7 @@ INSIDE_MM = 4.0       # a candidate's middle lies at least so far inside the vol
 FRAGMENT = 0.6        # of the smaller neighbour's volume; whole vertebrae were never below 0.68 (C1) on 60 phantoms, 0.91 on real scans
 
 
-def missed(found: list[Vertebra], tried: list[Vertebra], geometry: Geometry) -> list[Vertebra]:
+def missed(found: list[Vertebra], tried: list[Vertebra], geometry: ImageGrid) -> list[Vertebra]:
     """Candidates (score 0: of two that turn out the same vertebra, the located one stays) from segmented vertebrae.
 
     One step beyond the uppermost and the lowest vertebra is looked at once, unless the mask there ends at the volume's border. Whether
@@ -23,7 +23,7 @@ def missed(found: list[Vertebra], tried: list[Vertebra], geometry: Geometry) -> 
     Args:
         found: vertebrae with masks, in any order.
         tried: candidates that were looked at before.
-        geometry: of the model-space volume that the masks lie on.
+        geometry: of the network space volume that the masks lie on.
     """
     ordered = sorted(found, key=lambda v: -v.body_centre[2])  # type: ignore[index]
     if len(ordered) < 2:
@@ -31,7 +31,7 @@ def missed(found: list[Vertebra], tried: list[Vertebra], geometry: Geometry) -> 
     middles = np.array([mask_middle(v, geometry) for v in ordered])
     places, extents = [], []
     if len(ordered) > 2:
-        for i, step in enumerate(steps_along_spine(np.array([v.body_centre for v in ordered]))):
+        for i, step in enumerate(vertebral_gaps(np.array([v.body_centre for v in ordered]))):
             count = max(1, round(float(step)) - 1) if step >= MISSING_STEP else 0
             along = [k / (count + 1) for k in range(1, count + 1)]
             # Beside the gap may be one mask of two vertebrae, its middle half a step from both: the other one lies a third of the gap on.
@@ -48,7 +48,7 @@ def missed(found: list[Vertebra], tried: list[Vertebra], geometry: Geometry) -> 
             if _inside(place, geometry) and all(np.linalg.norm(place - other) > TRIED_MM for other in known)]
 
 
-def without_fragments(found: list[Vertebra]) -> list[Vertebra]:
+def drop_fragments(found: list[Vertebra]) -> list[Vertebra]:
     """Drops what is far smaller than both its neighbours and lies where they leave no room for a vertebra: pieces of implants or of a
     neighbour. A small vertebra (collapsed, half formed) has a place of its own in the row and stays, and so does what a border cuts."""
     ordered = sorted(found, key=lambda v: -v.body_centre[2])  # type: ignore[index]
@@ -57,7 +57,7 @@ def without_fragments(found: list[Vertebra]) -> list[Vertebra]:
         above, here, below = ordered[i - 1:i + 2]
         small = not here.touches_border and here.volume_ml < FRAGMENT * min(above.volume_ml, below.volume_ml)  # type: ignore[operator,type-var]
         rest = ordered[:i] + ordered[i + 1:]
-        if small and len(rest) > 2 and steps_along_spine(np.array([v.body_centre for v in rest]))[i - 1] < MISSING_STEP:
+        if small and len(rest) > 2 and vertebral_gaps(np.array([v.body_centre for v in rest]))[i - 1] < MISSING_STEP:
             ordered = rest
         else:
             i += 1
@@ -65,19 +65,19 @@ def without_fragments(found: list[Vertebra]) -> list[Vertebra]:
     return [v for v in found if id(v) in kept]
 
 
-def mask_middle(vertebra: Vertebra, geometry: Geometry) -> np.ndarray:
+def mask_middle(vertebra: Vertebra, geometry: ImageGrid) -> np.ndarray:
     """Middle of the mask's bounding box (LPS mm), which segment is trained to have in the middle of its crop."""
     assert vertebra.mask is not None and vertebra.mask_start is not None
     return geometry.index_to_world(np.array(vertebra.mask_start) + (np.array(vertebra.mask.shape) - 1) / 2)
 
 
-def _ends_at_border(vertebra: Vertebra, geometry: Geometry, top: bool) -> bool:
+def _ends_at_border(vertebra: Vertebra, geometry: ImageGrid, top: bool) -> bool:
     """Whether the mask reaches the volume's upper (last z) or lower (first z) face: what lies beyond is not in the scan."""
     assert vertebra.mask is not None and vertebra.mask_start is not None
     start = vertebra.mask_start[0]
     return start + vertebra.mask.shape[0] >= geometry.shape[0] if top else start <= 0
 
 
-def _inside(place: np.ndarray, geometry: Geometry) -> bool:
+def _inside(place: np.ndarray, geometry: ImageGrid) -> bool:
     index, margin = geometry.world_to_index(place[None])[0], INSIDE_MM / np.array(geometry.spacing)
     return bool((index >= margin).all() and (index <= np.array(geometry.shape) - 1 - margin).all())

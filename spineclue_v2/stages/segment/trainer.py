@@ -36,7 +36,7 @@ class SegmentTrainer(BaseTrainer):
             return super().smallest_grid()
         return tuple(n // 2 ** (len(self.plan.network.features) - 1) for n in self.training_crop())
 
-    def batch_maker(self, training: bool) -> CropBatches:
+    def batch_sampler(self, training: bool) -> CropBatches:
         data, network, run = self.plan.data, self.plan.network, self.plan.run
         return CropBatches(self.dataset.folder, self.batch_cases(training), data.windows_hu,
                            data.hu_min, self.training_crop(), network.heatmap_sigma_mm / data.spacing_mm,
@@ -48,7 +48,7 @@ class SegmentTrainer(BaseTrainer):
         with torch.autocast(self.device.type, enabled=False):
             return self._criterion(logits.float(), batch["target"]), {}
 
-    def validation_figure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def validation_metric(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         logits = self.network(batch["image"]).float()
         predicted, target = foreground_probability(logits) > 0.5, batch["target"][:, 0] > 0
         return {"loss": float(self._criterion(logits, batch["target"])), "score": float(dice(predicted, target).mean())}
@@ -56,19 +56,19 @@ class SegmentTrainer(BaseTrainer):
     def validate_cases(self) -> dict[str, Any]:
         """Whole validation cases with true centres moved by up to the plan's jitter: Dice per vertebra."""
         from ...anatomy.vertebra import Vertebra
-        from ...imageio.volume import Geometry, Volume
+        from ...imageio.volume import ImageGrid, Volume
         from .predictor import segment
 
         rng = np.random.default_rng(self.seed)
         per_case, values = [], []
         for case in self.val_cases or self.train_cases:
-            volume = Volume(self.dataset.image(case)[:], Geometry.from_json(self.dataset.properties(case)["geometry"]))
+            volume = Volume(self.dataset.image(case)[:], ImageGrid.from_json(self.dataset.properties(case)["geometry"]))
             labels = self.dataset.labels(case)[:]
             rows = vertebra_table(self.dataset, [case])
             shift = rng.uniform(-1, 1, (len(rows), 3)) * self.plan.run.centre_jitter_mm / np.sqrt(3) / self.plan.data.spacing_mm
-            located = [Vertebra(tuple(volume.geometry.index_to_world(row[2] + move)), (0.0, 0.0, 0.0), 1.0, support=number)
+            located = [Vertebra(tuple(volume.geometry.index_to_world(row[2] + move)), (0.0, 0.0, 0.0), 1.0, hits=number)
                        for number, (row, move) in enumerate(zip(rows, shift, strict=True))]
-            masks = {v.support: v for v in segment(volume, located, [self.network], self.plan, self.device)}
+            masks = {v.hits: v for v in segment(volume, located, [self.network], self.plan, self.device)}
             scores = {}
             for number, (_, label, _) in enumerate(rows):
                 scores[str(label)] = _dice_of(masks.get(number), labels == label)
