@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import stages as stage_registry
+from ..stages import registry as stage_registry
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
 from ..stages.plan_files import load_plans, plans_from_json
