@@ -64,6 +64,7 @@ setup(
         "blosc2>=3.0",
         "connected-components-3d>=3.12",
         "matplotlib>=3.8",
+        "pydantic>=2.7,<3",                         # plan groups: types and ranges beside the fields
         "tqdm>=4.60",
         "setuptools",                               # nnunetv2 imports distutils, which Python >= 3.12 has only through setuptools
     ],

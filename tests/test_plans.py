@@ -12,15 +12,26 @@ from example_fingerprint import fingerprint
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning.planner import SpineCLUEPlanner
+from spineclue_v2.plans.fields import OneOf
 from spineclue_v2.plans.plans import GROUPS, Plans
-from spineclue_v2.plans.schema import CHOICES
+from spineclue_v2.plans.schema import fields_of
 from spineclue_v2.stages import registry as plans_module
 from spineclue_v2.stages.plan_files import load_plans, plans_from_json
 from spineclue_v2.stages.registry import CORE_STAGES, GROUP_TYPES, STAGES, family_of, is_whole_model
 
 FIELDS = [
-    (stage, group, field.name) for stage in CORE_STAGES for group in GROUPS for field in dataclasses.fields(GROUP_TYPES[stage][group])
+    (stage, group, field.name)
+    for stage in CORE_STAGES
+    for group in GROUPS
+    for field in dataclasses.fields(GROUP_TYPES[stage][group])
+    if field.name != "extra"
 ]
+CHOICES = {
+    (stage, group, name): entry.values
+    for stage, group, name in FIELDS
+    for entry in fields_of(GROUP_TYPES[stage][group])[name].metadata
+    if isinstance(entry, OneOf)
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +39,15 @@ def plans() -> Plans:
     return SpineCLUEPlanner("raw", fingerprint(), 1, "cpu").plan()
 
 
-def changed(value: Any, field: str = "") -> Any:
-    """Another value of the same type that `field` may have."""
-    if field in CHOICES:
-        return next(choice for choice in CHOICES[field] if choice != value)
+def changed(value: Any, place: tuple[str, ...] = ("",)) -> Any:
+    """Another value of the same type that the field at `place` may have."""
+    field = place[-1]
+    if place in CHOICES:
+        return next(choice for choice in CHOICES[place] if choice != value)
+    if field in ("slice_size", "crop_size"):
+        return tuple(2 * v for v in value)
+    if field == "features":
+        return tuple(v + 1 for v in value)
     if field == "orientation":
         return "RAS"
     if field == "neighbours":
@@ -56,7 +72,7 @@ def test_every_field_invalidates_what_its_group_says(plans: Plans, stage: str, g
     """data: the preprocessed folder and the weights; network: this stage's weights; run: nothing. Other stages: never."""
     content = plans.to_json()
     entry = content["stages"][stage][group][field]
-    entry["value"] = changed(entry["value"], field)
+    entry["value"] = changed(entry["value"], (stage, group, field))
     edited = plans_from_json(json.loads(json.dumps(content)))
     assert getattr(getattr(edited.stage(stage), group), field) != getattr(getattr(plans.stage(stage), group), field)
     data_differs = edited.stage(stage).data_fingerprint != plans.stage(stage).data_fingerprint
