@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..stages import registry as stage_registry
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
+from ..stages import registry as stage_registry
 from ..stages.plan_files import load_plans, plans_from_json
 from ..stages.registry import CORE_STAGES, MR_STAGES, STAGES, family_of, stage_folder_name, train_command
 from ..training.checkpoint import Checkpoint, load_weights, weights_sha256
