@@ -30,7 +30,7 @@ from spineclue_v2.model_sharing.install_model import check_checkpoint
 from spineclue_v2.plans.plans import GROUPS
 from spineclue_v2.plans.schema import fields_of
 from spineclue_v2.stages.plan_files import load_plans
-from spineclue_v2.stages.registry import CORE_STAGES, GROUP_TYPES
+from spineclue_v2.stages.registry import CORE_STAGES, stage_of
 from spineclue_v2.training.checkpoint import Checkpoint
 
 CORPUS: dict[str, Maker] = dict(SCANS)
@@ -69,7 +69,7 @@ WRONG_TEXTS = {str: ("null", "[]", "1"), bool: ("null", "1"), int: NO_NUMBERS + 
 NUMBERS_BY_NAME = ("decoder_penalties", "classifier_weights")
 for _stage in CORE_STAGES:
     for _group in GROUPS:
-        for _name, _info in fields_of(GROUP_TYPES[_stage][_group]).items():
+        for _name, _info in fields_of(stage_of(_stage).groups[_group]).items():
             _texts = WRONG_TEXTS.get(get_origin(_info.annotation) or _info.annotation, ('"x"', "[]", "[null]", "{}"))
             if _name in NUMBERS_BY_NAME:
                 _texts += ('{"a": "x"}', '{"a": NaN}')

@@ -24,7 +24,7 @@ from spineclue_v2.plans.schema import build_group, fields_of, note, old_names
 from spineclue_v2.stages.grade.network import build_network as build_grade
 from spineclue_v2.stages.grade.plan import GradeNetwork
 from spineclue_v2.stages.plan_files import load_plans, plans_from_json
-from spineclue_v2.stages.registry import GROUP_TYPES
+from spineclue_v2.stages.registry import stage_of, stages
 from spineclue_v2.stages.segment.network import build_network as build_segment
 from spineclue_v2.stages.segment.plan import SegmentNetwork, SegmentRun
 from spineclue_v2.utilities import paths
@@ -38,7 +38,7 @@ RENAMED = {
     "kind_weight": "tissue_class_weight",
     "class_placed_share": "class_centred_fraction",
 }
-FIELDS = [(kind, name) for groups in GROUP_TYPES.values() for kind in groups.values() for name in fields_of(kind)]
+FIELDS = [(kind, name) for stage in stages().values() for kind in stage.groups.values() for name in fields_of(kind)]
 
 
 def graded() -> dict[str, Any]:
@@ -204,7 +204,7 @@ def test_free_keys_survive_and_invalidate_nothing(tmp_path: Path) -> None:
 
 # ---- old names ------------------------------------------------------------------------------------------------------------------
 def test_the_names_of_version_0_1_stand_beside_their_fields() -> None:
-    assert {old: new for groups in GROUP_TYPES.values() for kind in groups.values() for old, new in old_names(kind).items()} == RENAMED
+    assert {old: new for stage in stages().values() for kind in stage.groups.values() for old, new in old_names(kind).items()} == RENAMED
 
 
 @pytest.mark.parametrize("planner", ["ct", "mr"])
@@ -250,5 +250,5 @@ def test_every_group_reads_what_it_writes() -> None:
         for name, stage in plans.stages.items():
             for group in GROUPS:
                 part = getattr(stage, group)
-                assert type(part) is GROUP_TYPES[name][group]
+                assert type(part) is stage_of(name).groups[group]
                 assert build_group(type(part), json.loads(json.dumps(dataclasses.asdict(part))), "x") == part

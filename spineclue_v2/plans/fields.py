@@ -78,14 +78,15 @@ def _check_window(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
-def _check_order(limits: tuple[float, float]) -> tuple[float, float]:
+def check_order(limits: tuple[float, float]) -> tuple[float, float]:
+    """ValueError where the second number is the smaller one."""
     if limits[0] > limits[1]:
         raise ValueError("expected the smaller number first")
     return limits
 
 
 Window = Annotated[tuple[Real, Real], AfterValidator(_check_window)]
-Interval = Annotated[tuple[Amount, Amount], AfterValidator(_check_order)]
+Interval = Annotated[tuple[Amount, Amount], AfterValidator(check_order)]
 
 
 def check_multiples(name: str, size: Sequence[int], step: int, why: str) -> None:

@@ -84,7 +84,7 @@ class IdentifyRun(Run):
     mc_samples: Annotated[Count, planned("passes of Monte-Carlo dropout", "passes", le=1 << 16)]
     theta: Annotated[Amount, planned("weight of the neighbours' messages in the fusion")]
     hops: Annotated[Whole, planned("how often messages are passed on")]
-    neighbours: Annotated[Count, AfterValidator(_check_odd), planned("vertebrae that exchange messages, including the target")]
+    neighbours: Annotated[Count, AfterValidator(_check_odd), planned("vertebrae that exchange messages, the target included; odd")]
     decoder_penalties: Annotated[dict[str, Real], AfterValidator(_check_penalties), planned(
         "log weights of the sequence decoder, by name; those left out keep its defaults", old_names=["decoder_prices"])] = field(
         default_factory=dict)

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from ...plans.fields import CONFIG, Amount, Batch, Count, Fraction, Interval, Run, Whole, check_multiples, one_of, planned
+from ...plans.fields import CONFIG, Amount, Batch, Count, Fraction, Run, Whole, check_multiples, check_order, one_of, planned
 
 STRIDE = 32               # the coarsest of the detector's maps
 Pixels = Annotated[int, Field(gt=0, le=4096)]
@@ -42,4 +42,5 @@ class LocalizeRun(Run):
     min_samples_fraction: Annotated[Fraction, planned(
         "part of the slices expected to cross a vertebra that must hold a box of it", old_names=["min_samples_share"])]
     size_eps: Annotated[Amount, planned("radius of the size clustering, relative to the median height and width")]
-    spacing_between_mm: Annotated[Interval, planned("smallest and largest plausible distance of neighbouring centres", "mm")]
+    spacing_between_mm: Annotated[tuple[Positive, Positive], AfterValidator(check_order), planned(
+        "smallest and largest plausible distance of neighbouring centres", "mm")]
