@@ -1,0 +1,1 @@
+"""What measures and compares this project; nothing here is part of the installed package."""
