@@ -130,6 +130,8 @@ def record(output: Path, python: str = sys.executable, checkout: Path | None = N
         only: names of `ITEMS`; none: all. Items of an earlier record in `output` that are not named stay as they are.
     """
     items = {name: ITEMS[name] for name in only or ITEMS}
+    # The commands run in a folder of their own.
+    data, python = data and data.absolute(), os.path.abspath(python) if os.sep in python else python
     (output / "logs").mkdir(parents=True, exist_ok=True)
     about = _read_json(output / "record.json") if (output / "record.json").is_file() else {"items": {}}
     with tempfile.TemporaryDirectory(prefix="compare_commits_") as place:
@@ -146,6 +148,7 @@ def record(output: Path, python: str = sys.executable, checkout: Path | None = N
                 make(program, output / name, data)
             except RecordError as error:
                 program.failures.append(str(error))
+            name_folders(output / name, {home: "HOME", data: "DATA"})
             about["items"][name] = {"seconds": round(time.perf_counter() - started, 1), "failures": program.failures,
                                     "cpu_seconds": round(cpu_seconds() - worked, 1)}
             sys.stderr.write(f"{name}: {about['items'][name]['seconds']} s{''.join(f'; FAILED {why}' for why in program.failures)}\n")
@@ -360,6 +363,15 @@ def _digest(path: Path) -> dict[str, Any]:
     voxels = np.ascontiguousarray(sitk.GetArrayFromImage(image))
     return {"size": image.GetSize(), "spacing": image.GetSpacing(), "direction": image.GetDirection(), "mean": float(voxels.mean()),
             "sha256": hashlib.sha256(voxels.tobytes()).hexdigest()}
+
+
+def name_folders(record: Path, names: dict[Path | None, str]) -> None:
+    """Replace folders that every record has of its own by their name in all JSON files."""
+    for path in record.rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        for folder, name in names.items():
+            text = text if folder is None else text.replace(str(folder), name)
+        path.write_text(text, encoding="utf-8")
 
 
 def _copy(source: Path, target: Path) -> None:

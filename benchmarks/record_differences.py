@@ -154,8 +154,8 @@ def _compare_file(name: str, old: Path, new: Path, renames: Renames, tolerance: 
         return _compare_label_maps(name, old, new)
     if name.endswith(ARRAYS):
         return _compare_arrays(name, old, new, renames, tolerance)
-    contents = (json.loads(path.read_text(encoding="utf-8")) for path in (old, new))
-    return _compare_json(name, *contents, renames, tolerance)
+    before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (old, new))
+    return _compare_json(name, before, after, renames, tolerance)
 
 
 def _compare_json(name: str, old: Any, new: Any, renames: Renames, tolerance: float, prefix: tuple[str, ...] = ()) -> list[Difference]:

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ lies at the top and is no part of the package
 
-from benchmarks.commit_record import SMALL, RecordError, fingerprints, make_small  # noqa: E402
+from benchmarks.commit_record import SMALL, RecordError, fingerprints, make_small, name_folders  # noqa: E402
 from benchmarks.compare_commits import main  # noqa: E402
 
 CASE = {"vertebrae": [{"level": "L1", "volume_ml": 53.801}, {"level": "L2", "volume_ml": 55.0}], "witnesses": ["shape"],
@@ -136,6 +136,13 @@ def test_a_plan_is_made_small_in_old_and_new_words(tmp_path):
     path.write_text(json.dumps({"stages": {"identify": {"run": {"rounds": 500}}}}))
     with pytest.raises(RecordError, match="stage identify"):
         make_small(path)
+
+
+def test_folders_of_one_run_are_not_in_its_record(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps({"reference_file": "/somewhere/run_1/labels/a.nii.gz", "rows": 3}))
+    name_folders(tmp_path, {Path("/somewhere/run_1"): "HOME", None: "DATA"})
+    assert json.loads(path.read_text()) == {"reference_file": "HOME/labels/a.nii.gz", "rows": 3}
 
 
 def test_it_runs_as_a_file_from_anywhere(old, tmp_path):
