@@ -1,1 +1,1 @@
-"""What measures and compares this project; nothing here is part of the installed package."""
+"""Measurements that are run by hand: the exam on synthetic spines, the realism of these, real scans."""

@@ -158,8 +158,13 @@ def record(output: Path, python: str = sys.executable, checkout: Path | None = N
 
 def install(checkout: Path, target: Path, python: str) -> Path:
     """Install a working tree into the folder `target`, without its dependencies, which `python` has; returns `target`."""
-    line = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target), str(checkout)]
-    done = subprocess.run(line, capture_output=True, text=True)
+    # From a copy: a build/ that lies in the tree would bring modules back that the commit no longer has.
+    with tempfile.TemporaryDirectory(prefix="compare_commits_") as place:
+        for name in git(checkout, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+            if (checkout / name).is_file():
+                _copy(checkout / name, Path(place) / name)
+        line = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target), place]
+        done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{checkout} cannot be installed: {done.stderr.strip()}")
     return target
@@ -167,10 +172,15 @@ def install(checkout: Path, target: Path, python: str) -> Path:
 
 def commit_of(checkout: Path) -> str:
     """Commit of a working tree, with '+' where files differ from it."""
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True).stdout.strip()
+    return git(checkout, "rev-parse", "HEAD").strip() + ("+" if git(checkout, "status", "--porcelain").strip() else "")
 
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git prints in `folder`; its own sentence ends the program when it fails."""
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr.strip())
+    return done.stdout
 
 
 def cpu_seconds() -> float:

@@ -31,7 +31,6 @@ Exit code 0: no difference without a reason; 1: there are some, or a record is n
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -97,20 +96,13 @@ def run_both(args: argparse.Namespace) -> int:
         kept, codes = args.keep or Path(place) / "records", []
         for name, commit in (("old", args.old), ("new", args.new)):
             tree = Path(place) / name
-            git("worktree", "add", "--detach", "--quiet", str(tree), commit)
+            commit_record.git(commit_record.ROOT, "worktree", "add", "--detach", "--quiet", str(tree), commit)
             try:
                 codes.append(complete(commit_record.record(kept / name, checkout=tree, data=args.data, only=_items(args))))
             finally:
-                git("worktree", "remove", "--force", str(tree))
+                commit_record.git(commit_record.ROOT, "worktree", "remove", "--force", str(tree))
         args.old, args.new = kept / "old", kept / "new"
         return max(*codes, compare_two(args))
-
-
-def git(*arguments: str) -> None:
-    """Run git in this repository; its own sentence ends the program when it fails."""
-    done = subprocess.run(["git", "-C", str(commit_record.ROOT), *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr.strip())
 
 
 def complete(about: dict) -> int:
