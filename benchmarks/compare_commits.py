@@ -19,7 +19,8 @@ A record holds, made by the public commands on one thread of a CPU:
 PY's environment has installed. A part is made anew with `--only plans training`.
 
 `compare` prints each difference: file, place in it, how many values differ, the largest difference; of label maps the voxels that differ
-and Dice. Seconds and versions are not compared. Both files are JSON:
+and Dice. What differs alike in several files is one line (`--all`: one for each file). Seconds and versions are not compared. The files
+of renames and of reasons are JSON:
 
     renames     {"keys": {"old": "new"}, "values": {..}, "places": {"old/beginning": "new/beginning"}, "files": {..}}
                 or the table of keys alone
@@ -40,7 +41,7 @@ if __package__ in (None, ""):  # run as a file: its neighbours are a package
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import commit_record
-from benchmarks.record_differences import Difference, Renames, compare, read_explanations, unused
+from benchmarks.record_differences import Difference, Renames, compare, condensed, read_explanations, unused
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (comparing, running):
         command.add_argument("--renames", type=Path, default=None, metavar="FILE", help="JSON of what the new commit calls otherwise")
         command.add_argument("--explained", type=Path, default=None, metavar="FILE", help="JSON of differences that have a reason")
+        command.add_argument("--all", action="store_true", help="a line for each file, also where many differ alike")
         command.add_argument("--tolerance", type=float, default=0.0, help="numbers that differ by no more are equal; default: bit by bit")
     return parser
 
@@ -85,7 +87,7 @@ def record_one(args: argparse.Namespace) -> int:
 def compare_two(args: argparse.Namespace) -> int:
     explanations = read_explanations(args.explained)
     differences = compare(args.old, args.new, Renames.read(args.renames), explanations, args.tolerance)
-    print("\n".join(report(differences)))
+    print("\n".join(report(differences if args.all else condensed(differences))))
     for entry in unused(explanations, differences):
         print(f"not needed: {entry.file}: {entry.place}  [{entry.why}]")
     return int(any(not difference.reason for difference in differences))

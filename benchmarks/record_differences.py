@@ -128,6 +128,23 @@ def compare(old: str | Path, new: str | Path, renames: Renames | None = None, ex
     return [_explained(difference, explanations) for difference in found]
 
 
+def condensed(differences: Sequence[Difference]) -> list[Difference]:
+    """The same with one entry for what differs alike in several files of one part of the record; its `count` is that of all files."""
+    groups: dict[tuple[str, ...], list[Difference]] = {}
+    for difference in differences:
+        part, ending = difference.file.split("/")[0], difference.file.rpartition(".")[2]
+        groups.setdefault((part, ending, difference.place, difference.kind, difference.reason), []).append(difference)
+    found = []
+    for (part, *_), group in groups.items():
+        largest = max(group, key=lambda difference: -1.0 if difference.size is None else difference.size)
+        if len(group) > 1:
+            where = f"{part}/.. ({len(group)} files)"
+            largest = replace(largest, file=where, count=sum(difference.count for difference in group),
+                              example=f"{largest.file}: {largest.example}")
+        found.append(largest)
+    return found
+
+
 def unused(explanations: Sequence[Explanation], differences: Sequence[Difference]) -> list[Explanation]:
     """Explanations that no difference needed."""
     return [entry for entry in explanations if not any(entry.holds(difference) for difference in differences)]

@@ -114,6 +114,16 @@ def test_a_reason_covers_what_it_names_up_to_its_size(old, tmp_path, capsys):
     assert said(capsys, old, new, "--explained", file)[0] == 1
 
 
+def test_what_differs_alike_in_several_files_is_one_line(old, tmp_path, capsys):
+    new = write(tmp_path / "new")
+    for folder, volume in ((old, 1.0), (new, 1.5)):
+        for case in "ab":
+            (folder / "real" / f"{case}.json").write_text(json.dumps({"volume_ml": volume}))
+    code, lines = said(capsys, old, new)
+    assert code == 1 and lines[0].startswith("real/.. (2 files): volume_ml: number, 2, largest 0.5; real/a.json: volume_ml: 1.0 -> 1.5")
+    assert [line.split(":")[0] for line in said(capsys, old, new, "--all")[1][:2]] == ["real/a.json", "real/b.json"]
+
+
 def test_a_file_of_one_record_alone_is_a_difference(old, tmp_path, capsys):
     new = write(tmp_path / "new")
     (new / "real" / "case.npz").unlink()
