@@ -45,7 +45,7 @@ PHANTOMS = {  # name: (dataset id, cases, seed, pathology); C1-C4, T9-T12, L2-L5
 TRAININGS: dict[str, tuple[int, list[list[str]]]] = {  # name: (dataset, the stage's arguments in each spelling)
     "localize": (641, [["localize"]]), "segment": (641, [["segment"]]), "identify": (641, [["identify"]]),
     "appearance": (641, [["appearance"], ["identify", "-tr", "AppearanceTrainer"]]), "grade": (641, [["grade"]]),
-    "hybrid_2d": (642, [["hybrid_2d"]]), "hybrid_3d": (642, [["hybrid_3d"]])}
+    "hybrid_2d": (642, [["hybrid_2d"]]), "hybrid_3d": (642, [["hybrid_3d"]]), "geometry": (641, [["geometry"]])}
 SMALL: dict[str, dict[str, Any]] = {  # numbers of a plan by their name: of every stage, and of one
     "*": {"epochs": STEPS, "contrastive_epochs": STEPS // 2, "classifier_epochs": STEPS // 2, "iterations_per_epoch": 1, "mc_samples": 4},
     "localize": {"spacing_mm": 4.0, "slice_size": [64, 64], "batch_size": 2},
@@ -53,7 +53,7 @@ SMALL: dict[str, dict[str, Any]] = {  # numbers of a plan by their name: of ever
     "identify": {"spacing_mm": 4.0, "width": 4, "hidden": 16, "projection_dim": 8, "crop_size": [16, 32, 32], "pool_grid": [1, 1, 1],
                  "batch_size": 4, "contrastive_batch_size": 4, "classifier_batch_size": 4},
     "appearance": {"spacing_mm": 4.0, "batch_size": 4},
-    "geometry": {"spacing_mm": 4.0},
+    "geometry": {"batch_size": 8, "sampled_spines": 20},
     "grade": {"spacing_mm": 4.0, "features": [4, 8], "blocks": [1, 1], "crop_size": [16, 32, 32], "projection_dim": 8, "batch_size": 4},
     "hybrid_2d": {"spacing_mm": [7.0, 3.0, 3.0], "encoder": "tu-resnet10t", "decoder_channels": 8, "crop_size": [32, 32], "batch_size": 2,
                   "unlabelled_batch_size": 2, "lr_drop_epochs": [5, 10]},
@@ -299,8 +299,9 @@ def make_small(path: Path) -> None:
     for stage, groups in plan["stages"].items():
         wanted = SMALL["*"] | SMALL.get(stage, {})
         changed = 0
-        for numbers in groups.values():
-            for name in wanted.keys() & numbers.keys():
+        for group, numbers in groups.items():
+            # A network's own spacing belongs to its crop size; only that of the preprocessed scans is made coarse.
+            for name in {name for name in wanted if name in numbers and (name != "spacing_mm" or group == "data")}:
                 held = numbers[name]
                 numbers[name] = held | {"value": wanted[name]} if isinstance(held, dict) and "value" in held else wanted[name]
                 changed += 1

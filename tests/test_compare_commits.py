@@ -139,9 +139,12 @@ def test_six_fingerprints_are_planned():
 def test_a_plan_is_made_small_in_old_and_new_words(tmp_path):
     path = tmp_path / "plan.json"
     run = {"epochs": {"value": 500, "rule": "r"}, "classifier_batch_size": 64, "temperature": 0.07}
-    path.write_text(json.dumps({"stages": {"identify": {"run": run}}}))
+    spacings = {"data": {"spacing_mm": 1.0}, "network": {"spacing_mm": 5.0}}
+    path.write_text(json.dumps({"stages": {"identify": spacings | {"run": run}}}))
     make_small(path)
-    assert json.loads(path.read_text())["stages"]["identify"]["run"] == {
+    small = json.loads(path.read_text())["stages"]["identify"]
+    assert small["data"]["spacing_mm"] == SMALL["identify"]["spacing_mm"] and small["network"]["spacing_mm"] == 5.0
+    assert small["run"] == {
         "epochs": {"value": 20, "rule": "r"}, "classifier_batch_size": SMALL["identify"]["classifier_batch_size"], "temperature": 0.07}
     path.write_text(json.dumps({"stages": {"identify": {"run": {"rounds": 500}}}}))
     with pytest.raises(RecordError, match="stage identify"):
