@@ -193,7 +193,7 @@ def _merge(group: list[tuple[Vertebra, ImageGrid]], mask: np.ndarray, probabilit
                                            "grade_probabilities", "combined_grade_probabilities")}
     log_mean = np.logaddexp.reduce([v.log_probabilities for v in own], axis=0) - np.log(len(own))
     known = [v.variant_log_probabilities for v in own if v.variant_log_probabilities is not None]
-    variants = tuple(map(float, np.logaddexp.reduce(known, axis=0) - np.log(len(known)))) if known else None
+    variants = tuple(map(float, np.log(np.mean(np.exp(known), axis=0)))) if known else None
     voxel = float(np.prod(grid.spacing))
     return replace(own[0], **means, log_probabilities=log_mean, variant_log_probabilities=variants, mask=mask,
                    mask_start=tuple(int(n) for n in first),
