@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..anatomy import LEVEL_INDEX, LEVEL_INDEX_OF_LABEL, LEVELS
 from ..errors import InputError
+from ..utilities.triples import int_triple
 from .canvas import Canvas, one_thread
 from .fields import distance_fields
 from .sampling import PhantomCase
@@ -72,7 +73,7 @@ class ShapeBank:
             low, high = centres.min(0) - 75, centres.max(0) + 75
             for v in subject.placed:
                 v.centre = v.centre - low
-            size = tuple(int(n) for n in np.ceil((high - low)[::-1] / spacing))
+            size = int_triple(np.ceil((high - low)[::-1] / spacing))
             canvas = Canvas(size, (spacing,) * 3, (0.0,) * 3, 0.5, torch.Generator().manual_seed(int(rng.integers(2**31))))
             with one_thread():
                 for v, _, field in distance_fields(canvas, subject, canvas.generator):
