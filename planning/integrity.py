@@ -114,7 +114,7 @@ def _orientation(case: str, names: Sequence[str], vertebrae: Mapping[str, Mappin
     if upside_down:
         findings.append(Finding(case, "error", "flip", f"head and feet are swapped: {names[0]} lies below {names[-1]}{mirrored}"))
     elif (steps > 0).any():
-        wrong = [f"{names[i]} below {names[i + 1]}" for i in np.flatnonzero(steps > 0)]
+        wrong = [f"{upper} below {lower}" for upper, lower, step in zip(names, names[1:], steps, strict=False) if step > 0]
         findings.append(Finding(case, "warning", "order", f"levels out of order along the body axis: {', '.join(wrong)}"))
     if back_to_front:
         findings.append(Finding(case, "error", "flip", f"front and back are swapped: the bodies lie behind the arches{mirrored}"))

@@ -78,8 +78,8 @@ def figures(true: np.ndarray, predicted: np.ndarray, score: np.ndarray) -> dict[
             f"sensitivity_at_specificity_{SPECIFICITY:g}": sensitivity_at(fractured, score)}
 
 
-def summarise(true: Sequence[int], predicted: Sequence[int], score: Sequence[float] | np.ndarray, patients: Sequence[str],
-              bootstraps: int = BOOTSTRAPS, seed: int = 0) -> dict[str, Any]:
+def summarise(true: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, score: Sequence[float] | np.ndarray,
+              patients: Sequence[str], bootstraps: int = BOOTSTRAPS, seed: int = 0) -> dict[str, Any]:
     """{"vertebrae", "patients": counts, "per_vertebra", "per_patient": figures, "interval": 95 % bootstrap intervals of both}.
 
     A patient has the worst grade and the highest score of the own vertebrae. The bootstrap draws patients, not vertebrae: those of one
@@ -136,8 +136,8 @@ def grading_of(cases: Sequence[CaseFiles]) -> dict[str, Any] | None:
                 given.append((grade, *(value or (0, 0.0)), patient))
     if not rows["heights"]:
         return None
-    return {source: summarise(*zip(*given, strict=True)) | {"without_grade": missing[source]}  # type: ignore[arg-type]
-            for source, given in rows.items() if source in used}
+    return {source: summarise([row[0] for row in given], [row[1] for row in given], [row[2] for row in given], [row[3] for row in given])
+            | {"without_grade": missing[source]} for source, given in rows.items() if source in used}
 
 
 def reference_grades(labels: Path) -> dict[str, int]:

@@ -132,7 +132,7 @@ def evaluate_files(files: CaseFiles, centroids: str = "mask", values: Mapping[in
         record = record if isinstance(record, dict) else None
     if centroids == "body":
         found["reference_centroids"] = _body_centres(files.reference, reference)
-        found["predicted_centroids"] = _body_centres(files.prediction, prediction) if prediction is not None else {}
+        found["predicted_centroids"] = {} if files.prediction is None or prediction is None else _body_centres(files.prediction, prediction)
     figures = evaluate_case(reference, prediction, record, case=files.case, **found)
     predicted = np.zeros_like(reference.array) if prediction is None else prediction.array
     labels = np.union1d(np.unique(reference.array), np.unique(predicted))
@@ -217,19 +217,20 @@ def evaluate_simple(reference_folder: str | Path, prediction_folder: str | Path,
     missing = [pair.case for pair in pairs if pair.prediction is None]
     if missing and not chill:
         raise InputError(f"{len(missing)} of {len(pairs)} references lack a prediction (first {missing[0]}); --chill skips them.")
-    tasks = {pair.case: (pair, labels, ignore_label) for pair in pairs if pair.prediction is not None}
+    compared = {pair.case: (pair.reference, pair.prediction) for pair in pairs if pair.prediction is not None}
+    tasks = {case: (case, *files, labels, ignore_label) for case, files in compared.items()}
     results, failed = run_tasks(_simple_case, tasks, None, num_processes, "evaluate", num_processes > 0)
     summary = label_means(list(results.values()), labels)
     summary["metric_per_case"] = [
-        {"metrics": {str(label): values for label, values in metrics.items()}, "prediction_file": str(tasks[case][0].prediction),
-         "reference_file": str(tasks[case][0].reference)} for case, metrics in results.items()]
+        {"metrics": {str(label): values for label, values in metrics.items()}, "prediction_file": str(compared[case][1]),
+         "reference_file": str(compared[case][0])} for case, metrics in results.items()]
     summary = {key: summary[key] for key in sorted(summary)}
     if output is not None:
         write_json(output, summary)
     return summary, failed
 
 
-def _simple_case(files: CaseFiles, labels: list[int], ignore_label: int | None) -> dict[int, dict[str, float]]:
-    reference, prediction = read_labels(files.reference).reoriented("LPS"), read_labels(files.prediction).reoriented("LPS")
-    check_same_grid(reference.geometry, prediction.geometry, files.case)
-    return label_overlap(reference.array, prediction.array, labels, ignore_label)
+def _simple_case(case: str, reference: Path, prediction: Path, labels: list[int], ignore_label: int | None) -> dict[int, dict[str, float]]:
+    true, predicted = read_labels(reference).reoriented("LPS"), read_labels(prediction).reoriented("LPS")
+    check_same_grid(true.geometry, predicted.geometry, case)
+    return label_overlap(true.array, predicted.array, labels, ignore_label)

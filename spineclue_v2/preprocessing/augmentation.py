@@ -46,8 +46,8 @@ def thick_slices(array: np.ndarray, rng: np.random.Generator, spacing: float) ->
     return np.take(smooth, rows[low], axis) * (1 - share) + np.take(smooth, rows[high], axis) * share
 
 
-def field_ends(start: Sequence[float], stop: Sequence[float], shape: Sequence[int], rng: np.random.Generator, kept_share: float
-               ) -> list[tuple[int, int]]:
+def field_ends(start: Sequence[float] | np.ndarray, stop: Sequence[float] | np.ndarray, shape: Sequence[int], rng: np.random.Generator,
+               kept_share: float) -> list[tuple[int, int]]:
     """Random field of view [first, stop) per axis of an array of `shape` that still holds `kept_share` of the box start..stop.
 
     One or two faces close in on the box, up and down most often, as in scans that end within a vertebra.

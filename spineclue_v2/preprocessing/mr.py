@@ -32,8 +32,8 @@ LOCATIONS = 300                # voxels remembered per structure: crops are plac
 def mr_grid(geometry: ImageGrid, data: MRData) -> ImageGrid:
     """Grid of network space for a scan on `geometry`: planned in-plane spacing, own slices (or a whole number of them averaged)."""
     oriented = geometry.reoriented(data.orientation)[0]
-    together = max(1, round(data.spacing_mm[0] / oriented.spacing[0]))
-    return oriented.resampled((oriented.spacing[0] * together, data.spacing_mm[1], data.spacing_mm[2]))
+    merged = max(1, round(data.spacing_mm[0] / oriented.spacing[0]))
+    return oriented.resampled((oriented.spacing[0] * merged, data.spacing_mm[1], data.spacing_mm[2]))
 
 
 def to_mr_space(volume: Volume, data: MRData) -> Volume:

@@ -53,9 +53,17 @@ class Seen:
         return self.ctl.sum(axis=1)
 
     @cached_property
+    def sides(self) -> np.ndarray:
+        """(2, n, 3) left and right pedicle of each detection, NaN where one is missing. ValueError where the scan has none at all."""
+        left, right = self.scan.landmarks.left, self.scan.landmarks.right
+        if left is None or right is None:
+            raise ValueError(f"scan {self.scan.name} has no pedicles, which the VID method needs")
+        return np.stack([left, right])
+
+    @cached_property
     def width(self) -> np.ndarray:
         """(n,) distance of the pedicles in mm, NaN where one is missing."""
-        return np.linalg.norm(self.scan.landmarks.left - self.scan.landmarks.right, axis=1)
+        return np.linalg.norm(self.sides[0] - self.sides[1], axis=1)
 
     @cached_property
     def rank(self) -> np.ndarray:
@@ -122,7 +130,7 @@ def _false_sets(seen: Seen) -> dict[tuple[int, ...], float]:
 def _step_patterns(centres: np.ndarray) -> list[tuple[np.ndarray, float]]:
     """(k - 1,) steps between the k true detections, each with its penalty: all one, and patterns with vertebrae missed in wide gaps.
 
-    Wide by the scan's median gap or, since gaps in the neck are half of those in the lumbar spine, by the gaps around.
+    Wide by the scan's median gap or, since cervical gaps are half of lumbar ones, by the gaps around.
     """
     ones = np.ones(max(len(centres) - 1, 0), dtype=int)
     if len(centres) < 4:
@@ -134,7 +142,7 @@ def _step_patterns(centres: np.ndarray) -> list[tuple[np.ndarray, float]]:
     for k in np.argsort(-here)[:2]:
         if here[k] > _WIDEST_HERE:
             patterns.append(np.where(np.arange(len(gaps)) == k, max(2, round(here[k])), 1))
-    out = {}
+    out: dict[tuple[int, ...], tuple[np.ndarray, float]] = {}
     for steps in patterns:
         misfit = np.abs(np.log(here / steps)) - _MISFIT_FREE
         penalty = _PENALTY["step"] * int((steps > 1).sum()) + _MISFIT * np.clip(misfit, 0.0, _MISFIT_MOST).sum()

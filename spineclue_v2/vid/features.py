@@ -5,6 +5,7 @@ Shapes: m candidates of one scan, n detections in cranio-caudal order. NaN = doe
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class _Parts:
 
     def by_level(self) -> np.ndarray:
         seen = self.seen
-        pedicle = np.nanmean(np.stack([seen.scan.landmarks.left, seen.scan.landmarks.right]), axis=0) - seen.centres
+        pedicle = np.nanmean(seen.sides, axis=0) - seen.centres
         quantities = [*(self._same(self.logit[:, k]) for k in range(3)), self._same(seen.total), self._same(seen.width),
                       self._same(pedicle[:, 2]), self.ratio, self.slope, self.gap]
         table = np.full((self.m, NONE + 1, len(quantities)), np.nan)
@@ -144,7 +145,7 @@ class _Parts:
     def lower_end(self) -> np.ndarray:
         """Looks of the last named detection, how the line bends there, and how it goes on to a false one below."""
         seen, last, x = self.seen, self.last, self.seen.centres
-        pedicle = np.nanmean(np.stack([seen.scan.landmarks.left, seen.scan.landmarks.right]), axis=0) - x
+        pedicle = np.nanmean(seen.sides, axis=0) - x
         bends = np.full((self.m, 4), np.nan)
         for row in range(self.m):
             named = np.flatnonzero(self.named[row])[-3:]
@@ -189,7 +190,7 @@ def _columns(*values: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(v, dtype=float) for v in values], axis=1)
 
 
-def _over(mask: np.ndarray, values: np.ndarray, how) -> np.ndarray:
+def _over(mask: np.ndarray, values: np.ndarray, how: Callable[..., np.ndarray]) -> np.ndarray:
     return how(np.where(mask, values, np.nan), axis=1)
 
 

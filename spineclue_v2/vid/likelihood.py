@@ -29,11 +29,11 @@ _LOGIT_EDGE = 6.7e-3              # logits within 5: beyond, the detector's cert
 def quantities(seen: Seen, classes: np.ndarray) -> np.ndarray:
     """(m, levels, 8) of each level in candidates (m, n): log pedicle distance, height and depth of the pedicles over the body in mm,
     log gap to the next level, its slope in degrees, logits of cervical, thoracic and lumbar; NaN where unknown."""
-    marks, x = seen.scan.landmarks, seen.centres
+    x = seen.centres
     m, n = classes.shape
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)     # means of nothing are NaN, which is what is meant
-        pedicle = np.nanmean(np.stack([marks.left, marks.right]), axis=0) - x
+        pedicle = np.nanmean(seen.sides, axis=0) - x
         usual = (seen.width > _PEDICLES_MM[0]) & (seen.width < _PEDICLES_MM[1])
         width = np.where(usual, np.log(seen.width), np.nan)
         p = np.clip(seen.ctl, _LOGIT_EDGE, 1 - _LOGIT_EDGE)

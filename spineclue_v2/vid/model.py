@@ -186,8 +186,8 @@ class VidModel:
             origin = Origin.of_tensors(tensors, description["collections"])
             forests = [Forest.of_tensors({name.removeprefix(f"forest.{i}."): value for name, value in tensors.items()
                                           if name.startswith(f"forest.{i}.")}) for i in range(description["forests"])]
-            scale = (tensors[name].numpy() for name in ("mean", "spread", "flagged"))
-            model = cls([], forests, Likelihoods.of_tensors(tensors), origin, *scale, description["width"],
+            mean, spread, flagged = (tensors[name].numpy() for name in ("mean", "spread", "flagged"))
+            model = cls([], forests, Likelihoods.of_tensors(tensors), origin, mean, spread, flagged, description["width"],
                         description["temperature"], description["about"])
             for i in range(description["members"]):
                 network = Ranker(len(model.mean) + len(model.flagged), model.width, 0.0)

@@ -34,7 +34,7 @@ def predictions(scans: Sequence[VidScan], answers: Sequence[Named]) -> dict[str,
     """The benchmark's output: {scan: [{"index", "level" or None, "confidence"}, ...]}, by place in the scan's `detections`."""
     out = {}
     for scan, answer in zip(scans, answers, strict=True):
-        rows = [{"index": int(i), "level": name, "confidence": round(float(confidence), 4)}
+        rows: list[dict[str, Any]] = [{"index": int(i), "level": name, "confidence": round(float(confidence), 4)}
                 for i, name, confidence in zip(scan.index, answer.names, answer.confidence, strict=True)]
         out[scan.name] = sorted(rows, key=lambda row: row["index"])
     return out
