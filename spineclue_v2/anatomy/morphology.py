@@ -25,7 +25,7 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     return (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
 
-def body_centre(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
+def body_centre(mask: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
     """Centre (z, y, x) index of the vertebral body, the part in front of the spinal canal.
 
     The body is the thickest part near the midline and the front: its core is found in the distance transform, weighted

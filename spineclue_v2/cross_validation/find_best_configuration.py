@@ -41,19 +41,19 @@ def find_best_configuration(dataset: str | int, plans_names: Sequence[str] = (DE
     weights are kept, others are made anew.
     """
     name = paths.dataset_name(dataset)
-    where, folds = device or torch.device("cpu"), [str(fold) for fold in folds]
+    where, numbers = device or torch.device("cpu"), [str(fold) for fold in folds]
     _check_trainers(name, plans_names, trainers or ())
-    found = {plans_name: _choose_chain(name, plans_name, trainers, folds, where) for plans_name in dict.fromkeys(plans_names)}
+    found = {plans_name: _choose_chain(name, plans_name, trainers, numbers, where) for plans_name in dict.fromkeys(plans_names)}
     best = max(found, key=lambda key: found[key]["figures"][CORE_STAGES[-1]])  # the first of equals
     chosen = found[best]
-    settings, table = _choose_settings(name, best, chosen["trainers"], folds, where)
-    information = {"dataset": name, "folds": folds, "plans": best, "trainers": chosen["trainers"], "figures": chosen["figures"],
+    settings, table = _choose_settings(name, best, chosen["trainers"], numbers, where)
+    information = {"dataset": name, "folds": numbers, "plans": best, "trainers": chosen["trainers"], "figures": chosen["figures"],
                    "candidates": {key: value["candidates"] for key, value in found.items()},
                    "settings": vars(settings) | {"penalties": dict(settings.penalties)}, "settings_tried": table,
                    "note": "Figures of settings are of folds that had no part in fitting them; nothing was tuned on test cases."}
     write_json(paths.results_folder() / name / INFORMATION, information)
     with atomic_path(paths.results_folder() / name / INSTRUCTIONS) as temporary:
-        temporary.write_text(_instructions(name, best, chosen["trainers"], folds, information), encoding="utf-8")
+        temporary.write_text(_instructions(name, best, chosen["trainers"], numbers, information), encoding="utf-8")
     return information
 
 

@@ -100,10 +100,11 @@ def accumulate(dataset: str | int, stage: str, folds: Sequence[int | str] = (0, 
     """
     name = paths.dataset_name(dataset)
     place = paths.results_folder() / name / stage_folder_name(stage, plans_name, trainer)
-    folds = list(dict.fromkeys(str(fold) for fold in folds))
-    output = Path(output) if output else place / f"crossval_results_folds_{'_'.join(folds)}"
-    results, owner = [], {}
-    for fold in folds:
+    numbers = list(dict.fromkeys(str(fold) for fold in folds))
+    output = Path(output) if output else place / f"crossval_results_folds_{'_'.join(numbers)}"
+    results: list[dict[str, Any]] = []
+    owner: dict[str, str] = {}
+    for fold in numbers:
         file = place / f"fold_{fold}" / "validation" / "summary.json"
         if not file.is_file():
             trained = (place / f"fold_{fold}" / CHECKPOINT_NAME).is_file()
@@ -121,7 +122,7 @@ def accumulate(dataset: str | int, stage: str, folds: Sequence[int | str] = (0, 
                                  "(those beyond splits_final.json are drawn by themselves); give fewer folds with -f.")
             owner[case] = fold
             results.append(result)
-    summary = {"stage": stage, "folds": folds} | summarise_stage(stage, results)
+    summary = {"stage": stage, "folds": numbers} | summarise_stage(stage, results)
     output.mkdir(parents=True, exist_ok=True)
     for case, fold in owner.items():
         for ending in (".nii.gz", ".json"):
@@ -129,10 +130,10 @@ def accumulate(dataset: str | int, stage: str, folds: Sequence[int | str] = (0, 
             if source.is_file():
                 with atomic_path(output / source.name) as temporary:
                     shutil.copyfile(source, temporary)
-    for file in ("plans.json", "dataset.json"):
-        if (place / file).is_file():
-            with atomic_path(output / file) as temporary:
-                shutil.copyfile(place / file, temporary)
+    for description in ("plans.json", "dataset.json"):
+        if (place / description).is_file():
+            with atomic_path(output / description) as temporary:
+                shutil.copyfile(place / description, temporary)
     write_json(output / "summary.json", summary)
     return output, summary
 

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,7 +96,8 @@ class BaseTrainer:
         self.extra: dict[str, torch.Tensor] = {}
         self.fitted: dict[str, Any] = {}
         self.upstream: EarlierFindings | None = None  # what earlier stages found in the validation cases
-        self._stop, self._parallel_loss = False, self._loss_alone
+        self._stop = False
+        self._parallel_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] = self._loss_alone
         torch.manual_seed(seed)
         self.network = synchronised(self.build_network().to(device), device)
         self.passes = 1                         # 2 once memory ran out: each batch is then worked on in halves

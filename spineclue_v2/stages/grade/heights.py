@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...anatomy.morphology import body_centre
+from ...utilities.triples import float_triple
 
 STEP_MM = 0.75                  # samples along y' and x'
 Z_STEP_MM = 0.5
@@ -46,8 +47,8 @@ class Measurement:
     residual_mm: float
 
 
-def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float] | None = None,
-            back: Sequence[float] = (0.0, 1.0, 0.0)) -> Measurement | None:
+def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float] | np.ndarray | None = None,
+            back: Sequence[float] | np.ndarray = (0.0, 1.0, 0.0)) -> Measurement | None:
     """Heights of the vertebra `mask` (bool or 0..1, (z, y, x), roughly LPS); None where no body with two end plates is found, or where
     the end plates are too ragged to say the same twice.
 
@@ -59,7 +60,7 @@ def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float]
     spacing = np.asarray(spacing_mm, dtype=float)
     if not mask.any():
         return None
-    centre = np.array(body_centre(mask > 0.5, spacing))
+    centre = np.asarray(body_centre(mask > 0.5, spacing), dtype=float)
     values = np.pad(mask.astype(np.float32), 1)
     middle = np.argwhere(values > 0.5).mean(0)
     starts = [np.asarray(axis, dtype=float)] if axis is not None else []
@@ -213,7 +214,7 @@ def _heights(s: np.ndarray, x: np.ndarray, thickness: np.ndarray) -> tuple[float
         if near.sum() < 12:
             return None
         found.append(float(_fit(s[near] - place, x[near], thickness[near], curved=place == 0.0)[0][0]))
-    return tuple(found)  # type: ignore[return-value]
+    return float_triple(found)
 
 
 def _says_the_same(heights: tuple[float, float, float], thickness: np.ndarray) -> bool:

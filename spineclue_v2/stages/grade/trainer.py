@@ -32,7 +32,7 @@ class GradeTrainer(BaseTrainer):
     stage = "grade"
     network: GradeNet
 
-    def build_network(self) -> torch.nn.Module:
+    def build_network(self) -> GradeNet:
         grades = {grade for _, _, grade in graded_rows(self.dataset, self.train_cases)}
         if len(grades) < 2:
             raise InputError(f"Fold {self.fold} of {self.plans.dataset_name} has vertebrae of {len(grades)} Genant grades to train on; "

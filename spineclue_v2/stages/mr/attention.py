@@ -32,7 +32,7 @@ class SpatialAttention(nn.Module):
         batch, channels, slices, rows, columns = f_3d.shape
         query, key, value = self._coarse(self.query(f_2d)), self._coarse(self.key(f_2d)), self._coarse(self.value(f_3d))
         grid = value.shape[-2:]
-        mixed = F.scaled_dot_product_attention(*(_slice_rows(t) for t in (query, key, value)))       # (B D, N, C3)
+        mixed = F.scaled_dot_product_attention(_slice_rows(query), _slice_rows(key), _slice_rows(value))       # (B D, N, C3)
         mixed = mixed.transpose(1, 2).reshape(batch * slices, channels, *grid)
         if grid != (rows, columns):
             mixed = F.interpolate(mixed, size=(rows, columns), mode="bilinear", align_corners=False)

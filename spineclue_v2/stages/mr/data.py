@@ -33,7 +33,7 @@ def other_discs(image: torch.Tensor, labels: torch.Tensor, discs: torch.Tensor, 
     return image + offsets[number] * depth
 
 
-def inside(start: np.ndarray, size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+def inside(start: np.ndarray, size: Sequence[int] | np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """`start` moved so that the box of `size` stays within `shape` where it fits, and centred on the axis where it does not."""
     room = np.asarray(shape) - np.asarray(size)
     return np.where(room >= 0, np.clip(start, 0, np.maximum(room, 0)), room // 2)
@@ -203,7 +203,8 @@ class PatchBatches(_Batches):
         box = start - corner - [1, 0, 0], size + 2 * context + [2, 0, 0]
         region = torch.from_numpy(crop_and_pad(image, *box).astype(np.float32))
         labels = torch.from_numpy(crop_and_pad(self.array(self.folder, case, "labels"), *box).astype(np.int16))
-        sample = self.transformed(tuple(region.shape[1:]), self.other_signal(region, labels, rng), labels[1:-1])
+        rows, columns = region.shape[1:]
+        sample = self.transformed((rows, columns), self.other_signal(region, labels, rng), labels[1:-1])
         row, column = corner[1:]
         target = sample["segmentation"][:, row:row + size[1], column:column + size[2]]
         return {"image": sample["image"], "corner": torch.from_numpy(corner[1:]), "target": target[None]}

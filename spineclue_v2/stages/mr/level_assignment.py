@@ -180,7 +180,7 @@ def _disc_between(lower: tuple[np.ndarray, ...], upper: tuple[np.ndarray, ...], 
     for number in np.intersect1d(lower[0], upper[0]):
         ends = [np.array([axis[at[0] == number].mean() for axis in at[1:]]) for at in (lower, upper)]
         length = float(np.linalg.norm((ends[1] - ends[0]) * np.array(data.spacing_mm[1:])))
-        on_the_way = np.linspace(*ends, ON_THE_WAY).round().astype(int)
+        on_the_way = np.linspace(ends[0], ends[1], ON_THE_WAY).round().astype(int)
         thickness.append(disc[number][tuple(on_the_way.T)].mean() * length)
     return float(np.mean(thickness)) if thickness else np.inf
 

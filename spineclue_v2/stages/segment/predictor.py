@@ -13,6 +13,7 @@ from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...preprocessing.crops import crop_start
 from ...training.device import autocast
+from ...utilities.triples import float_triple, int_triple
 from .data import crop_channels
 from .network import foreground_probability
 
@@ -37,8 +38,8 @@ def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.M
     probabilities, starts = _crops(volume, vertebrae, networks, plan, device, mirror)
     found = _settle(vertebrae, probabilities, starts, volume, plan)
     tried: list[Vertebra] = []
-    for _ in range(LOOKS if missed is not None else 0):
-        more = missed(list(found.values()), tried)  # type: ignore[misc]
+    for _ in range(LOOKS):
+        more = [] if missed is None else missed(list(found.values()), tried)
         if not more:
             break
         own, (further, further_starts) = list(found), _crops(volume, more, networks, plan, device, mirror)
@@ -211,8 +212,6 @@ def _finish(vertebra: Vertebra, mask: np.ndarray, probability: np.ndarray, start
     touches = bool(((origin == 0) | (origin + np.array(mask.shape) == shape)).any())
     to_world = volume.geometry.index_to_world
     return replace(vertebra, mask=np.ascontiguousarray(mask), mask_probability=on_the_masks_side(probability[tight], mask),
-                   mask_start=tuple(int(o) for o in origin),
-                   mask_centroid=tuple(map(float, to_world(inside.mean(0) + low))),
-                   body_centre=tuple(map(float, to_world(np.asarray(body_centre(mask, (spacing,) * 3)) + origin))),
-                   volume_ml=volume_ml, touches_border=touches,
-                   extent=tuple(float(n * spacing) for n in mask.shape))
+                   mask_start=int_triple(origin), mask_centroid=float_triple(to_world(inside.mean(0) + low)),
+                   body_centre=float_triple(to_world(np.asarray(body_centre(mask, (spacing,) * 3)) + origin)),
+                   volume_ml=volume_ml, touches_border=touches, extent=float_triple(n * spacing for n in mask.shape))
