@@ -22,8 +22,8 @@ from ..stages.identify.decoder import Decoder, Numbering
 from ..stages.identify.fusion import MessageFusion, fit_phi
 from ..stages.identify.plan import IdentifyRun, Penalties
 from ..stages.identify.predictor import INFERENCE_BATCH, shape_logs
+from ..stages.identify.trainer import IdentifyTrainer
 from ..stages.identify.uncertainty import fit_temperature, monte_carlo
-from ..training.trainer import BaseTrainer
 
 STEPS = ("baseline on CT", "+ mask", "+ contrastive", "+ fusion", "+ geometry", "+ appearance", "+ decoder")
 """The paper's Table 3, then what is beyond the paper."""
@@ -59,11 +59,27 @@ class Scan:
     def steps(self) -> np.ndarray:
         return vertebral_gaps(self.centres)
 
+    @property
+    def known_appearance(self) -> np.ndarray:
+        """`appearance`; ValueError where its network has not seen the scan."""
+        return _filled(self.appearance, "appearance", self.case)
+
+    @property
+    def known_geometry(self) -> np.ndarray:
+        """`geometry`; ValueError where there is no geometry classifier."""
+        return _filled(self.geometry, "geometry", self.case)
+
+
+def _filled(rows: np.ndarray | None, name: str, case: str) -> np.ndarray:
+    if rows is None:
+        raise ValueError(f"{case}: there is no evidence of the classifier {name}")
+    return rows
+
 
 def scans_of(dataset: PreprocessedDataset, cases: Sequence[str], fold: int | str, seed: int, several_folds: bool,
              geometry: Any = None) -> list[Scan]:
     """The validation `cases` with what needs no training of the study; those without a vertebra are left out."""
-    scans = []
+    scans: list[Scan] = []
     for case in cases:
         properties = dataset.properties(case)
         grid = ImageGrid.from_json(properties["geometry"])
@@ -78,7 +94,7 @@ def scans_of(dataset: PreprocessedDataset, cases: Sequence[str], fold: int | str
 
 
 @torch.no_grad()
-def add_outputs(scans: Sequence[Scan], name: str, trainer: BaseTrainer, dataset: PreprocessedDataset) -> None:
+def add_outputs(scans: Sequence[Scan], name: str, trainer: IdentifyTrainer | AppearanceTrainer, dataset: PreprocessedDataset) -> None:
     """Let the trained network of `name` look at every scan once; fills features and logits, or `appearance`."""
     trainer.network.eval()
     if isinstance(trainer, AppearanceTrainer):
@@ -87,7 +103,7 @@ def add_outputs(scans: Sequence[Scan], name: str, trainer: BaseTrainer, dataset:
             volume = Volume(np.asarray(dataset.image(scan.case)[:]), ImageGrid.from_json(dataset.properties(scan.case)["geometry"]))
             scan.appearance = classifier.log_probabilities(volume, scan.centres)
         return
-    maker = trainer.batch_sampler(training=False)  # type: ignore[attr-defined]
+    maker = trainer.batch_sampler(training=False)
     maker.cases, maker.variants = [scan.case for scan in scans], True
     for scan in scans:
         if tuple(NAME_OF_LABEL[value] for value in maker.labels_of(scan.case)) != scan.names:
@@ -128,12 +144,12 @@ def shape_probabilities(fit: Sequence[Scan], apply: Sequence[Scan], network: Map
         mean, entropy, _ = monte_carlo(network[scan.fold, scan.seed], scan.features[name], run.mc_samples, temperature)
         rows[id(scan)] = (mean.cpu().clone(), entropy.cpu().clone(), torch.from_numpy(round_positions(scan.steps)), scan.targets)
     if not fused:
-        return tuple([rows[id(scan)][0].numpy() for scan in scans] for scans in (fit, apply))  # type: ignore[return-value]
+        return [rows[id(scan)][0].numpy() for scan in fit], [rows[id(scan)][0].numpy() for scan in apply]
     fusion = MessageFusion(run.theta, run.hops, run.neighbours)
     if run.hops:
         fit_phi(fusion, [rows[id(scan)] for scan in fit])
     with torch.no_grad():
-        return tuple([fusion(*rows[id(scan)][:3]).numpy() for scan in scans] for scans in (fit, apply))  # type: ignore[return-value]
+        return [fusion(*rows[id(scan)][:3]).numpy() for scan in fit], [fusion(*rows[id(scan)][:3]).numpy() for scan in apply]
 
 
 def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[tuple[int | str, int], Any],
@@ -170,7 +186,7 @@ def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[t
 def _appearance_temperature(scans: Sequence[Scan]) -> float:
     if scans[0].appearance is None:
         return 1.0
-    return fit_temperature(torch.from_numpy(np.concatenate([s.appearance for s in scans])), torch.cat([s.targets for s in scans]))
+    return fit_temperature(torch.from_numpy(np.concatenate([s.known_appearance for s in scans])), torch.cat([s.targets for s in scans]))
 
 
 def _evidence_rows(scans: Sequence[Scan], shape: Sequence[np.ndarray], enabled: Sequence[str], temperature: float) -> list[EvidenceRows]:
@@ -178,9 +194,9 @@ def _evidence_rows(scans: Sequence[Scan], shape: Sequence[np.ndarray], enabled: 
     for scan, probabilities in zip(scans, shape, strict=True):
         logs = {"shape": shape_logs(probabilities)}
         if "geometry" in enabled:
-            logs["geometry"] = scan.geometry
+            logs["geometry"] = scan.known_geometry
         if "appearance" in enabled:
-            tempered = scan.appearance / temperature
+            tempered = scan.known_appearance / temperature
             logs["appearance"] = tempered - np.logaddexp.reduce(tempered, axis=1, keepdims=True)
         rows.append(EvidenceRows(logs, scan.names, scan.steps))
     return rows

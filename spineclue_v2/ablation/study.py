@@ -132,7 +132,7 @@ def _names(scans: Sequence[Scan], networks: dict[tuple[int | str, int], Any], ru
             found, numberings = names_by_step(fit, apply, networks, run)
             for k, scan in enumerate(apply):
                 for i, level in enumerate(scan.names):
-                    row = {"fold": scan.fold, "seed": seed, "case": scan.case, "level": level}
+                    row: dict[str, Any] = {"fold": scan.fold, "seed": seed, "case": scan.case, "level": level}
                     row |= {step: names[k][i] or "" for step, names in found.items()}
                     for how, decoded in numberings.items():
                         row |= {f"{how}: name": decoded[k].names[i] or "", f"{how}: confidence": round(float(decoded[k].confidence[i]), 4),
@@ -232,9 +232,9 @@ def _write_embeddings(folder: Path, scans: Sequence[Scan], trainings: Iterable[s
             silhouettes.append({"training": name, "fold": fold, "seed": seed, "vertebrae": len(features), "neighbour_silhouette":
                                 round(neighbour_silhouette(features, targets[targets >= 0]), 4)})
             if name in EMBEDDED and (fold, seed) == (scans[0].fold, scans[0].seed):
-                places = two_dimensions(features)
+                plane = two_dimensions(features)
                 points += [{"training": name, "level": anatomy.LEVELS[t], "x": round(float(x), 3), "y": round(float(y), 3)}
-                           for t, (x, y) in zip(targets[targets >= 0], places, strict=True)]
+                           for t, (x, y) in zip(targets[targets >= 0], plane, strict=True)]
     figures.write_csv(folder / "silhouette.csv", silhouettes)
     figures.write_csv(folder / "embedding.csv", points)
     figures.plot_embeddings(points, silhouettes, {name: TRAININGS[name].title for name in EMBEDDED}, folder / "embedding.png")
@@ -245,6 +245,6 @@ def _single(record: dict[str, Any], scans: Sequence[Scan]) -> dict[str, Any]:
     own = [scan for scan in scans if (scan.fold, scan.seed) == (record["fold"], record["seed"])]
     name = record["training"]
     true = [level for scan in own for level in scan.names]
-    given = [level for scan in own for level in best_level(scan.appearance if name == "appearance" else scan.logits[name])]
+    given = [level for scan in own for level in best_level(scan.known_appearance if name == "appearance" else scan.logits[name])]
     return {"id_rate_single": round(metrics.identification_rate(true, given), 4), "mse_single": round(metrics.level_mse(true, given), 4)}
 

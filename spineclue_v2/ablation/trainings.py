@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from ..stages.identify.appearance import AppearanceTrainer
 from ..stages.identify.plan import IdentifyNetwork, IdentifyRun
 from ..stages.identify.trainer import IdentifyTrainer
 from ..training.checkpoint import Checkpoint
-from ..training.trainer import BaseTrainer
 from .comparisons import CTTrainer, ResNeXtTrainer, TransformerTrainer
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Training:
     """One network of the study: its trainer, and what differs from the plan."""
 
     title: str
-    trainer: type[BaseTrainer]
+    trainer: type[IdentifyTrainer] | type[AppearanceTrainer]
     run: Callable[[IdentifyRun], IdentifyRun] = as_planned
     network: Callable[[IdentifyNetwork], IdentifyNetwork] = lambda network: network
 
@@ -79,7 +79,7 @@ def extra_trainings(names: Sequence[str], plan: Any) -> dict[str, Training]:
     if "width" in names:
         for value in (max(4, network.width // 2), network.width * 2):
             found[f"width_{value}"] = Training(f"width {value} instead of {network.width}", IdentifyTrainer,
-                                               network=lambda network, value=value: replace(network, width=value))
+                                               network=partial(replace, width=value))
     return found
 
 
@@ -88,7 +88,8 @@ def _changed(title: str, **values: Any) -> Training:
 
 
 def trained(name: str, training: Training, plans: Plans, dataset: PreprocessedDataset, cases: tuple[list[str], list[str]],
-            folder: Path, fold: int | str, seed: int, device: torch.device, workers: int | None = None) -> BaseTrainer:
+            folder: Path, fold: int | str, seed: int, device: torch.device, workers: int | None = None
+            ) -> IdentifyTrainer | AppearanceTrainer:
     """The trainer of `training` with its final weights: trained now, continued, or read when it is finished.
 
     `folder` is that of the fold and seed; weights of another plan, of other cases or of another seed there are an InputError.

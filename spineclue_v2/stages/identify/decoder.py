@@ -148,9 +148,9 @@ class Decoder:
         reached = [one]
         for _ in range(NAMES - 1):
             reached.append((reached[-1][:, :, None] + one[None]).max(axis=1) + self.penalties.missed)
-        penalty = np.stack(reached)
-        ways = np.argsort(~np.isfinite(penalty), axis=0, kind="stable")[:3]
-        return ways + 1, np.exp(np.take_along_axis(penalty, ways, axis=0))
+        logs = np.stack(reached)
+        ways = np.argsort(~np.isfinite(logs), axis=0, kind="stable")[:3]
+        return ways + 1, np.exp(np.take_along_axis(logs, ways, axis=0))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from .network import ShapeNetwork
+    from .network import LevelNetwork
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 
@@ -20,7 +20,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def monte_carlo(network: ShapeNetwork, features: Tensor, samples: int = 20, temperature: float = 1.0,
+def monte_carlo(network: LevelNetwork, features: Tensor, samples: int = 20, temperature: float = 1.0,
                 seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Mean probabilities (n, levels), entropy (n,) and variance (n, levels) over `samples` dropout draws of the head.
 
