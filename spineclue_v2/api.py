@@ -32,13 +32,11 @@ class SpineCLUE:
         return SpineCLUE(load_trained(folder or paths.results_folder() / paths.dataset_name(source), folds, where))
 
     def predict(self, scan: str | Path | Volume, options: Options | None = None) -> SpineResult:
-        """Vertebrae of a scan in cranio-caudal order. `extra["model_geometry"]` of the result is the grid of their masks."""
+        """Vertebrae of a scan in cranio-caudal order."""
         volume = scan if isinstance(scan, Volume) else read_volume(scan)
-        result, geometry = predict_volume(volume, self.model, options)
-        result.extra["network_grid"] = geometry
-        return result
+        return predict_volume(volume, self.model, options)
 
     @staticmethod
     def label_map(result: SpineResult, volume: Volume) -> np.ndarray:
         """VerSe label values, uint8 (z, y, x) on the grid of `volume`."""
-        return label_map(result.vertebrae, result.extra["network_grid"], volume.geometry)
+        return label_map(result.vertebrae, result.mask_grid, volume.geometry)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .anatomy.vertebra import Vertebra
+from .imageio.grid import ImageGrid
 
 
 @dataclass(frozen=True)
@@ -17,3 +18,5 @@ class SpineResult:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()                          # warnings for the reader (thick slices, ...)
     extra: dict[str, Any] = field(default_factory=dict)
+    grid: ImageGrid | None = None                        # of the scan
+    mask_grid: ImageGrid | None = None                   # network space: the grid of `Vertebra.mask` and `mask_start`

@@ -87,7 +87,7 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     _check_output(output, cases)
     cases = cases[part_id::num_parts]
     outcome: dict[str, str | None] = {}
-    is_mr = "hybrid_2d" in model.stages
+    is_mr = model.modality == "MR"
     if is_mr:
         _check_mr_options(options or Options(), save_probabilities)
     if executor is not None and not single:
@@ -120,7 +120,7 @@ def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: O
                        save_probabilities: bool, report: bool, progress: bool, executor: Executor,
                        source: ModelSource) -> dict[str, str | None]:
     """The same through an executor; what the output was made with is written before the first case is sent out."""
-    is_mr = "hybrid_2d" in model.stages
+    is_mr = model.modality == "MR"
     waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, is_mr, save_probabilities, report))]
     if waiting:
         _describe(output, model, options, cases[0].path.parent)
@@ -132,7 +132,7 @@ def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: O
 
 def _predict_remote(case: Case, output: Path, source: ModelSource, options: Options | None, save_probabilities: bool, report: bool) -> None:
     model = model_of(source)
-    if "hybrid_2d" in model.stages:
+    if model.modality == "MR":
         predict_mr_case(case.path, case.name, output, model, (options or Options()).mirror, report, lambda: None)
     else:
         predict_case(case, output, model, options, save_probabilities, report)
@@ -146,7 +146,9 @@ def predict_case(case: Case, output: Path, model: Model, options: Options | None
     read = time.perf_counter() - started
     if on_read is not None:
         on_read()
-    result, geometry = predict_volume(volume, model, options)
+    result = predict_volume(volume, model, options)
+    geometry = result.mask_grid
+    assert geometry is not None
     result.seconds["read"] = read
     remove_earlier(output, case.name)
     if report:
