@@ -17,7 +17,7 @@ MAX_LISTED = 30
 ISLAND_ML = 0.3
 DUPLICATE_FRACTION = 0.3
 CLOSE_RATIO, FAR_RATIO = 0.5, 1.7
-BEHIND_MM = -2.0               # real vertebrae measure +2 (neck) to +12 (lumbar)
+BEHIND_MM = -2.0               # real vertebrae measure +2 (cervical) to +12 (lumbar)
 LUNG_BASES = ("T10", "T11", "T12")
 MORE_LUNG = 0.5                # real scans had 0.05 to 0.8 more on the right there; a high liver dome can turn that into 0.35 on the left
 

@@ -19,7 +19,7 @@ from ..imageio.volume import ImageGrid, Volume
 from ..stages.appearance.predictor import log_probabilities
 from ..stages.appearance.trainer import AppearanceTrainer
 from ..stages.geometry.predictor import evidence_of
-from ..stages.identify.calibration import START, EvidenceRows, fit_weights, weighted
+from ..stages.identify.calibration import START, EvidenceRows, fit_weights, weigh
 from ..stages.identify.decoder import Decoder, Numbering
 from ..stages.identify.evidence import fold_variants, shape_logs
 from ..stages.identify.fusion import MessageFusion, fit_phi
@@ -175,7 +175,7 @@ def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[t
         enabled = (*enabled, classifier)
         known, asked = (_evidence_rows(scans, shape, enabled, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
         weights = fit_weights(known)
-        found[step] = [best_level(weighted(rows.logs, weights)) for rows in asked]
+        found[step] = [best_level(weigh(rows.logs, weights)) for rows in asked]
     penalties = Penalties.from_dict(run.decoder_penalties)
     decoder, numberings = Decoder(penalties), {}
     for how, classifiers in ((FITTED, enabled), (PLANNED, enabled), (BLIND, tuple(name for name in enabled if name != "appearance"))):
@@ -183,7 +183,7 @@ def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[t
             continue
         known, asked = (_evidence_rows(scans, shape, classifiers, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
         weights = START | run.classifier_weights if how == PLANNED else fit_weights(known, penalties)
-        numberings[how] = [decoder.decode(weighted(rows.logs, weights), rows.steps) for rows in asked]
+        numberings[how] = [decoder.decode(weigh(rows.logs, weights), rows.steps) for rows in asked]
     found["+ decoder"] = [list(numbering.names) for numbering in numberings[FITTED]]
     return found, numberings
 

@@ -27,7 +27,7 @@ from ..utilities.files import write_json
 from . import figures
 from .embedding import neighbour_silhouette, two_dimensions
 from .rows import STEPS, Scan, add_outputs, best_level, names_by_step, parts_of, scans_of, shape_probabilities
-from .trainings import TRAININGS, Training, extra_trainings, trained
+from .trainings import TRAININGS, Training, extra_trainings, train_or_load
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ def _outputs(trainings: dict[str, Training], plans: Plans, data: PreprocessedDat
             if not found:
                 raise InputError(f"The validation cases of fold {fold} hold no vertebra; an ablation has nothing to measure there.")
             for name, training in trainings.items():
-                trainer = trained(name, training, plans, data, own, folder / f"fold_{fold}" / f"seed_{seed}", fold, seed, device, workers)
+                trainer = train_or_load(name, training, plans, data, own, folder / f"fold_{fold}" / f"seed_{seed}", fold, seed, device,
+                                        workers)
                 add_outputs(found, name, trainer, data)
                 networks[name][fold, seed] = trainer.network
                 records.append({"training": name, "title": training.title, "fold": fold, "seed": seed} | _cost(trainer))
@@ -182,7 +183,7 @@ def _write_tables(folder: Path, rows: list[dict[str, Any]], seeds: int) -> list[
 
 
 def _figures(rows: Sequence[dict[str, Any]], step: str, seeds: int, whole_scans: bool = True) -> dict[str, Any]:
-    """ID-rate and MSE as mean and standard deviation over the seeds, and the share of scans that are all right."""
+    """ID-rate and MSE as mean and standard deviation over the seeds, and the share of scans with all levels right."""
     values: dict[str, list[float]] = {"id_rate": [], "mse": [], "all_right": []}
     for seed in range(seeds):
         own = [row for row in rows if row["seed"] == seed]

@@ -64,17 +64,17 @@ def extra_trainings(names: Sequence[str], plan: Any) -> dict[str, Training]:
     """Further contrastive trainings that differ from the plan in one number each; `names` from `EXTRAS`."""
     run, network, found = plan.run, plan.network, {}
     if "objective" in names:
-        found["cross_entropy"] = _changed("classifier phase with cross entropy alone", loss_weights=(0.0, 0.0, 1.0))
+        found["cross_entropy"] = _change("classifier phase with cross entropy alone", loss_weights=(0.0, 0.0, 1.0))
     if "loss" in names:
         other = "in" if run.contrastive_loss == "out" else "out"
-        found[f"loss_{other}"] = _changed(f"contrastive loss '{other}' instead of '{run.contrastive_loss}'", contrastive_loss=other)
+        found[f"loss_{other}"] = _change(f"contrastive loss '{other}' instead of '{run.contrastive_loss}'", contrastive_loss=other)
     if "temperature" in names:
         for value in TEMPERATURES:
             if value != run.temperature:
-                found[f"temperature_{value:g}"] = _changed(f"temperature {value:g} instead of {run.temperature:g}", temperature=value)
+                found[f"temperature_{value:g}"] = _change(f"temperature {value:g} instead of {run.temperature:g}", temperature=value)
     if "freeze" in names:
         words = {True: "frozen", False: "fine-tuned"}
-        found[words[not run.freeze_backbone]] = _changed(f"backbone {words[not run.freeze_backbone]} instead of "
+        found[words[not run.freeze_backbone]] = _change(f"backbone {words[not run.freeze_backbone]} instead of "
                                                          f"{words[run.freeze_backbone]}", freeze_backbone=not run.freeze_backbone)
     if "width" in names:
         for value in (max(4, network.width // 2), network.width * 2):
@@ -83,11 +83,11 @@ def extra_trainings(names: Sequence[str], plan: Any) -> dict[str, Training]:
     return found
 
 
-def _changed(title: str, **values: Any) -> Training:
+def _change(title: str, **values: Any) -> Training:
     return Training(title, IdentifyTrainer, lambda run: replace(run, **values))
 
 
-def trained(name: str, training: Training, plans: Plans, dataset: PreprocessedDataset, cases: tuple[list[str], list[str]],
+def train_or_load(name: str, training: Training, plans: Plans, dataset: PreprocessedDataset, cases: tuple[list[str], list[str]],
             folder: Path, fold: int | str, seed: int, device: torch.device, workers: int | None = None
             ) -> IdentifyTrainer | AppearanceTrainer:
     """The trainer of `training` with its final weights: trained now, continued, or read when it is finished.
@@ -95,16 +95,16 @@ def trained(name: str, training: Training, plans: Plans, dataset: PreprocessedDa
     `folder` is that of the fold and seed; weights of another plan, of other cases or of another seed there are an InputError.
     """
     plans = _plans_of(training, plans)
-    place = folder / name
-    trainer = training.trainer(plans, fold, dataset, *cases, place, device, seed=FIRST_SEED + seed, workers=workers)
-    for file in (place / FINAL, place / LATEST):
+    own_folder = folder / name
+    trainer = training.trainer(plans, fold, dataset, *cases, own_folder, device, seed=FIRST_SEED + seed, workers=workers)
+    for file in (own_folder / FINAL, own_folder / LATEST):
         if file.exists():
             _check_same(file, plans, training.trainer.stage, cases)
-    if (place / FINAL).exists() and not (place / LATEST).exists():
-        trainer.history = trainer.load(place / FINAL).meta["history"]
+    if (own_folder / FINAL).exists() and not (own_folder / LATEST).exists():
+        trainer.history = trainer.load(own_folder / FINAL).meta["history"]
         return trainer
     logger.info("Training %s (%s), fold %s, seed %d.", name, training.title, fold, seed)
-    trainer.run(resume=(place / LATEST).exists())
+    trainer.run(resume=(own_folder / LATEST).exists())
     return trainer
 
 

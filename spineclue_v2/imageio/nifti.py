@@ -26,7 +26,7 @@ MAX_HEADER_BYTES = 64 << 20  # NIfTI extensions included
 
 def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
     try:
-        with _unpacked(path) as stream:
+        with _open(path) as stream:
             header = _nifti_header(path, stream.read(540))
         dtype, size = header.get_data_dtype(), [int(n) for n in header["dim"][1:1 + int(header["dim"][0])]]
         if dtype.kind not in "iuf":
@@ -46,7 +46,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
+def _open(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     """The file's bytes; whether it is packed says its content, since files get renamed."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -76,7 +76,7 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
     offset = float(header["vox_offset"])
     if not 0 <= offset <= MAX_HEADER_BYTES:
         raise InputError(f"{path} says that its voxels begin at byte {offset:g}; expected 0 to {MAX_HEADER_BYTES}. Fix the header.")
-    with _unpacked(path) as stream:
+    with _open(path) as stream:
         stream.read(max(int(offset), int(header["sizeof_hdr"])))
         content = stream.read(wanted)
         if len(content) < wanted:

@@ -167,10 +167,10 @@ def _sample_spine(seed: int, rng: np.random.Generator, generator: torch.Generato
         regions = region_volume(labels, spacing, subject, shifts)
     meta = implants | {"scan": scan, "first": first, "last": last, "contrast": contrast, "wide": scan["wide"], "lesions": lesions}
     case = _case(seed, ct, labels, partial, spacing, subject, shifts, meta, tilt, regions)
-    return _padded(case, o["padding"], extra) if o["padding"] else case
+    return _pad(case, o["padding"], extra) if o["padding"] else case
 
 
-def _padded(case: PhantomCase, most: float, rng: np.random.Generator) -> PhantomCase:
+def _pad(case: PhantomCase, most: float, rng: np.random.Generator) -> PhantomCase:
     """Constant voxels round the scan, up to `most` mm on each side, of one of the values that public datasets hold there."""
     if not 0 <= most <= 200:
         raise InputError(f"Phantom padding can be 0 to 200 mm, found {most:g}.")

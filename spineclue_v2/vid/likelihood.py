@@ -17,7 +17,7 @@ from .candidates import NONE, Seen
 
 LEVELS_SEEN = NONE                # C1..L5 and L6
 GEOMETRY, EVERYTHING = (0, 1, 2, 3, 4), (0, 1, 2, 3, 4, 5, 6, 7)
-"""Places in `quantities`: without and with the detector's own opinion of the region."""
+"""Columns of `quantities`: without and with the detector's own opinion of the region."""
 FACTORS, ROUNDS, PARTS = 16, 30, 4
 PRIOR = 60.0                      # scans of which the prior of a loading and of a level's noise is worth
 LEAST_SCANS = 5                   # levels seen less often say nothing
@@ -40,8 +40,8 @@ def quantities(seen: Seen, classes: np.ndarray) -> np.ndarray:
         own = np.stack([width, pedicle[:, 2], pedicle[:, 1], *np.log(p / (1 - p)).T], axis=1)
     out = np.full((m, NONE + 1, 8), np.nan, dtype=np.float32)
     rows = np.arange(m)[:, None]
-    for place, column in zip((0, 1, 2, 5, 6, 7), own.T, strict=True):
-        out[rows, classes, place] = column
+    for k, column in zip((0, 1, 2, 5, 6, 7), own.T, strict=True):
+        out[rows, classes, k] = column
     at = np.full((m, NONE + 1), -1)
     at[rows, classes] = np.arange(n)
     here, following = at[:, :NONE - 1], at[:, 1:NONE]
@@ -128,7 +128,7 @@ class Likelihoods:
         return cls(*(Likelihood.fit(table[:, :, list(columns)]) for columns in (GEOMETRY, EVERYTHING)))
 
     @classmethod
-    def crossed(cls, right: np.ndarray, tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    def cross_fit(cls, right: np.ndarray, tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
         """(m, 2) `posteriors` of each training scan by distributions learned without it; `right` (s, levels, 8), tables (m, levels, 8)."""
         part = np.random.default_rng(seed).permutation(len(tables)) % PARTS
         models = [cls.fit(right[part != k]) for k in range(PARTS)]

@@ -24,7 +24,7 @@ LEAST = 1e-3                      # a guess this small or smaller says no
 
 
 def scan_features(seen: Seen) -> np.ndarray:
-    """(q,) place, extent, size and looks of the whole row of detections, whatever its numbering; NaN where unknown."""
+    """(q,) position, extent, size and looks of the whole row of detections, whatever its numbering; NaN where unknown."""
     x = seen.centres
     n = len(x)
     if n < 2:
@@ -74,7 +74,7 @@ class Origin:
         return origin
 
     @classmethod
-    def crossed(cls, table: np.ndarray, collections: Sequence[str], seed: int) -> np.ndarray:
+    def cross_fit(cls, table: np.ndarray, collections: Sequence[str], seed: int) -> np.ndarray:
         """(s, k) guess for each training scan by networks trained without it, as honest as the guess for a new scan."""
         names = sorted(set(collections))
         part = np.random.default_rng(seed).permutation(len(table)) % PARTS

@@ -71,8 +71,8 @@ def _whole_body(vertebra: Vertebra, geometry: ImageGrid, axis: np.ndarray, back:
     middle, deep = np.mean(body.walls_mm), 0.8 * np.ptp(body.walls_mm) / 2  # a front wall on the border is whole enough
     ends = np.array(np.meshgrid((-half, half), (middle - deep, middle + deep), (-SIDE_MM, SIDE_MM), indexing="ij")).reshape(3, -1).T
     index = body.centre + np.array(vertebra.known_mask_start) + ends @ body.axes / np.array(geometry.spacing)
-    place = field.world_to_index(geometry.index_to_world(index))
-    return body if (place >= 0).all() and (place <= np.array(field.shape) - 1).all() else None
+    position = field.world_to_index(geometry.index_to_world(index))
+    return body if (position >= 0).all() and (position <= np.array(field.shape) - 1).all() else None
 
 
 def trabecular_hu(vertebra: Vertebra, body: Measurement, geometry: ImageGrid, scan: Volume) -> float | None:

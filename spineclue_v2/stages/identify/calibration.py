@@ -34,7 +34,7 @@ class EvidenceRows:
     steps: np.ndarray
 
 
-def weighted(logs: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+def weigh(logs: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
     """(n, 25) log-probabilities of the classifiers together: the weighted sum of their logs, rows normalised."""
     total = sum(weights[name] * rows for name, rows in logs.items())
     return total - np.logaddexp.reduce(total, axis=1, keepdims=True)
@@ -66,7 +66,7 @@ def _row_cost(scans: Sequence[EvidenceRows], names: Sequence[str]) -> Callable[[
     stacked, targets = {name: rows[known] for name, rows in stacked.items()}, targets[known]
 
     def cost(values: np.ndarray) -> float:
-        rows = weighted(stacked, dict(zip(names, values, strict=True)))
+        rows = weigh(stacked, dict(zip(names, values, strict=True)))
         return -float(rows[np.arange(len(targets)), targets].sum())
 
     return cost
@@ -75,6 +75,6 @@ def _row_cost(scans: Sequence[EvidenceRows], names: Sequence[str]) -> Callable[[
 def _path_cost(scans: Sequence[EvidenceRows], names: Sequence[str], penalties: Penalties) -> Callable[[np.ndarray], float]:
     def cost(values: np.ndarray) -> float:
         weights = dict(zip(names, map(float, values), strict=True))
-        return -len(scans) * mean_log_posterior(penalties, [Case(weighted(scan.logs, weights), scan.names, scan.steps) for scan in scans])
+        return -len(scans) * mean_log_posterior(penalties, [Case(weigh(scan.logs, weights), scan.names, scan.steps) for scan in scans])
 
     return cost

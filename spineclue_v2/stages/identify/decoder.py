@@ -233,14 +233,14 @@ class _Lattice:
             score[j] += emission[j]
         path = np.full(n, NAMES)
         ends = score + drop[1:-1, -1, None]
-        place = int(ends.argmax())
-        if ends.flat[place] <= drop[0, -1]:
+        cell = int(ends.argmax())
+        if ends.flat[cell] <= drop[0, -1]:
             return path, float(drop[0, -1])
-        best = float(ends.flat[place])
-        while place >= 0:
-            j, name = divmod(place, NAMES)
+        best = float(ends.flat[cell])
+        while cell >= 0:
+            j, name = divmod(cell, NAMES)
             path[j] = name
-            place = int(origin[j, name])
+            cell = int(origin[j, name])
         return path, best
 
     def best_shift(self, path: np.ndarray, direction: int) -> float:

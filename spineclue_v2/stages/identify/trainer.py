@@ -23,7 +23,7 @@ from .uncertainty import monte_carlo
 
 
 class IdentifyTrainer(BaseTrainer):
-    """Two phases in one schedule of epochs; the epoch figure is the share of single vertebrae named right (0 while contrastive)."""
+    """Two phases in one schedule of epochs; the epoch metric is the share of single vertebrae named right (0 while contrastive)."""
 
     stage = "identify"
     network: LevelNetwork

@@ -43,7 +43,7 @@ def predict_2d(image: np.ndarray, networks: Sequence[TwoBranches], plan: StagePl
     """
     shape, total = image.shape, None
     for turned in _turns(mirror):
-        padded, box = _padded(image[::-1] if turned else image, plan.network.crop_size, plan.network.in_plane_factor)
+        padded, box = _pad(image[::-1] if turned else image, plan.network.crop_size, plan.network.in_plane_factor)
         for network in networks:
             _, prior = look(padded, network, plan, device)
             prior = prior.flip(1) if turned else prior
@@ -66,7 +66,7 @@ def predict_3d(image: np.ndarray, networks: Sequence[HybridNetwork], plans: Plan
     plan, plan_2d = plans.stage("hybrid_3d"), plans.stage("hybrid_2d")
     factor, total = plan_2d.network.in_plane_factor, None
     for turned in _turns(mirror):
-        padded, box = _padded(image[::-1] if turned else image, plan_2d.network.crop_size, factor, plan.network.patch_size)
+        padded, box = _pad(image[::-1] if turned else image, plan_2d.network.crop_size, factor, plan.network.patch_size)
         for network in networks:
             probability = _windows_3d(padded, network, plan, plan_2d, device)
             # Padding on the slice axis lies behind the image's slices, which run backwards in the mirrored one.
@@ -135,7 +135,7 @@ def _turns(mirror: bool) -> tuple[bool, ...]:
     return (False, True) if mirror else (False,)
 
 
-def _padded(image: np.ndarray, crop_size: Sequence[int], factor: int, patch: Sequence[int] = (1, 1, 1)) -> tuple[torch.Tensor, Box]:
+def _pad(image: np.ndarray, crop_size: Sequence[int], factor: int, patch: Sequence[int] = (1, 1, 1)) -> tuple[torch.Tensor, Box]:
     """Image (S, rows, columns) with zeros around: at least one window on each axis, rows and columns whole for the networks; and the box
     of the image in it. Where a crop shows more than the image the image lies in its middle, as crops of training have it: networks
     learn where in a scan a level stands."""

@@ -17,7 +17,7 @@ from .network import foreground_probability, network_of_plans
 
 
 class SegmentTrainer(BaseTrainer):
-    """The plan's network with Dice + cross entropy; the epoch figure is the mean Dice of single vertebrae."""
+    """The plan's network with Dice + cross entropy; the epoch metric is the mean Dice of single vertebrae."""
 
     stage = "segment"
     crop_share = 1.0  # of the plan's crop per axis that training sees; the network is convolutional and predicts on the whole crop
