@@ -259,7 +259,7 @@ def _spacing(height: float, run: LocalizeRun) -> float:
 
 
 def _density_modes(heights: np.ndarray, spacing: float) -> list[np.ndarray]:
-    """Indices of sorted `heights` (n,) per density mode: modes of a Gaussian density, cut in the valleys between.
+    """Indices of sorted `heights` (n,) per mode of a Gaussian density, cut in the valleys between.
 
     Modes count when they lie `MODE_STEP` of the spacing apart and the valley between is clearly lower than both.
     """
