@@ -25,7 +25,7 @@ DEEP, WIDE = 30.0, 40.0
 def vertebra(front: float, middle: float, back: float, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
              angles: tuple[float, float, float] = (0.0, 0.0, 0.0), shift: float = 0.0, skew: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """A body with end plates through (front, middle, back) mm at HEIGHT_POSITIONS, pedicles, laminae and a spinous process round a canal,
-    turned by `angles` (degrees about x, y, z); its walls lean by `skew` (mm along y per mm along z). Mask (z, y, x) and the body's own axes."""
+    turned by `angles` (degrees about x, y, z); its walls lean by `skew` (mm along y per mm along z). Mask (z, y, x) and the body's axes."""
     size = 110.0
     shape = tuple(int(size / s) for s in spacing)
     along = [(np.arange(n) - (n - 1) / 2) * s + shift for n, s in zip(shape, spacing, strict=True)]

@@ -144,7 +144,7 @@ def _curve(centres: np.ndarray, rows: np.ndarray, axis: int, last: np.ndarray) -
     z, position = z[distinct], position[distinct]
     if len(z) < 3:
         return np.full(len(rows), position.mean())
-    spline = UnivariateSpline(z, position, k=min(3, len(z) - 1), s=len(z) * SMOOTHING_MM ** 2)
+    spline = UnivariateSpline(z, position, k=3 if len(z) > 3 else 2, s=len(z) * SMOOTHING_MM ** 2)
     inside = np.clip(rows, z[0], z[-1])
     slope = np.clip(spline.derivative()(inside), -MAX_SLOPE, MAX_SLOPE)
     return np.clip(spline(inside) + slope * np.clip(rows - inside, -BEYOND_MM, BEYOND_MM), 0, last[axis])

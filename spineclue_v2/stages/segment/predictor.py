@@ -1,7 +1,7 @@
 """Inference of stage 2: crops in batches, ownership of contested voxels settled jointly, one connected body per vertebra."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ LOOKS = 3          # a vertebra found in a gap may show the next gap
 RECENTRE_MM = 6.0  # a mask whose middle lies farther from the crop's middle is segmented again around its own middle
 
 
-def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
+def segment(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
             mirror: bool = False, missed: Callable[[list[Vertebra], list[Vertebra]], list[Vertebra]] | None = None) -> list[Vertebra]:
     """Vertebrae with mask, centroids, volume and border flag, cranio-caudal as given; those without a plausible mask are dropped.
 
@@ -51,8 +51,8 @@ def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.M
     return list(found.values())
 
 
-def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device, mirror: bool
-           ) -> tuple[list[np.ndarray], np.ndarray]:
+def _crops(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
+           mirror: bool) -> tuple[list[np.ndarray], np.ndarray]:
     """Foreground probability (z, y, x) of each vertebra's crop and where the crops start (n, 3); crops far off their mask are moved."""
     size = plan.network.crop_size
     centres = volume.geometry.world_to_index(np.array([v.box_centre for v in vertebrae]))
@@ -66,7 +66,7 @@ def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Mo
     return probabilities, np.array([crop_start(c, size) for c in centres])
 
 
-def _settle(vertebrae: list[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
+def _settle(vertebrae: Sequence[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
              ) -> dict[int, Vertebra]:
     """Finished vertebrae by their place in `vertebrae`, without those that repeat others or have no plausible mask."""
     shared = _shared_voxels(probabilities, starts)
