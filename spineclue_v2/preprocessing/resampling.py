@@ -31,7 +31,7 @@ def resample_floats(volume: Volume, target: ImageGrid, linear: bool = False) -> 
 
 
 def network_grid(geometry: ImageGrid, data: Data) -> ImageGrid:
-    """Grid that `to_model_space` gives a scan of `geometry`, without touching voxels."""
+    """Grid that `to_network_space` gives a scan of `geometry`, without touching voxels."""
     return resample_grid(geometry.reoriented(data.orientation)[0], (data.spacing_mm,) * 3)
 
 

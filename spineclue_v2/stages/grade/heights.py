@@ -52,7 +52,7 @@ def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float]
     """Heights of the vertebra `mask` (bool or 0..1, (z, y, x), roughly LPS); None where no body with two end plates is found, or where
     the end plates are too ragged to say the same twice.
 
-    `spacing_mm` (z, y, x). `axis`: the spine's direction here (z, y, x) towards the head, where neighbours tell it; the end plates
+    `spacing_mm` (z, y, x). `axis`: the spine's cranial direction here (z, y, x), where neighbours tell it; the end plates
     themselves decide in the end. `back`: roughly where the arch must lie (z, y, x); half an arch points elsewhere. C1 (no body) and C2
     (the dens) have no heights in this sense: the caller leaves them out.
     """
@@ -73,7 +73,7 @@ def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float]
 
 
 def axes_along(centres_mm: np.ndarray) -> list[np.ndarray]:
-    """Directions (z, y, x) towards the head at each of the body centres (n, 3) (x, y, z) mm, ordered in cranio-caudal order."""
+    """Cranial directions (z, y, x) at each of the body centres (n, 3) (x, y, z) mm, ordered in cranio-caudal order."""
     if len(centres_mm) < 2:
         return [np.array([1.0, 0.0, 0.0])] * len(centres_mm)
     links = centres_mm[:-1] - centres_mm[1:]

@@ -26,7 +26,7 @@ BODY_DEPTH_FRACTION = 0.42       # of a section's depth from the front of the bo
 NEAR_MM = 20.0                # boxes this near along the spine tell where the front of the bodies is
 FEW = 4                       # sagittal boxes needed to tell it at all
 LEAST_BOXES = 3
-ONE_PLANE = 0.6               # what the support in a single plane is worth
+ONE_PLANE = 0.6               # what hits in a single plane are worth
 SIZE_RANGE = (0.5, 1.6)       # heights that belong to one vertebra, relative to the densest size
 WIDTH_RANGE = (0.4, 2.5)
 SPACING_PER_HEIGHT = 1.15     # distance of neighbours from the height of a body: body and disc
@@ -86,7 +86,7 @@ class Bodies:
 @dataclass(frozen=True)
 class Cluster:
     """A located vertebra: `start` and `stop` corners (z, y, x) mm in network space, score 0..1, the centre and height of its body, and
-    the indices of the boxes that support it."""
+    the indices of its hits."""
 
     start: np.ndarray
     stop: np.ndarray

@@ -40,7 +40,7 @@ VARIANTS = ("T13", "L6")   # levels that most people do not have: jumping them c
 
 def name_levels(probability: np.ndarray, data: MRData, prior: Mapping[str, Any] | None = None) -> np.ndarray:
     """`probability` (C, slices, rows, columns) on the grid of `data` with the mass of all bodies given to the level that their body is,
-    that of discs to the disc between their neighbours; what is no level or has no class goes to the background. Rows run to the feet.
+    that of discs to the disc between their neighbours; what is no level or has no class goes to the background. Rows run caudally.
     `prior`: where levels lay in the fields of the training cases (`fit_positional_prior`), a classifier where no sacrum is found.
 
     Comes back as it is where no body is found, or where the plan knows fewer than two levels.
@@ -204,7 +204,7 @@ def _off_the_sacrum(bodies: list[tuple[np.ndarray, ...]], other: np.ndarray, dat
 
 
 def _lower_half(at: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """The half of a body's voxels that lies nearer to the feet."""
+    """The caudal half of a body's voxels."""
     below = at[1] >= np.median(at[1])
     return tuple(axis[below] for axis in at)
 

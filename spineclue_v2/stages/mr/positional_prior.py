@@ -23,7 +23,7 @@ MOST = 4.0               # log likelihood at stake: bodies that all plainly say 
 
 def fit_positional_prior(cases: Iterable[Mapping[str, Any]], data: MRData) -> dict[str, Any]:
     """From the properties of labelled cases, for the anchor in the field (0: its upper end, 1: its lower end) by which they agree best:
-    {"anchor": .., "from_anchor_mm": {level: row of its centre from there, feet positive}, "spread_mm": standard deviation between cases
+    {"anchor": .., "from_anchor_mm": {level: row of its centre from there, caudal positive}, "spread_mm": standard deviation between cases
     of the shift that all levels of a case have in common}; {} of too few cases."""
     cases, step = [case for case in cases if any(kind(name) == "body" for name in case["structures"])], data.spacing_mm[1]
     if len(cases) < FEWEST_CASES:
