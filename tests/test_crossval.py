@@ -145,7 +145,7 @@ def test_what_cannot_be_put_together_says_what_to_run(home, capsys):
         accumulate(DATASET, "segment", (0, 1))
     write_json(folder(home, "segment", 1) / "validation" / "summary.json", {"stage": "segment", "alone": {}})
     assert _common.main("accumulate_crossval_results", [DATASET, "-c", "segment", "-f", "0", "1"]) == 2
-    assert "only the figures of the stage alone" in capsys.readouterr().err
+    assert "only the metrics of the stage alone" in capsys.readouterr().err
 
 
 def test_a_validation_of_weights_that_are_gone_is_named(home, caplog):

@@ -43,25 +43,25 @@ def find_best_configuration(dataset: str | int, plans_names: Sequence[str] = (DE
     weights are kept, others are made anew.
     """
     name = paths.dataset_name(dataset)
-    where, folds = device or torch.device("cpu"), [str(fold) for fold in folds]
+    where, numbers = device or torch.device("cpu"), [str(fold) for fold in folds]
     _check_trainers(name, plans_names, trainers or ())
-    found = {plans_name: _choose_chain(name, plans_name, trainers, folds, where) for plans_name in dict.fromkeys(plans_names)}
+    found = {plans_name: _choose_chain(name, plans_name, trainers, numbers, where) for plans_name in dict.fromkeys(plans_names)}
     best = max(found, key=lambda key: found[key]["figures"][CORE_STAGES[-1]])  # the first of equals
     chosen = found[best]
-    settings, table = _choose_settings(name, best, chosen["trainers"], folds, where)
-    information = {"dataset": name, "folds": folds, "plans": best, "trainers": chosen["trainers"], "figures": chosen["figures"],
+    settings, table = _choose_settings(name, best, chosen["trainers"], numbers, where)
+    information = {"dataset": name, "folds": numbers, "plans": best, "trainers": chosen["trainers"], "figures": chosen["figures"],
                    "candidates": {key: value["candidates"] for key, value in found.items()},
                    "settings": vars(settings) | {"penalties": dict(settings.penalties)}, "settings_tried": table,
-                   "note": "Figures of settings are of folds that had no part in fitting them; nothing was tuned on test cases."}
+                   "note": "Metrics of settings are of folds that had no part in fitting them; nothing was tuned on test cases."}
     write_json(paths.results_folder() / name / INFORMATION, information)
     with atomic_path(paths.results_folder() / name / INSTRUCTIONS) as temporary:
-        temporary.write_text(_instructions(name, best, chosen["trainers"], folds, information), encoding="utf-8")
+        temporary.write_text(_instructions(name, best, chosen["trainers"], numbers, information), encoding="utf-8")
     return information
 
 
 def _choose_chain(dataset: str, plans_name: str, trainers: Sequence[str] | None, folds: list[str],
                   device: torch.device) -> dict[str, Any]:
-    """Per stage the best trainer, judged on what the chosen earlier stages found."""
+    """Per stage the best trainer, rated on what the chosen earlier stages found."""
     chosen: dict[str, str] = {}
     figures: dict[str, float] = {}
     candidates: dict[str, dict[str, float]] = {}
@@ -69,7 +69,7 @@ def _choose_chain(dataset: str, plans_name: str, trainers: Sequence[str] | None,
         candidates[stage] = {}
         for trainer in _finished_trainers(dataset, stage, plans_name, trainers, folds):
             for fold in folds:
-                _validated(open_fold(dataset, fold, device, plans_name, chosen | {stage: trainer}), stage)
+                _ensure_validated(open_fold(dataset, fold, device, plans_name, chosen | {stage: trainer}), stage)
             _, summary = accumulate(dataset, stage, folds, plans_name, trainer)
             candidates[stage][trainer] = key_metric(stage, summary)
             logger.info("%s, %s: %.4f over %d cases.", stage, trainer, candidates[stage][trainer], len(summary["metric_per_case"]))
@@ -108,7 +108,7 @@ def _finished_trainers(dataset: str, stage: str, plans_name: str, wanted: Sequen
                      f"{train_command(dataset, stage, lacking[0], plans_name, trainer)}, or choose folds with -f.")
 
 
-def _validated(found: OutOfFold, stage: str) -> None:
+def _ensure_validated(found: OutOfFold, stage: str) -> None:
     """Make sure that the fold's summary belongs to the present weights of this stage and of the chosen earlier ones."""
     file = found.folder(stage) / "summary.json"
     summary = read_json(file, "validation summary") if file.is_file() else {}

@@ -1,6 +1,6 @@
-"""Which fusion, classifier weight and decoder penalties: chosen on out-of-fold rows, and judged on folds that had no part in fitting.
+"""Which fusion, classifier weight and decoder penalties: chosen on out-of-fold rows, and rated on folds that had no part in fitting.
 
-For each candidate the fusion matrices (and the penalties) are fitted on the rows of the other folds and judged on the fold left out.
+For each candidate the fusion matrices (and the penalties) are fitted on the rows of the other folds and rated on the fold left out.
 What is then written into the model is fitted on the rows of all folds.
 """
 from __future__ import annotations

@@ -189,7 +189,7 @@ class OutOfFold:
 
     def rows(self, case: str) -> dict[str, np.ndarray]:
         """Stage 3 before fusion and decoder: `probabilities` (n, 24) Monte-Carlo means, `entropy` (n,), `centres` (n, 3) LPS mm, `names`
-        (n,) true names ('' = no true vertebra). Head to foot, one row per segmented vertebra."""
+        (n,) true names ('' = no true vertebra). Cranio-caudal, one row per segmented vertebra."""
         signature, file = self.signature("identify"), self.folder("identify") / f"{case}.npz"
         if file.is_file():
             try:
@@ -208,7 +208,8 @@ class OutOfFold:
                 "centres": np.array([v.body_centre for v in found], dtype=float).reshape(-1, 3),
                 "names": np.array([name or "" for name in match_true_names(found, self.labels(case))], dtype="U4")}
         with atomic_path(file) as temporary, open(temporary, "wb") as stream:
-            np.savez_compressed(stream, signature=np.array(signature), **rows)
+            arrays: dict[str, Any] = {"signature": np.array(signature)} | rows  # numpy's stub takes `**` for its own options too
+            np.savez_compressed(stream, **arrays)
         return rows
 
     # ---- keeping them ----------------------------------------------------------------------------------------------
@@ -231,8 +232,9 @@ class OutOfFold:
         folder = self.folder(stage)
         (folder / f"{case}.json").unlink(missing_ok=True)
         if stage == "segment":
+            arrays: dict[str, Any] = {f"mask_{i}": np.packbits(v.known_mask) for i, v in enumerate(found)}
             with atomic_path(folder / f"{case}.npz") as temporary, open(temporary, "wb") as file:
-                np.savez_compressed(file, **{f"mask_{i}": np.packbits(v.mask) for i, v in enumerate(found)})
+                np.savez_compressed(file, **arrays)
         write_json(folder / f"{case}.json", {"signature": self.signature(stage), "vertebrae": [
             vertebra_record(v) | ({} if v.mask is None else {"mask_shape": list(v.mask.shape)}) for v in found]})
 

@@ -76,7 +76,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
                     raise Interrupted(f"Stopped in {stage}, fold {fold}; continue with --c.")
             else:
                 if pretrained_weights and not resume:
-                    run.load_pretrained(_pretrained(pretrained_weights, stage))
+                    run.load_pretrained(_find_pretrained(pretrained_weights, stage))
                 run.run(resume)
         if rank() != 0 or not validate:
             return run.folder, {}
@@ -106,7 +106,7 @@ def _out_of_fold(dataset: str, stage: str, fold: int | str, device: Any, plans_n
         found.require(stage)
         found.check_unseen(stage)  # now, not when the training is over
     except InputError as reason:
-        logger.warning("%s The figures will be those of the stage alone, on true input.", reason)
+        logger.warning("%s The metrics will be those of the stage alone, on true input.", reason)
         return None
     return found
 
@@ -130,7 +130,7 @@ def _validate(run: Any, found: OutOfFold | None, checkpoint: Path, save_probabil
     return summary
 
 
-def _pretrained(text: str, stage: str) -> Path:
+def _find_pretrained(text: str, stage: str) -> Path:
     return paths.weights_folder() / f"{stage}.pth" if text == "shipped" else Path(text)
 
 

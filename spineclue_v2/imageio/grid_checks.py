@@ -36,7 +36,7 @@ def check_grid(path: Path, size: Sequence[int], spacing: Sequence[float], voxel_
     lowest, highest = SPACING_RANGE_MM
     if not all(np.isfinite(s) and lowest <= s <= highest for s in spacing[:3]):
         raise InputError(f"{path} has spacing {tuple(float(s) for s in spacing[:3])} mm; expected {lowest:g} to {highest:g} mm "
-                         "along each axis. Mend the header.")
+                         "along each axis. Fix the header.")
     if voxels * voxel_bytes > stored_bytes * MAX_PACKING:
         raise InputError(f"{path} claims {voxels} voxels but its {stored_bytes} bytes cannot hold them; is it truncated? "
                          "Copy it again.")

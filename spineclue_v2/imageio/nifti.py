@@ -6,12 +6,14 @@ import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..utilities.triples import float_triple
 from .grid import ImageGrid
 from .grid_checks import SPACING_RANGE_MM, check_grid, check_placement, reason_of
 from .itk import direction_3d
@@ -24,7 +26,7 @@ MAX_HEADER_BYTES = 64 << 20  # NIfTI extensions included
 
 def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
     try:
-        with _unpacked(path) as stream:
+        with _open(path) as stream:
             header = _nifti_header(path, stream.read(540))
         dtype, size = header.get_data_dtype(), [int(n) for n in header["dim"][1:1 + int(header["dim"][0])]]
         if dtype.kind not in "iuf":
@@ -44,7 +46,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     """The file's bytes; whether it is packed says its content, since files get renamed."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -73,8 +75,8 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
     wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
     offset = float(header["vox_offset"])
     if not 0 <= offset <= MAX_HEADER_BYTES:
-        raise InputError(f"{path} says that its voxels begin at byte {offset:g}; expected 0 to {MAX_HEADER_BYTES}. Mend the header.")
-    with _unpacked(path) as stream:
+        raise InputError(f"{path} says that its voxels begin at byte {offset:g}; expected 0 to {MAX_HEADER_BYTES}. Fix the header.")
+    with _open(path) as stream:
         stream.read(max(int(offset), int(header["sizeof_hdr"])))
         content = stream.read(wanted)
         if len(content) < wanted:
@@ -120,7 +122,7 @@ def _nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Ima
     spacing, (lowest, highest) = reader.GetSpacing()[:3], SPACING_RANGE_MM
     if not all(lowest <= s <= highest for s in spacing):  # ITK heeds the header's unit: metres make a voxel of 1 a voxel of 1000 mm
         raise InputError(f"{path} has spacing {spacing} mm in the unit that its header names; expected {lowest:g} to {highest:g} mm. "
-                         "Mend the header's unit (xyzt_units).")
+                         "Fix the header's unit (xyzt_units).")
     return ImageGrid(shape, tuple(spacing[::-1]), tuple(reader.GetOrigin()[:3]), direction_3d(reader))
 
 
@@ -135,5 +137,4 @@ def _nearest_orthonormal(path: Path, header: Any, shape: tuple[int, int, int]) -
     if singular[-1] < 0.5:
         raise InputError(f"{path} has index axes that lie almost in one plane; fix the header.")
     logger.warning("%s: its axes are not at right angles; the nearest orthonormal ones are used.", path.name)
-    return ImageGrid(shape, tuple(float(s) for s in spacing[::-1]), tuple(float(o) for o in affine[:3, 3]),  # type: ignore[arg-type]
-                    left @ right)
+    return ImageGrid(shape, float_triple(spacing[::-1]), float_triple(affine[:3, 3]), left @ right)

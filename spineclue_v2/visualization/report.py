@@ -126,9 +126,9 @@ def _field(vertebrae: tuple[Vertebra, ...], centres: np.ndarray, model: ImageGri
             ends = np.array([start, start + vertebra.mask.shape])
             corners = np.array(np.meshgrid(*ends.T, indexing="ij")).reshape(3, -1).T
             points.append(scan.world_to_index(model.index_to_world(corners)) * np.array(scan.spacing))
-    points = np.concatenate(points)
-    low = np.minimum(points.min(axis=0) - MARGIN_MM, centres.min(axis=0) - (BEYOND_MM, ANTERIOR_MM, LATERAL_MM))
-    high = np.maximum(points.max(axis=0) + MARGIN_MM, centres.max(axis=0) + (BEYOND_MM, MARGIN_MM, LATERAL_MM))
+    everything = np.concatenate(points)
+    low = np.minimum(everything.min(axis=0) - MARGIN_MM, centres.min(axis=0) - (BEYOND_MM, ANTERIOR_MM, LATERAL_MM))
+    high = np.maximum(everything.max(axis=0) + MARGIN_MM, centres.max(axis=0) + (BEYOND_MM, MARGIN_MM, LATERAL_MM))
     return np.maximum(low, 0), np.minimum(high, last)
 
 
@@ -138,13 +138,13 @@ def _curve(centres: np.ndarray, rows: np.ndarray, axis: int, last: np.ndarray) -
 
     if len(centres) < 3:
         return np.full(len(rows), centres[:, axis].mean() if len(centres) else last[axis] / 2)
-    z, place = centres[np.argsort(centres[:, 0])][:, (0, axis)].T
+    z, position = centres[np.argsort(centres[:, 0])][:, (0, axis)].T
     # Two centres at one height (a mistake of an earlier stage) must not stop the picture.
     distinct = np.append(True, np.diff(z) > 1.0)
-    z, place = z[distinct], place[distinct]
+    z, position = z[distinct], position[distinct]
     if len(z) < 3:
-        return np.full(len(rows), place.mean())
-    spline = UnivariateSpline(z, place, k=min(3, len(z) - 1), s=len(z) * SMOOTHING_MM ** 2)
+        return np.full(len(rows), position.mean())
+    spline = UnivariateSpline(z, position, k=3 if len(z) > 3 else 2, s=len(z) * SMOOTHING_MM ** 2)
     inside = np.clip(rows, z[0], z[-1])
     slope = np.clip(spline.derivative()(inside), -MAX_SLOPE, MAX_SLOPE)
     return np.clip(spline(inside) + slope * np.clip(rows - inside, -BEYOND_MM, BEYOND_MM), 0, last[axis])
@@ -172,8 +172,8 @@ def _draw_view(panel: Any, view: View, scan: Volume, vertebrae: tuple[Vertebra, 
     panel.set_xlim(view.extent[:2])
     panel.set_ylim(view.extent[2:])
     panel.set_axis_off()
-    for side, place, align in ((view.sides[0], 0.02, "left"), (view.sides[1], 0.98, "right")):
-        panel.text(place, 0.99, side, transform=panel.transAxes, color=TEXT, ha=align, va="top", fontsize=10, weight="bold")
+    for side, position, align in ((view.sides[0], 0.02, "left"), (view.sides[1], 0.98, "right")):
+        panel.text(position, 0.99, side, transform=panel.transAxes, color=TEXT, ha=align, va="top", fontsize=10, weight="bold")
 
 
 def _draw_vertebra(panel: Any, view: View, vertebra: Vertebra, in_model: np.ndarray) -> None:
@@ -182,15 +182,15 @@ def _draw_vertebra(panel: Any, view: View, vertebra: Vertebra, in_model: np.ndar
 
     if vertebra.mask is None:
         return
-    place = in_model - np.array(vertebra.mask_start)
-    near = ((place > -1) & (place < np.array(vertebra.mask.shape))).all(axis=-1)
+    position = in_model - np.array(vertebra.mask_start)
+    near = ((position > -1) & (position < np.array(vertebra.mask.shape))).all(axis=-1)
     if not near.any():
         return
-    rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+    seen_rows, seen_columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
     # One pixel more on each side, so that outlines close.
-    rows = slice(max(rows[0] - 1, 0), rows[-1] + 2)
-    columns = slice(max(columns[0] - 1, 0), columns[-1] + 2)
-    value = map_coordinates(vertebra.mask.astype(np.float32), np.moveaxis(place[rows, columns], -1, 0), order=1, mode="constant")
+    rows = slice(max(seen_rows[0] - 1, 0), seen_rows[-1] + 2)
+    columns = slice(max(seen_columns[0] - 1, 0), seen_columns[-1] + 2)
+    value = map_coordinates(vertebra.mask.astype(np.float32), np.moveaxis(position[rows, columns], -1, 0), order=1, mode="constant")
     if value.max() < 0.5:
         return
     x, y = view.columns_mm[columns], view.rows_mm[rows]
@@ -212,7 +212,8 @@ def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebra
     wanted = np.array([boxes[0].y0 * height + (spot[0] - views[0].extent[2]) * scale for spot in spots])
     for vertebra, spot, y in zip(vertebrae, spots, _spread(wanted, NAME_HEIGHT) / height, strict=True):
         unsure = _unsure(vertebra)
-        line = {"color": _line_colour(vertebra), "linewidth": 0.7, "alpha": 0.8, "marker": "o", "markevery": [0], "markersize": 3}
+        line: dict[str, Any] = {"color": _line_colour(vertebra), "linewidth": 0.7, "alpha": 0.8, "marker": "o", "markevery": [0],
+                                "markersize": 3}
         name = (vertebra.level or "unnamed") + (" ?" if unsure else "")
         note = "" if vertebra.confidence is None else f"{100 * vertebra.confidence:.0f} %"
         note += " cut" if vertebra.touches_border else ""

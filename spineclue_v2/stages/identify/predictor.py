@@ -62,7 +62,7 @@ def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str,
 
 def mask_crops(vertebrae: Sequence[Vertebra], plan: StagePlan) -> torch.Tensor:
     """The network's input (n, 1, z, y, x)."""
-    return torch.from_numpy(np.stack([mask_crop(v.mask, plan.network.crop_size) for v in vertebrae]))[:, None]
+    return torch.from_numpy(np.stack([mask_crop(v.known_mask, plan.network.crop_size) for v in vertebrae]))[:, None]
 
 
 def shape_probabilities(vertebrae: Sequence[Vertebra], model: StageModel, plan: StagePlan, device: torch.device,

@@ -23,7 +23,7 @@ from .uncertainty import monte_carlo
 
 
 class IdentifyTrainer(BaseTrainer):
-    """Two phases in one schedule of epochs; the epoch figure is the share of single vertebrae named right (0 while contrastive)."""
+    """Two phases in one schedule of epochs; the epoch metric is the share of single vertebrae named right (0 while contrastive)."""
 
     stage = "identify"
     network: LevelNetwork
@@ -169,14 +169,16 @@ class IdentifyTrainer(BaseTrainer):
         from ...evaluation.instances import match_true_names
 
         scans: list[dict[str, Any]] = []
-        for case in self.val_cases if self.upstream is not None else ():
+        if self.upstream is None:
+            return scans
+        for case in self.val_cases:
             found = self.upstream.segmented(case)
             if not found:
                 continue
-            masks = torch.from_numpy(np.stack([mask_crop(v.mask, self.plan.network.crop_size) for v in found]))[:, None]
+            masks = torch.from_numpy(np.stack([mask_crop(v.known_mask, self.plan.network.crop_size) for v in found]))[:, None]
             features = self.network.features(masks.to(self.device)).float()
             targets = [LEVEL_INDEX.get(name or "", -1) for name in match_true_names(found, self.upstream.labels(case))]
-            centres = np.array([v.body_centre for v in found])
+            centres = np.array([v.known_body_centre for v in found])
             scans.append({"case": case, "features": features.cpu(),
                           "logits": self.network.classify(features).float().cpu(), "targets": torch.tensor(targets),
                           "positions": torch.from_numpy(round_positions(vertebral_gaps(centres)))})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .network import ShapeNetwork
+    from .network import LevelNetwork
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def monte_carlo(network: ShapeNetwork, features: Tensor, samples: int = 20, temperature: float = 1.0,
+def monte_carlo(network: LevelNetwork, features: Tensor, samples: int = 20, temperature: float = 1.0,
                 seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Mean probabilities (n, levels), entropy (n,) and variance (n, levels) over `samples` dropout draws of the head.
 
