@@ -37,7 +37,7 @@ def stage_bytes(stage: str, plan: StagePlan, value_bytes: int = FLOAT) -> float 
     if stage == "segment":
         return segment_bytes(network, len(plan.data.windows_hu) + 1, batch, value_bytes)
     if stage == "identify":
-        return identify_bytes(network, 2 * batch, value_bytes)            # two views of every mask
+        return identify_bytes(network, max(2 * batch, plan.run.classifier_batch), value_bytes)    # two views of every mask, or one
     if stage == "grade":
         return grade_bytes(network, (2 if plan.run.contrastive_weight > 0 else 1) * batch, value_bytes)
     return None

@@ -69,7 +69,7 @@ class CTTrainer(IdentifyTrainer):
     def batch_sampler(self, training: bool) -> MaskBatches:
         masks, data = super().batch_sampler(training), self.plan.data
         return CTBatches(masks.folder, masks.cases, masks.crop_size, masks.spacing, masks.batch_size, masks.contrastive_batches,
-                         masks.seed, masks.augment, windows_hu=data.windows_hu, hu_min=data.hu_min)
+                         masks.seed, masks.augment, masks.classifier_batch_size, windows_hu=data.windows_hu, hu_min=data.hu_min)
 
 
 class ResNeXtTrainer(IdentifyTrainer):

@@ -27,6 +27,7 @@ from ..version import __version__
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
 from .distributed import any_process, mean_over_processes, parallel_loss, rank, shard_of, synchronise, world_size
+from .optimizers import build_optimizer, poly_schedule
 from .progress import open_log, plot_progress
 from .stage_model import StageModel
 
@@ -149,9 +150,10 @@ class BaseTrainer:
         raise NotImplementedError
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """The plan's optimiser, and nnU-Net's schedule over all steps."""
         run = self.plan.run
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=run.initial_lr, weight_decay=run.weight_decay)
-        return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=max(1, self.epochs * self.iterations), power=0.9)
+        optimizer = build_optimizer(run.optimizer, self.network.parameters(), run.initial_lr, run.weight_decay)
+        return optimizer, poly_schedule(optimizer, self.epochs * self.iterations)
 
     def shard(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
         """What process `part` of `parts` works on: its samples of a batch. Other entries than samples are the stage's own matter."""
@@ -333,12 +335,14 @@ class BaseTrainer:
         logger.info("Continuing after epoch %d.", self.epoch)
 
     def _restore_schedule(self, saved: Checkpoint) -> None:
-        """Optimiser, scheduler and scaler of `saved`; rates and decay are those of the plan, which may have been edited since."""
+        """Optimiser, scheduler and scaler of `saved`; rates, decay and kind are those of the plan, which may have been edited since."""
         planned = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         state = saved.optimizer
         if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(saved.scaler or {})
+        # Moments of Adam mean nothing to SGD, nor the other way round: the plan's optimiser then starts afresh.
+        if state is not None and ("betas" in state["optimizer"]["param_groups"][0]) == ("betas" in planned[0]):
+            self.optimizer.load_state_dict(state["optimizer"])
             unedited = all(before.get(key) == value for before, now in zip(self.optimizer.param_groups, planned, strict=True)
                            for key, value in now.items() if key != "lr")
             if unedited and _schedule(state["scheduler"]) == _schedule(self.scheduler.state_dict()):

@@ -22,7 +22,8 @@ class MaskBatches:
 
     i < `contrastive_batches`: {"image" (2T, 1, z, y, x), "level" (2T,)}, views t and T + t of one mask; levels equally often, and as
     many as leave two masks or more of each, for a mask whose only positive is itself learns nothing about its level.
-    Otherwise whole spines in order: {"image" (n, 1, z, y, x), "level" (n,), "spine" (n,)} with about `batch_size` vertebrae.
+    Otherwise whole spines in order: {"image" (n, 1, z, y, x), "level" (n,), "spine" (n,)} with `classifier_batch_size` vertebrae (0:
+    `batch_size`), filled up to a whole spine.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class MaskBatches:
     contrastive_batches: int
     seed: int
     augment: bool = True
+    classifier_batch_size: int = 0
     variants: bool = False      # T13 and L6 too: for `inputs_of` only, training batches know the regular levels
 
     def __post_init__(self) -> None:
@@ -87,7 +89,7 @@ class MaskBatches:
         else:
             chosen = []
             cases = sorted(self._by_case)
-            while len(chosen) < self.batch_size:
+            while len(chosen) < (self.classifier_batch_size or self.batch_size):
                 own = self._by_case[cases[int(rng.integers(len(cases)))]]
                 spines += [len(set(spines))] * len(own)
                 chosen += own

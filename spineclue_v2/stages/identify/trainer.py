@@ -13,6 +13,7 @@ from ...plans.plans import Plans
 from ...preprocessing.crops import mask_crop
 from ...training.distributed import gather_rows, shard_of
 from ...training.losses import supervised_contrastive
+from ...training.optimizers import build_optimizer, poly_schedule
 from ...training.temperature import fit_temperature
 from ...training.trainer import BaseTrainer, logger
 from .data import MaskBatches
@@ -47,7 +48,7 @@ class IdentifyTrainer(BaseTrainer):
         contrastive = run.contrastive_epochs * run.iterations_per_epoch if training else 0
         return MaskBatches(self.dataset.folder, self.batch_cases(training),
                            self.plan.network.crop_size, self.plan.data.spacing_mm, run.batch_size, contrastive,
-                           self.seed + (0 if training else 1), augment=training)
+                           self.seed + (0 if training else 1), augment=training, classifier_batch_size=run.classifier_batch)
 
     def smallest_grid(self) -> tuple[int, ...]:
         return tuple(n // (self.plan.network.stem_stride * 8) for n in self.plan.network.crop_size)  # three strided stages follow the stem
@@ -60,8 +61,8 @@ class IdentifyTrainer(BaseTrainer):
         epochs = run.contrastive_epochs if contrastive else run.classifier_epochs
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         rate = run.contrastive_lr if contrastive else run.classifier_lr
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=run.weight_decay)
-        return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=max(1, epochs * run.iterations_per_epoch), power=0.9)
+        optimizer = build_optimizer(run.optimizer, parameters, rate, run.weight_decay)
+        return optimizer, poly_schedule(optimizer, epochs * run.iterations_per_epoch)
 
     def on_epoch_start(self) -> None:
         phase = "contrastive" if self.epoch < self.plan.run.contrastive_epochs else "classifier"

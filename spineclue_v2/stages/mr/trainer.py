@@ -16,6 +16,7 @@ from ...errors import InputError
 from ...plans.plans import Plans
 from ...preprocessing.mr import UNLABELLED
 from ...training.checkpoint import Checkpoint, weights_sha256
+from ...training.optimizers import build_optimizer, poly_schedule
 from ...training.trainer import BaseTrainer
 from ..registry import default_trainer_name
 from .cps import cross_supervision, pseudo_labels, ramp
@@ -28,8 +29,6 @@ from .soft_labels import soft_dice_and_cross_entropy, soft_labels_of_tissue_clas
 from .threshold import apply_threshold
 
 logger = logging.getLogger("spineclue_v2.training")
-
-LR_POWER = 0.9    # of the fall to 0 where the plan names no epochs at which the rate drops
 
 
 class _MRTrainer(BaseTrainer):
@@ -50,9 +49,9 @@ class _MRTrainer(BaseTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         run = self.plan.run
         learned = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(learned, lr=run.initial_lr, weight_decay=run.weight_decay)
+        optimizer = build_optimizer(run.optimizer, learned, run.initial_lr, run.weight_decay)
         if not run.lr_drop_epochs:
-            return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, max(1, self.epochs * self.iterations), power=LR_POWER)
+            return optimizer, poly_schedule(optimizer, self.epochs * self.iterations)
         drops = [epoch * self.iterations for epoch in run.lr_drop_epochs]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
 
