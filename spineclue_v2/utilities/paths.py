@@ -63,4 +63,4 @@ def dataset_name(dataset: str | int, root: Path | None = None) -> str:
 
 def weights_folder() -> Path:
     """The weights that come with the package."""
-    return Path(__file__).parent / "weights"
+    return Path(__file__).parents[1] / "weights"
