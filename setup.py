@@ -45,7 +45,7 @@ setup(
     python_requires=">=3.10",
     packages=packages(),
     package_dir={"spineclue_v2.planning": "planning", "spineclue_v2.dataset_conversion": "dataset_conversion"},
-    package_data={"spineclue_v2": ["weights/*"], "spineclue_v2.phantom": ["*.json", "*.csv"]},
+    package_data={"spineclue_v2": ["py.typed", "weights/*"], "spineclue_v2.phantom": ["*.json", "*.csv"]},
     install_requires=[
         "torch>=2.6,!=2.9.*",                       # nnunetv2 excludes 2.9
         "torchvision",
@@ -59,6 +59,7 @@ setup(
         "SimpleITK>=2.4",
         "nibabel>=5.0",
         "numpy>=1.26",
+        "pandas>=2.0",                              # SpineResult.to_dataframe; nnunetv2 brings it anyway
         "scipy>=1.11",
         "scikit-learn>=1.4",
         "blosc2>=3.0",

@@ -53,7 +53,7 @@ def measure(model: Any, volume: Any, repeats: int) -> tuple[int, dict[str, float
     """Vertebrae named and the least seconds of each stage."""
     from spineclue_v2.inference.pipeline import predict_volume
 
-    runs = [predict_volume(volume, model)[0] for _ in range(repeats)]
+    runs = [predict_volume(volume, model) for _ in range(repeats)]
     return len(runs[0].vertebrae), {stage: min(run.seconds.get(stage, 0.0) for run in runs) for stage in STAGES}
 
 

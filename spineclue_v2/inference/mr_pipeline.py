@@ -1,24 +1,19 @@
-"""Prediction of an MR scan: label map on the input grid, volumes of the structures, a picture."""
+"""Prediction of an MR scan: bodies and discs as a label map on the scan's grid."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..export.case_record import versions
-from ..export.structures import NO_STRUCTURE, structure_records
 from ..imageio.orientation import oriented_view
-from ..imageio.volume import ImageGrid, Volume, read_volume, write_volume
+from ..imageio.volume import ImageGrid, Volume
 from ..preprocessing.mr import to_mr_space
 from ..preprocessing.resampling import resampled_floats
+from ..results import MRResult
 from ..stages.registry import MR_STAGES
-from ..utilities.files import write_json
-from ..visualization.mr_report import write_mr_report
 from .model import Model
+from .pipeline import Progress
 
 
 def mr_stage(model: Model) -> str:
@@ -26,18 +21,22 @@ def mr_stage(model: Model) -> str:
     return MR_STAGES[1] if MR_STAGES[1] in model.stages else MR_STAGES[0]
 
 
-def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False) -> tuple[Volume, dict[str, float]]:
+def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None
+                      ) -> tuple[Volume, dict[str, float]]:
     """Label map on the grid of `volume` with the dataset's own values (uint8 or uint16), and seconds per step."""
     from ..stages.mr.level_assignment import name_levels
     from ..stages.mr.positional_prior import pooled
     from ..stages.mr.predictor import predict_2d, predict_3d
 
-    seconds, started = {}, time.perf_counter()
     stage = mr_stage(model)
+    say = progress or (lambda step, fraction: None)
+    seconds, started = {}, time.perf_counter()
+    say("preprocess", 0.0)
     data = model.plans.stage(stage).data
     scan = to_mr_space(volume, data)
     seconds["preprocess"] = time.perf_counter() - started
     started = time.perf_counter()
+    say(stage, 1 / 3)
     networks = model.stages[stage].networks
     if stage == MR_STAGES[1]:
         probability = predict_3d(scan.array, networks, model.plans, model.device, mirror)
@@ -45,6 +44,7 @@ def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False) -> tup
         probability = predict_2d(scan.array, networks, model.plans.stage(stage), model.device, mirror)
     seconds[stage] = time.perf_counter() - started
     started = time.perf_counter()
+    say("export", 2 / 3)
     places = pooled([fitted.get("places", {}) for fitted in model.stages[stage].fitted])
     named = name_levels(probability, replace(data, spacing_mm=scan.geometry.spacing), places)
     classes = most_likely(named, scan.geometry, volume.geometry, data.orientation)
@@ -69,24 +69,9 @@ def most_likely(probability: np.ndarray, model: ImageGrid, target: ImageGrid, or
     return oriented_view(Volume(label, oriented), target.orientation).array
 
 
-def predict_mr_case(path: Path, name: str, output: Path, model: Model, mirror: bool = False, report: bool = True,
-                    on_read: Callable[[], object] | None = None) -> list[dict[str, Any]]:
-    """Predict one MR and write CASE.nii.gz, CASE.png and, last, CASE.json; returns the structures."""
-    started = time.perf_counter()
-    volume = read_volume(path)
-    seconds = {"read": time.perf_counter() - started}
-    if on_read is not None:
-        on_read()
-    labels, steps = predict_mr_volume(volume, model, mirror)
+def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None) -> MRResult:
+    """Bodies and discs of an MR scan, with the label map on the scan's grid."""
+    labels, seconds = predict_mr_volume(volume, model, mirror, progress)
     data = model.plans.stage(mr_stage(model)).data
-    rows = structure_records(labels, dict(zip(data.classes, data.label_values, strict=True)))
-    for ending in (".json", ".png"):  # what an earlier run left must neither vouch for half-replaced files nor show other ones
-        (output / f"{name}{ending}").unlink(missing_ok=True)
-    if report:
-        write_mr_report(volume, labels, rows, data.orientation, output / f"{name}.png", name)
-    write_volume(labels, output / f"{name}.nii.gz")
-    seconds |= steps | {"total": time.perf_counter() - started}
-    write_json(output / f"{name}.json", {
-        "status": "ok" if rows else NO_STRUCTURE, "stage": mr_stage(model), "structures": rows, "plans": model.record,
-        "versions": versions(), "seconds": {key: round(float(value), 3) for key, value in seconds.items()}})
-    return rows
+    return MRResult((), False, None, seconds, grid=volume.geometry, label_volume=labels, stage=mr_stage(model),
+                    classes=dict(zip(data.classes, data.label_values, strict=True)), orientation=data.orientation)

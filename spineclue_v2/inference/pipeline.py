@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +20,9 @@ from ..results import SpineResult
 from .model import Model
 
 logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], object]  # is told the step that begins and the fraction (0..1) that is done; may raise to stop
+STEPS = ("localize", "segment", "identify", "grade")
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class Clock:
         self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.perf_counter() - self._start
 
 
-def predict_volume(volume: Volume, model: Model, options: Options | None = None) -> tuple[SpineResult, ImageGrid]:
-    """Vertebrae of a CT (HU, any orientation) in cranio-caudal order, and the network space grid their masks lie on."""
+def predict_volume(volume: Volume, model: Model, options: Options | None = None, progress: Progress | None = None) -> SpineResult:
+    """Vertebrae of a CT (HU, any orientation) in cranio-caudal order, with the scan's grid and that of their masks."""
     from ..stages.grade.body_heights import add_heights
     from ..stages.grade.predictor import add_grades
     from ..stages.identify.predictor import identify
@@ -56,31 +60,37 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None)
 
     if "localize" not in model.stages:
         raise InputError(f"This is a model of MR (stages {', '.join(model.stages)}), which does not label CT; predict MR with "
-                         "spineclue_predict -d, or with inference.mr.predict_mr_volume.")
+                         "spineclue_predict -d, or with inference.mr_pipeline.predict_mr.")
+
+    def begin(step: str) -> Clock:
+        if progress is not None:
+            progress(step, STEPS.index(step) / len(STEPS))
+        return clock(step)
+
     options, clock = options or Options(), Clock()
     plans = {stage: model.plans.stage(stage) for stage in model.stages}
-    with clock("localize"):
+    with begin("localize"):
         coarse = to_network_space(volume, plans["localize"].data)
         located = locate(coarse, model.stages["localize"].networks, plans["localize"], model.device)
         del coarse
     notes = _notes(volume)
     if not located:
-        return SpineResult((), True, None, clock.seconds, notes), oriented_view(volume).geometry
-    with clock("segment"):
+        return SpineResult((), False, None, clock.seconds, notes, grid=volume.geometry, mask_grid=oriented_view(volume).geometry)
+    with begin("segment"):
         fine = spine_box(volume, located, plans["segment"])
         found = segment_located(fine, located, model.stages["segment"].networks, plans["segment"], model.device, volume.geometry,
                                 options.mirror)
     geometry = fine.geometry
     if "grade" not in model.stages:
         del fine
-    with clock("identify"):
+    with begin("identify"):
         result = identify(found, model.stages["identify"], model.geometry, plans["identify"], model.device, options, model.appearance,
                           volume)
-    with clock("grade"):
+    with begin("grade"):
         named = add_heights(result.vertebrae, geometry, volume)
         if "grade" in model.stages:
             named = add_grades(named, fine, model.stages["grade"], plans["grade"], model.device)
-    return SpineResult(named, result.numbering_anchored, result.margin, clock.seconds, notes, result.extra), geometry
+    return SpineResult(named, result.numbering_anchored, result.margin, clock.seconds, notes, result.extra, volume.geometry, geometry)
 
 
 def segment_located(fine: Volume, located: list[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: ImageGrid,
