@@ -16,6 +16,7 @@ from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, GROUPS, Plans
 from spineclue_v2.preprocessing.ct import preprocess_dataset
 from spineclue_v2.preprocessing.mr import preprocess_mr_dataset
 from spineclue_v2.stages.plan_files import load_plans
+from spineclue_v2.stages.registry import stage_of
 from spineclue_v2.utilities import paths
 from spineclue_v2.utilities.files import read_json, write_json
 
@@ -124,16 +125,9 @@ def preprocess_plans(dataset: str | int, plans_name: str = DEFAULT_PLANS_NAME, s
 
 def summary_table(plans: Plans) -> str:
     """The numbers a user asks about, with their rule, one per line."""
-    shown = {"localize": ("data.spacing_mm", "network.scale", "network.slice_size", "run.slices_per_plane", "run.batch_size"),
-             "segment": ("data.spacing_mm", "network.architecture", "network.crop_size", "network.features", "run.batch_size"),
-             "identify": ("data.spacing_mm", "network.depth", "network.crop_size", "run.batch_size"),
-             "grade": ("network.crop_size", "network.features", "run.batch_size"),
-             "hybrid_2d": ("data.spacing_mm", "data.classes", "network.encoder", "network.crop_size", "run.batch_size",
-                           "run.unlabelled_batch_size"),
-             "hybrid_3d": ("network.patch_size", "network.context", "network.width", "network.attention_stride", "run.batch_size")}
     rows = []
     for stage, plan in plans.stages.items():
-        for key in shown.get(stage, ("data.spacing_mm", "network.crop_size", "run.batch_size")):
+        for key in stage_of(stage).headline:
             group, field = key.split(".")
             value = getattr(getattr(plan, group), field)
             text = (", " if field == "classes" else " x ").join(map(str, value)) if isinstance(value, tuple) else str(value)

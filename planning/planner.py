@@ -19,7 +19,7 @@ from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, GROUPS, Plans, StagePla
 from spineclue_v2.stages.grade.plan import GradeNetwork
 from spineclue_v2.stages.identify.plan import IdentifyNetwork
 from spineclue_v2.stages.localize.plan import LocalizeNetwork
-from spineclue_v2.stages.registry import GROUP_TYPES
+from spineclue_v2.stages.registry import stage_of
 from spineclue_v2.stages.segment.plan import SegmentNetwork
 
 from . import memory, rules
@@ -50,9 +50,11 @@ class SpineCLUEPlanner:
         self.value_bytes = memory.MIXED if device == "cuda" else memory.FLOAT
 
     def plan(self) -> Plans:
-        """All three stages, and `grade` where the dataset has Genant grades to learn."""
+        """The stages of CT, and `grade` where the dataset has Genant grades to learn."""
         segment = self.segment()
-        stages = {"localize": self.localize(), "segment": segment, "identify": self.identify(segment)}
+        identify = self.identify(segment)
+        stages = {"localize": self.localize(), "segment": segment, "appearance": self.appearance(segment, identify),
+                  "geometry": self.geometry(segment), "identify": identify}
         if rules.can_learn_grades(self.fingerprint.get("grades", {})):
             stages["grade"] = self.grade(segment)
         steps = {name: memory.stage_bytes(name, stage, self.value_bytes) for name, stage in stages.items()}
@@ -143,6 +145,38 @@ class SpineCLUEPlanner:
                "freeze_backbone": PlannedValue(False, "the contrastive phase is far shorter than the paper's: the backbone learns on", {}),
                **method_choices()}
         return stage_plan("identify", data, network, run)
+
+    def appearance(self, segment: StagePlan, identify: StagePlan) -> StagePlan:
+        same = "the same as segment's, so that both share one preprocessed folder"
+        data = {name: PlannedValue(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
+        network = {"spacing_mm": PlannedValue(5.0, "half a rib's width: finer would cost time, coarser would lose the ribs", {}),
+                   "crop_size": PlannedValue((24, 32, 32), "120 x 160 x 160 mm: two to three vertebrae up and down, the ribs' "
+                                             "beginnings at the sides", {}),
+                   "widths": PlannedValue((16, 32, 64, 96), "crops are coarse: more channels named no more of held-out phantoms", {}),
+                   "pool_grid": PlannedValue((2, 2, 1), "above and below, before and behind; left and right mean the same", {}),
+                   "dropout": PlannedValue(0.3, "as in the head of identify", {})}
+        own = identify.run
+        run = {"batch_size": PlannedValue(own.batch_size, "as identify: every level once", {}),
+               "epochs": PlannedValue(own.contrastive_epochs + own.classifier_epochs, "as both phases of identify", {}),
+               "iterations_per_epoch": self.of_class(self.profile.iterations),
+               "initial_lr": PlannedValue(1e-3, "AdamW", {}), "weight_decay": PlannedValue(1e-4, "AdamW", {}),
+               "centre_jitter_mm": PlannedValue(6.0, "located centres err by about 4 mm", {}),
+               "false_fraction": PlannedValue(0.12, "places that are no vertebra, so that it knows them", {})}
+        return stage_plan("appearance", data, network, run)
+
+    def geometry(self, segment: StagePlan) -> StagePlan:
+        same = "the same as segment's: centres are read from its preprocessed folder"
+        data = {name: PlannedValue(value, same, {}) for name, value in dataclasses.asdict(segment.data).items()}
+        network = {"width": PlannedValue(64, "a spine has few numbers to learn from", {}), "layers": PlannedValue(3, "see width", {}),
+                   "heads": PlannedValue(4, "see width", {}), "dropout": PlannedValue(0.1, "see width", {}),
+                   "members": PlannedValue(3, "the mean of a few is steadier than one", {})}
+        run = {"batch_size": PlannedValue(64, "spines; a member sees others than the next", {}),
+               "epochs": self.of_class(self.profile.epochs[0]), "iterations_per_epoch": self.of_class(self.profile.iterations),
+               "initial_lr": PlannedValue(2e-3, "AdamW", {}), "weight_decay": PlannedValue(0.05, "AdamW", {}),
+               "label_smoothing": PlannedValue(0.02, "references err too", {}),
+               "sampled_spines": PlannedValue(1600, "spine curves of the phantom: levels and numberings that the dataset never shows", {}),
+               "window": PlannedValue(0.6, "scans show parts of the spine", {})}
+        return stage_plan("geometry", data, network, run)
 
     def grade(self, segment: StagePlan) -> StagePlan:
         machine = self.profile
@@ -258,15 +292,15 @@ def method_choices() -> dict[str, PlannedValue]:
                                       "much for the appearance classifier where it was trained", {})}
 
 
-def stage_plan(stage: str, data: Mapping[str, PlannedValue], network: Mapping[str, PlannedValue], run: Mapping[str,
-                                                                                                               PlannedValue]) -> StagePlan:
-    """Typed stage from its choices; every field of the three groups must have one."""
+def stage_plan(stage: str, data: Mapping[str, PlannedValue], network: Mapping[str, PlannedValue],
+               run: Mapping[str, PlannedValue]) -> StagePlan:
+    """Typed stage from its choices; every field of the three groups that has no default must have one."""
     groups = dict(zip(GROUPS, (data, network, run), strict=True))
     values: dict[str, Any] = {}
     reasons: dict[str, dict[str, Any]] = {}
     for group, choices in groups.items():
-        kind = GROUP_TYPES[stage][group]
-        missing = {f.name for f in dataclasses.fields(kind)} - set(choices)
+        kind = stage_of(stage).groups[group]
+        missing = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING} - set(choices)
         if missing:
             raise ValueError(f"planner leaves {stage}.{group} without {sorted(missing)}")
         values[group] = kind(**{name: choice.value for name, choice in choices.items()})

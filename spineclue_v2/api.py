@@ -14,7 +14,7 @@ from .imageio.convert import Scan, describe, to_volume
 from .imageio.volume import Volume
 from .inference.model import Model, load_shipped, load_trained
 from .inference.pipeline import Options, Progress
-from .inference.predict_scan import is_mr, predict_scan
+from .inference.predict_scan import predict_scan
 from .results import SpineResult
 from .utilities import paths
 
@@ -60,7 +60,7 @@ class SpineCLUE:
     @property
     def modality(self) -> str:
         """"CT" or "MR": what the model was trained for."""
-        return "MR" if is_mr(self.model) else "CT"
+        return self.model.modality
 
     def predict(self, scan: Scan, *, spacing: Sequence[float] | None = None, affine: Any = None, forbid_anomalies: bool = False,
                 mirror: bool = False, classifiers: Collection[str] = CLASSIFIERS, progress: Progress | None = None,
@@ -76,8 +76,8 @@ class SpineCLUE:
             forbid_anomalies: CT: regular numbering only, no T13, no L6, no missing T12.
             mirror: average with the left-right mirror image (CT: segmentation; MR: all), in twice the time.
             classifiers: CT: of the level, out of "shape", "geometry" and "appearance", where the model has weights for them.
-            progress: called as `progress(step, fraction)` when a step begins and with ("done", 1.0) at the end. An exception that it
-                raises ends the prediction.
+            progress: called as `progress(stage, fraction)`: with "read", with the name of each stage that begins, and with ("", 1.0) at
+                the end. An exception that it raises ends the prediction.
             keep_scan: keep the voxels with the result, from which `save` draws the picture.
 
         Returns:

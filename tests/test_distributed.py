@@ -157,12 +157,12 @@ def test_both_views_and_whole_spines_stay_together_in_a_half(tiny, tmp_path):
     run = trainer(tiny, "identify", tmp_path)
     maker = run.batch_sampler(True)
     contrastive, classifier = maker(0), maker(10 ** 6)
-    halves = run.halves(contrastive)
+    halves = run.micro_batches(contrastive)
     for half in halves:
         count = len(half["level"]) // 2
         assert torch.equal(half["level"][:count], half["level"][count:])
     assert sorted(torch.cat([h["level"] for h in halves]).tolist()) == sorted(contrastive["level"].tolist())
-    halves = run.halves(classifier)
+    halves = run.micro_batches(classifier)
     assert torch.equal(torch.cat([h["level"] for h in halves]), classifier["level"])
     assert all(int(h["spine"].min()) == 0 for h in halves)
-    assert len(run.halves({k: v[classifier["spine"] == 0] for k, v in classifier.items()})) == 1
+    assert len(run.micro_batches({k: v[classifier["spine"] == 0] for k, v in classifier.items()})) == 1

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from spineclue_v2.stages.identify.network import ShapeNetwork
-from spineclue_v2.stages.identify.uncertainty import entropy, fit_temperature, monte_carlo
+from spineclue_v2.stages.identify.uncertainty import entropy, monte_carlo
+from spineclue_v2.training.temperature import fit_temperature
 
 
 @pytest.fixture(scope="module")

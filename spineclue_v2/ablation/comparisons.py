@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ..adapters import crop_and_pad
 from ..anatomy import NUM_LEVELS
+from ..plans.plans import Plans
 from ..preprocessing.crops import crop_start
 from ..preprocessing.moving_grids import moving_grid
 from ..preprocessing.resampling import windows
@@ -60,8 +61,10 @@ class CTBatches(MaskBatches):
 class CTTrainer(IdentifyTrainer):
     """The paper's baseline: the same network on the CT crop instead of the mask crop."""
 
-    def fresh_network(self) -> LevelNetwork:
-        return _resnet(self.plan.network, channels=len(self.plan.data.windows_hu))
+    @classmethod
+    def build_network(cls, plans: Plans) -> LevelNetwork:
+        plan = plans.stage(cls.stage)
+        return _resnet(plan.network, channels=len(plan.data.windows_hu))
 
     def batch_sampler(self, training: bool) -> MaskBatches:
         masks, data = super().batch_sampler(training), self.plan.data
@@ -72,16 +75,19 @@ class CTTrainer(IdentifyTrainer):
 class ResNeXtTrainer(IdentifyTrainer):
     """ResNeXt with the plan's stages on the mask crop; half the plan's width, since its bottlenecks give four times as many channels."""
 
-    def fresh_network(self) -> LevelNetwork:
-        network = replace(self.plan.network, width=max(4, self.plan.network.width // 2))
+    @classmethod
+    def build_network(cls, plans: Plans) -> LevelNetwork:
+        planned = plans.stage(cls.stage).network
+        network = replace(planned, width=max(4, planned.width // 2))
         return _resnet(network, groups=max(2, 2 * network.width // CARDINALITY_FRACTION))
 
 
 class TransformerTrainer(IdentifyTrainer):
     """A vision transformer on the mask crop."""
 
-    def fresh_network(self) -> LevelNetwork:
-        return VisionTransformer(self.plan.network)
+    @classmethod
+    def build_network(cls, plans: Plans) -> LevelNetwork:
+        return VisionTransformer(plans.stage(cls.stage).network)
 
 
 def _resnet(network: IdentifyNetwork, **changes: Any) -> ShapeNetwork:

@@ -16,13 +16,18 @@ from ..anatomy import LEVEL_INDEX, LEVELS, NAME_OF_LABEL
 from ..anatomy.vertebral_gaps import round_positions, vertebral_gaps
 from ..dataset.preprocessed import PreprocessedDataset
 from ..imageio.volume import ImageGrid, Volume
-from ..stages.identify.appearance import AppearanceClassifier, AppearanceTrainer
+from ..stages.appearance.predictor import log_probabilities
+from ..stages.appearance.trainer import AppearanceTrainer
+from ..stages.geometry.predictor import evidence_of
 from ..stages.identify.calibration import START, EvidenceRows, fit_weights, weighted
 from ..stages.identify.decoder import Decoder, Numbering
+from ..stages.identify.evidence import fold_variants, shape_logs
 from ..stages.identify.fusion import MessageFusion, fit_phi
 from ..stages.identify.plan import IdentifyRun, Penalties
-from ..stages.identify.predictor import INFERENCE_BATCH, shape_logs
-from ..stages.identify.uncertainty import fit_temperature, monte_carlo
+from ..stages.identify.predictor import INFERENCE_BATCH
+from ..stages.identify.uncertainty import monte_carlo
+from ..training.stage_model import StageModel
+from ..training.temperature import fit_temperature
 from ..training.trainer import BaseTrainer
 
 STEPS = ("baseline on CT", "+ mask", "+ contrastive", "+ fusion", "+ geometry", "+ appearance", "+ decoder")
@@ -73,7 +78,7 @@ def scans_of(dataset: PreprocessedDataset, cases: Sequence[str], fold: int | str
         centres = grid.index_to_world(np.array([v["body_centre"] for v in found]))
         part = f"fold {fold}" if several_folds else f"half {len(scans) % 2}"
         scans.append(Scan(case, fold, seed, tuple(NAME_OF_LABEL[v["label"]] for v in found), centres, part,
-                          geometry=None if geometry is None else geometry.log_probabilities(centres)))
+                          geometry=None if geometry is None else fold_variants(evidence_of(centres, geometry))))
     return scans
 
 
@@ -82,10 +87,10 @@ def add_outputs(scans: Sequence[Scan], name: str, trainer: BaseTrainer, dataset:
     """Let the trained network of `name` look at every scan once; fills features and logits, or `appearance`."""
     trainer.network.eval()
     if isinstance(trainer, AppearanceTrainer):
-        classifier = AppearanceClassifier([trainer.network], trainer.plan.data, [1.0], device=trainer.device)
+        model = StageModel([trainer.network], [{}], [{}], [""])
         for scan in scans:
             volume = Volume(np.asarray(dataset.image(scan.case)[:]), ImageGrid.from_json(dataset.properties(scan.case)["geometry"]))
-            scan.appearance = classifier.log_probabilities(volume, scan.centres)
+            scan.appearance = log_probabilities(volume, scan.centres, model, trainer.plan, trainer.device)
         return
     maker = trainer.batch_sampler(training=False)  # type: ignore[attr-defined]
     maker.cases, maker.variants = [scan.case for scan in scans], True

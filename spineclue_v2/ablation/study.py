@@ -15,10 +15,12 @@ from ..dataset.preprocessed import PreprocessedDataset
 from ..dataset.splits import fold_cases, load_splits, parse_fold, patients_of
 from ..errors import InputError
 from ..evaluation import calibration, metrics
+from ..inference.model import load_shipped_geometry
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
 from ..stages.identify.plan import IdentifyRun
 from ..stages.plan_files import load_plans
 from ..training.device import resolve_device
+from ..training.stage_model import StageModel
 from ..training.trainer import BaseTrainer
 from ..utilities import paths
 from ..utilities.files import write_json
@@ -107,15 +109,12 @@ def _outputs(trainings: dict[str, Training], plans: Plans, data: PreprocessedDat
     return networks, scans, records
 
 
-def _geometry() -> Any:
+def _geometry() -> StageModel | None:
     """The geometry classifier that comes with the package, None where it does not."""
-    file = paths.weights_folder() / "geometry.pth"
-    if not file.exists():
-        logger.warning("There is no %s: the study goes without the geometry classifier.", file)
-        return None
-    from ..stages.geometry.classifier import GeometryClassifier
-
-    return GeometryClassifier.load(file)
+    found = load_shipped_geometry(torch.device("cpu"))
+    if found is None:
+        logger.warning("The package has no geometry.pth: the study goes without the geometry classifier.")
+    return found
 
 
 def _cost(trainer: BaseTrainer) -> dict[str, Any]:

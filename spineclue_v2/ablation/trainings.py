@@ -13,7 +13,7 @@ import torch
 from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
 from ..plans.plans import Plans
-from ..stages.identify.appearance import AppearanceTrainer
+from ..stages.appearance.trainer import AppearanceTrainer
 from ..stages.identify.plan import IdentifyNetwork, IdentifyRun
 from ..stages.identify.trainer import IdentifyTrainer
 from ..training.checkpoint import Checkpoint
@@ -93,14 +93,12 @@ def trained(name: str, training: Training, plans: Plans, dataset: PreprocessedDa
 
     `folder` is that of the fold and seed; weights of another plan, of other cases or of another seed there are an InputError.
     """
-    stage = plans.stage("identify")
-    plans = replace(plans, stages=plans.stages | {"identify": replace(stage, run=training.run(stage.run),
-                                                                      network=training.network(stage.network))})
+    plans = _plans_of(training, plans)
     place = folder / name
     trainer = training.trainer(plans, fold, dataset, *cases, place, device, seed=FIRST_SEED + seed, workers=workers)
     for file in (place / FINAL, place / LATEST):
         if file.exists():
-            _check_same(file, plans, cases)
+            _check_same(file, plans, training.trainer.stage, cases)
     if (place / FINAL).exists() and not (place / LATEST).exists():
         trainer.history = trainer.load(place / FINAL).meta["history"]
         return trainer
@@ -109,10 +107,22 @@ def trained(name: str, training: Training, plans: Plans, dataset: PreprocessedDa
     return trainer
 
 
-def _check_same(file: Path, plans: Plans, cases: tuple[list[str], list[str]]) -> None:
+def _plans_of(training: Training, plans: Plans) -> Plans:
+    """The plans with what this training changes; every training has the same number of steps."""
+    identify = plans.stage("identify")
+    stages = plans.stages | {"identify": replace(identify, run=training.run(identify.run), network=training.network(identify.network))}
+    if training.trainer.stage == "appearance":
+        own = plans.stage("appearance")
+        steps = {"epochs": identify.run.contrastive_epochs + identify.run.classifier_epochs,
+                 "iterations_per_epoch": identify.run.iterations_per_epoch}
+        stages["appearance"] = replace(own, run=replace(own.run, **steps))
+    return replace(plans, stages=stages)
+
+
+def _check_same(file: Path, plans: Plans, stage: str, cases: tuple[list[str], list[str]]) -> None:
     meta = Checkpoint.load(file).meta
-    wanted = json.loads(json.dumps(plans.to_json()["stages"]["identify"]))
-    same_plan = meta.get("plans", {}).get("stages", {}).get("identify") == wanted
+    wanted = json.loads(json.dumps(plans.to_json()["stages"][stage]))
+    same_plan = meta.get("plans", {}).get("stages", {}).get(stage) == wanted
     if not same_plan or (meta.get("train_cases"), meta.get("val_cases")) != cases:
         raise InputError(f"{file} was trained with {'other cases' if same_plan else 'another plan'} than this study has; give another "
                          f"folder with -o, or delete {file.parent}.")

@@ -58,6 +58,7 @@ class Vertebra:
     combined_grade_probabilities: tuple[float, float, float, float] | None = None  # by network and heights together
     mask_probability: np.ndarray | None = field(default=None, repr=False)  # uint8 on the crop of `mask`, see on_the_masks_side
     log_probabilities: np.ndarray | None = field(default=None, repr=False)  # (25,) levels and "not a vertebra", all classifiers together
+    variant_log_probabilities: tuple[float, float] | None = None  # of T13 and L6, NaN where no classifier knows them
 
 
 def on_the_masks_side(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:

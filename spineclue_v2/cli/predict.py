@@ -32,7 +32,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", default="SpineCLUEPlans", help="plans name")
-    parser.add_argument("-tr", nargs=3, metavar=("LOCALIZE", "SEGMENT", "IDENTIFY"), help="trainer names of the three stages")
+    parser.add_argument("-tr", nargs="+", metavar="TRAINER", help="trainer names of localize, segment and identify, or STAGE=TRAINER for "
+                        "any stages whose trainer is not the default")
     parser.add_argument("-f", nargs="+", help="folds to ensemble, default: all that are finished")
     parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint file name")
 
@@ -80,16 +81,26 @@ def load_model(args: argparse.Namespace) -> Model:
 
 
 def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
-    from ..stages.registry import CORE_STAGES
+    """{stage: trainer} of -tr, in either of its forms."""
+    from ..errors import InputError
+    from ..stages.registry import CORE_STAGES, stage_of
 
-    return dict(zip(CORE_STAGES, args.tr, strict=True)) if args.tr else None
+    if not args.tr:
+        return None
+    if all("=" in word for word in args.tr):
+        found = dict(word.split("=", 1) for word in args.tr)
+        for stage in found:
+            stage_of(stage)
+        return found
+    if len(args.tr) != len(CORE_STAGES) or any("=" in word for word in args.tr):
+        raise InputError(f"-tr has {' '.join(args.tr)}; expected the trainers of {', '.join(CORE_STAGES)}, or STAGE=TRAINER words.")
+    return dict(zip(CORE_STAGES, args.tr, strict=True))
 
 
 def predict_and_report(args: argparse.Namespace, model: Model) -> int:
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
-    from ..inference.predict_scan import is_mr
     from ..utilities.parallel import dask_executor
 
     options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers))
@@ -100,7 +111,7 @@ def predict_and_report(args: argparse.Namespace, model: Model) -> int:
     failed = {name: why for name, why in outcome.items() if why}
     empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"
-    what = "structure" if is_mr(model) else "vertebra"
+    what = "structure" if model.modality == "MR" else "vertebra"
     print(f"{said}; no {what} was found in {len(empty)}: {', '.join(empty)}." if empty else f"{said}.")
     if failed:
         width = max(map(len, failed))

@@ -5,15 +5,15 @@ import argparse
 import sys
 from typing import Any
 
-from ..stages.registry import DEFAULT_TRAINER
+from ..stages.registry import stage_names
 from ._common import INTERRUPTED
 
-DESCRIPTION = f"Train a stage ({', '.join(DEFAULT_TRAINER)}) on a fold (0..4 or all) of a planned and preprocessed dataset."
+DESCRIPTION = f"Train a stage ({', '.join(stage_names())}) on a fold (0..4 or all) of a planned and preprocessed dataset."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="dataset id or name")
-    parser.add_argument("stage", choices=list(DEFAULT_TRAINER), help="stage to train")
+    parser.add_argument("stage", choices=stage_names(), help="stage to train")
     parser.add_argument("fold", help="0..4, or all")
     parser.add_argument("-tr", default=None, help="trainer class, default: the stage's own")
     parser.add_argument("-p", default="SpineCLUEPlans", help="plans name")

@@ -17,8 +17,10 @@ import torch
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME
+from ..stages.geometry.predictor import evidence_of
+from ..stages.identify.evidence import fold_variants
 from ..stages.plan_files import load_plans
-from ..stages.registry import CORE_STAGES, default_trainer_name, train_command, trainer_class
+from ..stages.registry import CORE_STAGES, default_trainer_name, train_command
 from ..training.checkpoint import Checkpoint
 from ..training.stage_model import CHECKPOINT_NAME
 from ..utilities import paths
@@ -77,15 +79,8 @@ def _choose_chain(dataset: str, plans_name: str, trainers: Sequence[str] | None,
 
 
 def _trainers_of(dataset: str, stage: str, plans_name: str) -> list[str]:
-    """Trainers that have a folder for the stage; those of networks that are no stage of the pipeline by themselves are left out."""
-    def auxiliary(trainer: str) -> bool:
-        try:
-            return bool(getattr(trainer_class(stage, trainer), "auxiliary", False))
-        except InputError:  # of a package that is not installed here: its weights are there all the same
-            return False
-
-    names = [place.name.split("__")[0] for place in (paths.results_folder() / dataset).glob(f"*__{plans_name}__{stage}")]
-    return [name for name in names if not auxiliary(name)]
+    """Trainers that have a folder for the stage."""
+    return [place.name.split("__")[0] for place in (paths.results_folder() / dataset).glob(f"*__{plans_name}__{stage}")]
 
 
 def _check_trainers(dataset: str, plans_names: Sequence[str], wanted: Sequence[str]) -> None:
@@ -154,9 +149,9 @@ def _choose_settings(dataset: str, plans_name: str, trainers: dict[str, str], fo
 
 
 def _row(found: OutOfFold, case: str) -> Row:
-    rows, geometry = found.rows(case), found.geometry_classifier
+    rows, geometry = found.rows(case), found.geometry
     true = len(found.data("identify").properties(case)["vertebrae"])
-    log_rows = geometry.log_probabilities(rows["centres"]) if geometry is not None and len(rows["names"]) else None
+    log_rows = fold_variants(evidence_of(rows["centres"], geometry)) if geometry is not None and len(rows["names"]) else None
     return Row(str(found.fold), rows["probabilities"], rows["entropy"], rows["centres"], rows["names"],
                true - int((rows["names"] != "").sum()), log_rows)
 

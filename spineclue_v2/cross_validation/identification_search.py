@@ -15,11 +15,12 @@ import torch
 
 from ..anatomy import LEVEL_INDEX
 from ..anatomy.vertebral_gaps import round_positions, vertebral_gaps
+from ..stages.base import Evidence
 from ..stages.identify.decoder import Decoder
 from ..stages.identify.decoder_fit import Case, fit_penalties, mean_log_posterior
+from ..stages.identify.evidence import combine_evidence, shape_logs
 from ..stages.identify.fusion import MessageFusion, fit_phi
 from ..stages.identify.plan import Penalties
-from ..stages.identify.predictor import combine_evidence
 
 logger = logging.getLogger(__name__)
 
@@ -142,5 +143,6 @@ def _tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def _case(row: Row, settings: Settings, fusion: MessageFusion) -> Case:
     with torch.no_grad():
         fused = fusion(*_tensors(row)).numpy()
-    log_probabilities = combine_evidence(fused, row.geometry, {"geometry": settings.geometry_weight})
+    evidence = {"shape": Evidence(shape_logs(fused))} | ({} if row.geometry is None else {"geometry": Evidence(row.geometry)})
+    log_probabilities, _ = combine_evidence(evidence, {"geometry": settings.geometry_weight})
     return Case(log_probabilities, tuple(str(name) or None for name in row.names), vertebral_gaps(row.centres))

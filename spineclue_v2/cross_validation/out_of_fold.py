@@ -20,11 +20,12 @@ import torch
 
 from .. import anatomy
 from ..anatomy.vertebra import Vertebra, vertebra_from_record, vertebra_record
+from ..anatomy.vertebral_gaps import order_cranio_caudal
 from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
 from ..evaluation.instances import instance_map, match_true_names
 from ..imageio.volume import ImageGrid, Volume, write_volume
-from ..inference.model import geometry_classifier, stage_model
+from ..inference.model import Model, load_shipped_geometry, stage_model
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans, StagePlan
 from ..stages.plan_files import load_plans
 from ..stages.registry import CORE_STAGES, stage_folder_name, train_command
@@ -112,9 +113,14 @@ class OutOfFold:
         return np.where(np.isin(labels, anatomy.VERTEBRA_LABELS), labels, 0)
 
     @cached_property
-    def geometry_classifier(self) -> Any:
-        """The classifier that sees centres only, or None; it is trained on other data, so it saw none of the cases."""
-        return geometry_classifier()
+    def geometry(self) -> StageModel | None:
+        """The package's geometry classifier, or None; it was trained on other data, so it saw none of the cases."""
+        return load_shipped_geometry(self.device)
+
+    def naming_model(self) -> Model:
+        """This fold's identify and the package's geometry classifier: what names masks."""
+        stages = {"identify": self.model("identify")} | ({} if self.geometry is None else {"geometry": self.geometry})
+        return Model(self._plans["identify"], self.device, stages)
 
     # ---- the networks ----------------------------------------------------------------------------------------------
     def model(self, stage: str) -> StageModel:
@@ -170,8 +176,7 @@ class OutOfFold:
         """Stage 2: vertebrae with masks, in cranio-caudal order."""
         known = self._known("segment", case)
         if known is None:
-            from ..inference.pipeline import segment_located
-            from ..stages.identify.predictor import order_cranio_caudal
+            from ..stages.segment.spine import segment_located
 
             located, volume = self.located(case), self.volume("segment", case)
             scan = ImageGrid.from_json(self.data("segment").properties(case)["source_geometry"])

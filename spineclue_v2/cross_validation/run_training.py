@@ -44,7 +44,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     base = paths.preprocessed_folder() / name
     plans = load_plans(base / f"{plans_name}.json")
     kind = trainer_class(stage, trainer)
-    if save_probabilities and (stage != "identify" or kind.auxiliary):
+    if save_probabilities and stage != "identify":
         raise InputError(f"--npz keeps the level probabilities of stage identify; {kind.__name__} of stage {stage} has none, so "
                          "leave it out.")
     folder = paths.results_folder() / name / f"{kind.__name__}__{plans_name}__{stage}"
@@ -63,7 +63,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     with join_processes(resolve_device(device)) as where:
         run = kind(plans, fold, data, train_cases, val_cases, folder / f"fold_{fold}", where)
         checkpoint = run.folder / ("checkpoint_best.pth" if validate_best else "checkpoint_final.pth")
-        found = None if kind.auxiliary else _out_of_fold(name, stage, fold, where, plans_name, kind.__name__, checkpoint.name)
+        found = _out_of_fold(name, stage, fold, where, plans_name, kind.__name__, checkpoint.name)
         run.upstream = found
         if not only_validate:
             if rank() == 0:

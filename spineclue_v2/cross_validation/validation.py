@@ -212,13 +212,12 @@ def _segment(found: OutOfFold, case: str) -> dict[str, Any]:
 def _identify(found: OutOfFold, case: str) -> dict[str, Any]:
     from ..export.case_record import case_record
     from ..export.label_map import label_map
-    from ..inference.pipeline import Options
-    from ..stages.identify.predictor import identify
+    from ..inference.pipeline import identify_masks
 
     found.rows(case)
     vertebrae, truth = found.segmented(case), found.labels(case)
     geometry = ImageGrid.from_json(found.data("segment").properties(case)["geometry"])
-    result = identify(vertebrae, found.model("identify"), found.geometry_classifier, found.plan("identify"), found.device, Options())
+    result = identify_masks(vertebrae, found.naming_model())
     prediction = Volume(label_map(result.vertebrae, geometry, geometry), geometry)
     record = case_record(result)
     write_volume(prediction, found.folder("identify") / f"{case}.nii.gz")

@@ -192,8 +192,11 @@ def _merge(group: list[tuple[Vertebra, ImageGrid]], mask: np.ndarray, probabilit
     means = {name: mean(name) for name in ("box_centre", "body_centre", "score", "probabilities", "uncertainty", "trabecular_hu",
                                            "grade_probabilities", "combined_grade_probabilities")}
     log_mean = np.logaddexp.reduce([v.log_probabilities for v in own], axis=0) - np.log(len(own))
+    known = [v.variant_log_probabilities for v in own if v.variant_log_probabilities is not None]
+    variants = tuple(map(float, np.logaddexp.reduce(known, axis=0) - np.log(len(known)))) if known else None
     voxel = float(np.prod(grid.spacing))
-    return replace(own[0], **means, log_probabilities=log_mean, mask=mask, mask_start=tuple(int(n) for n in first),
+    return replace(own[0], **means, log_probabilities=log_mean, variant_log_probabilities=variants, mask=mask,
+                   mask_start=tuple(int(n) for n in first),
                    mask_probability=on_the_masks_side(soft, mask),
                    mask_centroid=tuple(map(float, grid.index_to_world(np.argwhere(mask).mean(0) + first))),
                    extent=tuple(float(n * s) for n, s in zip(mask.shape, grid.spacing, strict=True)), hits=sum(v.hits for v in own),
@@ -203,17 +206,18 @@ def _merge(group: list[tuple[Vertebra, ImageGrid]], mask: np.ndarray, probabilit
 
 def named(vertebrae: list[Vertebra], penalties: dict[str, float], forbid_anomalies: bool = False) -> SpineResult:
     """The decoder's verdict on merged vertebrae, by the mean of their members' log-probabilities."""
-    from ..anatomy.vertebral_gaps import vertebral_gaps
+    from ..anatomy.vertebral_gaps import order_cranio_caudal, vertebral_gaps
     from ..stages.identify.decoder import Decoder
     from ..stages.identify.plan import Penalties
-    from ..stages.identify.predictor import order_cranio_caudal
 
     if not vertebrae:
         return SpineResult((), False)
     vertebrae = order_cranio_caudal(vertebrae)
     steps = vertebral_gaps(np.array([v.body_centre for v in vertebrae]))
     decoder = Decoder(Penalties.from_dict(penalties), forbid_anomalies)
-    numbering = decoder.decode(np.array([v.log_probabilities for v in vertebrae]), steps)
+    unknown = (float("nan"), float("nan"))
+    variants = np.array([v.variant_log_probabilities or unknown for v in vertebrae])
+    numbering = decoder.decode(np.array([v.log_probabilities for v in vertebrae]), steps, variants)
     kept = tuple(replace(v, level=name, confidence=float(c)) for v, name, c in
                  zip(vertebrae, numbering.names, numbering.confidence, strict=True) if name is not None)
-    return SpineResult(kept, numbering.numbering_anchored, numbering.margin, extra={"rejected": len(vertebrae) - len(kept)})
+    return SpineResult(kept, numbering.numbering_anchored and bool(kept), numbering.margin, extra={"rejected": len(vertebrae) - len(kept)})

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -9,11 +10,19 @@ from typing import Any
 
 import torch
 
-from ..stages import registry as stage_registry
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
 from ..stages.plan_files import load_plans, plans_from_json
-from ..stages.registry import CORE_STAGES, MR_STAGES, STAGES, family_of, stage_folder_name, train_command
+from ..stages.registry import (
+    default_trainer_name,
+    modality_of,
+    pipeline_of,
+    stage_folder_name,
+    stage_names,
+    stage_of,
+    train_command,
+    trainer_class,
+)
 from ..training.checkpoint import Checkpoint, load_weights, weights_sha256
 from ..training.stage_model import CHECKPOINT_NAME, StageModel
 from ..utilities import paths
@@ -24,15 +33,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Model:
-    """All stages, the plans they obey, and the geometry and appearance classifiers when their weights are there."""
+    """The trained stages of one modality and the plans they obey.
+
+    `record`: what outputs say of the model: name, dataset, source, and per stage the model fingerprint and the sha256 of each weights.
+    """
 
     plans: Plans
     device: torch.device
     stages: dict[str, StageModel]
-    geometry: Any = None
     source: str = ""
     record: dict[str, Any] = field(default_factory=dict)
-    appearance: Any = None
+
+    @property
+    def modality(self) -> str:
+        """"CT" or "MR"."""
+        return modality_of(self.stages)
 
 
 @dataclass(frozen=True)
@@ -66,93 +81,123 @@ def model_of(source: ModelSource) -> Model:
 def load_shipped(device: torch.device) -> Model:
     """The weights that come with the package."""
     folder = paths.weights_folder()
-    missing = [stage for stage in CORE_STAGES if not (folder / f"{stage}.pth").exists()]
+    missing = [stage.name for stage in pipeline_of("CT") if stage.required and not (folder / f"{stage.name}.pth").exists()]
     if missing:
         raise InputError(f"This installation has no shipped weights for {', '.join(missing)}; train your own and pass -d or -m.")
-    there = [stage for stage in (*CORE_STAGES, *family_of(CORE_STAGES)[1]) if (folder / f"{stage}.pth").exists()]
-    model = _assemble({stage: [folder / f"{stage}.pth"] for stage in there}, None, device, "shipped weights")
-    if (folder / "appearance.pth").exists():
-        from ..stages.identify.appearance import AppearanceClassifier
-
-        model.appearance = AppearanceClassifier.load(folder / "appearance.pth", device)
-    return model
+    files = {stage.name: [folder / f"{stage.name}.pth"] for stage in pipeline_of("CT") if (folder / f"{stage.name}.pth").exists()}
+    return _assemble(files, None, device, "shipped weights")
 
 
 def load_trained(folder: Path, folds: list[int | str] | None, device: torch.device, plans_name: str = DEFAULT_PLANS_NAME,
                  trainers: dict[str, str] | None = None, checkpoint_name: str = CHECKPOINT_NAME) -> Model:
-    """Model of a results folder `DatasetXXX_Name` (or an installed one). `folds` None: every fold that all stages finished."""
+    """Model of a results folder `DatasetXXX_Name` (or an installed one). `folds` None: every fold that all required stages finished.
+
+    A stage that may be stood in for (geometry) comes with the package's weights where this model has none; `record` says so.
+    """
     files = trained_files(folder, folds, plans_name, trainers, checkpoint_name)
-    parts = {stage: load_plans(found[0].parents[1] / "plans.json") for stage, found in files.items()}
-    plans = _join(parts)
+    plans = _join({stage: load_plans(found[0].parents[1] / "plans.json") for stage, found in files.items()})
     names = ", ".join(folds_of(files))
-    model = _assemble(files, plans, device, f"{folder.name}, folds {names}")
-    if "identify" in files:
-        model.appearance = _trained_appearance(folder, files["identify"], plans, plans_name, device)
-    return model
+    return _assemble(files, plans, device, f"{folder.name}, folds {names}", _stand_ins(files))
+
+
+def _stand_ins(files: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
+    """Shipped weights of stages that a trained model lacks and that the package may stand in for."""
+    found = {}
+    for stage in pipeline_of(modality_of(files)):
+        file = paths.weights_folder() / f"{stage.name}.pth"
+        if stage.shipped_stands_in and stage.name not in files and file.exists():
+            logger.info("Stage %s was not trained with this model; the package's own weights of it stand in.", stage.name)
+            found[stage.name] = [file]
+    return found
 
 
 def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str = DEFAULT_PLANS_NAME,
                   trainers: dict[str, str] | None = None, checkpoint_name: str = CHECKPOINT_NAME) -> dict[str, list[Path]]:
     """Checkpoints of every stage, one per fold, in the layout `TRAINER__PLANS__STAGE/fold_X/CHECKPOINT`; InputError names the missing.
 
-    The stages are the mandatory ones of the family whose folders are there, and each optional one that has finished all of the folds.
+    The stages are the required ones of the modality whose folders are there, and each optional one that has finished all of the folds.
     """
     def command(stage: str, fold: str) -> str:
         return train_command(folder.name, stage, fold, plans_name, (trainers or {}).get(stage))
 
     if not folder.is_dir():
         raise InputError(f"Model folder {folder} does not exist; train with spineclue_train, or give -m the folder of a model.")
-    places = {stage: folder / stage_folder_name(stage, plans_name, (trainers or {}).get(stage)) for stage in STAGES}
-    required, optional = family_of(stage for stage, place in places.items() if place.is_dir())
-    stage_folders = {stage: places[stage] for stage in required}
-    for stage, place in stage_folders.items():
+    places = {name: folder / stage_folder_name(name, plans_name, (trainers or {}).get(name)) for name in stage_names()}
+    modality = modality_of([name for name, place in places.items() if place.is_dir()])
+    pipeline = [stage for stage in pipeline_of(modality) if stage.trainable]
+    stage_folders = {stage.name: places[stage.name] for stage in pipeline if stage.required}
+    for name, place in stage_folders.items():
         if not place.is_dir():
-            raise InputError(f"{folder} has no {place.name}; train stage {stage} first: {command(stage, 'FOLD')}.")
-    if folds is not None:
-        folds = list(dict.fromkeys(map(str, folds)))  # the same fold twice would count double in every mean
-    else:
-        done = [{p.parent.name[5:] for p in place.glob(f"fold_*/{checkpoint_name}")} for place in stage_folders.values()]
-        folds = sorted(set.intersection(*done))
-        if not folds:
-            raise InputError(f"{folder} has no fold that every stage has finished; train the missing ones or choose with -f.")
-    for stage in optional:
-        missing = [fold for fold in folds if not (places[stage] / f"fold_{fold}" / checkpoint_name).exists()]
+            raise InputError(f"{folder} has no {place.name}; train stage {name} first: {command(name, 'FOLD')}.")
+    chosen = list(dict.fromkeys(map(str, folds))) if folds is not None else _finished(folder, stage_folders, checkpoint_name)
+    for stage in pipeline:
+        missing = [fold for fold in chosen if not (places[stage.name] / f"fold_{fold}" / checkpoint_name).exists()]
+        if stage.required:
+            continue
         if not missing:
-            stage_folders[stage] = places[stage]
-        elif places[stage].is_dir():
-            logger.warning("Stage %s is left out: fold %s is not finished (%s).", stage, missing[0], command(stage, missing[0]))
-    files = {stage: [place / f"fold_{fold}" / checkpoint_name for fold in folds] for stage, place in stage_folders.items()}
-    for stage, wanted in files.items():
+            stage_folders[stage.name] = places[stage.name]
+        elif places[stage.name].is_dir():
+            logger.warning("Stage %s is left out: fold %s is not finished (%s).", stage.name, missing[0], command(stage.name, missing[0]))
+    files = {stage.name: [stage_folders[stage.name] / f"fold_{fold}" / checkpoint_name for fold in chosen]
+             for stage in pipeline if stage.name in stage_folders}
+    for name, wanted in files.items():
         for file in wanted:
             if not file.exists():
-                raise InputError(f"Fold {file.parent.name[5:]} of stage {stage} was never trained to its end ({file} is missing); "
-                                 f"run {command(stage, file.parent.name[5:])}.")
+                raise InputError(f"Fold {file.parent.name[5:]} of stage {name} was never trained to its end ({file} is missing); "
+                                 f"run {command(name, file.parent.name[5:])}.")
     return files
 
 
-def folds_of(files: dict[str, list[Path]]) -> list[str]:
+def _finished(folder: Path, stage_folders: Mapping[str, Path], checkpoint_name: str) -> list[str]:
+    """Folds that every one of these stages has finished; InputError without any."""
+    done = [{p.parent.name[5:] for p in place.glob(f"fold_*/{checkpoint_name}")} for place in stage_folders.values()]
+    folds = sorted(set.intersection(*done))
+    if not folds:
+        raise InputError(f"{folder} has no fold that every stage has finished; train the missing ones or choose with -f.")
+    return folds
+
+
+def folds_of(files: Mapping[str, list[Path]]) -> list[str]:
     """The folds of `trained_files`, as text; every stage has the same."""
     return [file.parent.name[5:] for file in next(iter(files.values()))]
 
 
-def _join(parts: dict[str, Plans]) -> Plans:
+def _join(parts: Mapping[str, Plans]) -> Plans:
     """One plan of each stage's own; what is not a stage's comes from the first."""
     return replace(next(iter(parts.values())), stages={stage: plans.stage(stage) for stage, plans in parts.items()})
 
 
-def _assemble(files: dict[str, list[Path]], plans: Plans | None, device: torch.device, source: str) -> Model:
-    loaded = {stage: [Checkpoint.load(file, device) for file in wanted] for stage, wanted in files.items()}
-    if plans is None:
-        parts = {stage: plans_from_json(saved[0].meta["plans"], str(files[stage][0])) for stage, saved in loaded.items()}
-        plans = _join(parts)
+def _assemble(files: Mapping[str, list[Path]], plans: Plans | None, device: torch.device, source: str,
+              stand_ins: Mapping[str, list[Path]] | None = None) -> Model:
+    everything = {**files, **(stand_ins or {})}
+    loaded = {stage: [Checkpoint.load(file, device) for file in wanted] for stage, wanted in everything.items()}
+    own = {stage: plans_from_json(saved[0].meta["plans"], str(everything[stage][0])) for stage, saved in loaded.items()
+           if plans is None or stage not in plans.stages}
+    plans = _join(own) if plans is None else replace(plans, stages=plans.stages | {name: part.stage(name) for name, part in own.items()})
     if "segment" in plans.stages:
         _check_one_space(plans, source)
-    stages = {stage: stage_model(stage, checkpoints, files[stage], plans, device) for stage, checkpoints in loaded.items()}
-    _warn_about_upstream(stages, files)
+    ordered = [stage.name for stage in pipeline_of(modality_of(loaded)) if stage.name in loaded]
+    models = {name: stage_model(name, loaded[name], everything[name], plans, device) for name in ordered}
+    _warn_about_upstream(models, files)
     record = {"name": plans.plans_name, "dataset": plans.dataset_name, "source": source,
-              "fingerprints": {s: plans.stage(s).model_fingerprint for s in stages},
-              "weights": {s: stages[s].sha256 for s in stages}}
-    return Model(plans, device, stages, geometry_classifier(), source, record)
+              "fingerprints": {name: plans.stage(name).model_fingerprint for name in ordered},
+              "weights": {name: models[name].sha256 for name in ordered}}
+    if stand_ins:
+        record["shipped_stands_in"] = sorted(stand_ins)
+    return Model(plans, device, models, source, record)
+
+
+def load_stage(file: Path, stage: str, device: torch.device) -> tuple[StageModel, Plans]:
+    """One stage alone from a file of weights that holds its own plan, and that plan."""
+    checkpoint = Checkpoint.load(file, device)
+    plans = plans_from_json(checkpoint.meta["plans"], str(file))
+    return stage_model(stage, [checkpoint], [file], plans, device), plans
+
+
+def load_shipped_geometry(device: torch.device) -> StageModel | None:
+    """The package's own geometry classifier; None where it is not installed."""
+    file = paths.weights_folder() / "geometry.pth"
+    return load_stage(file, "geometry", device)[0] if file.exists() else None
 
 
 def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], plans: Plans, device: torch.device) -> StageModel:
@@ -160,11 +205,18 @@ def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], pl
     networks = []
     for checkpoint, file in zip(checkpoints, files, strict=True):
         _check_fingerprint(checkpoint, plans, stage, file)
-        network = build_network(stage, plans).to(device)
+        network = build_network(stage, plans, checkpoint.meta.get("trainer")).to(device)
         load_weights(network, checkpoint, file)
         networks.append(network.eval())
     return StageModel(networks, [c.meta.get("fitted", {}) for c in checkpoints], [c.extra for c in checkpoints],
                       [weights_sha256(c.network) for c in checkpoints])
+
+
+def build_network(stage: str, plans: Plans, trainer: str | None = None) -> torch.nn.Module:
+    """The network of a stage as its plan says, with fresh weights: the one that `trainer` (a class name) builds, by default the stage's."""
+    if trainer in (None, default_trainer_name(stage)):
+        return stage_of(stage).build_network(plans)
+    return trainer_class(stage, trainer).build_network(plans)
 
 
 def _check_one_space(plans: Plans, source: str) -> None:
@@ -178,7 +230,7 @@ def _check_one_space(plans: Plans, source: str) -> None:
                              f"{orientation}; give both stages the same spacing and orientation in the plan and train again.")
 
 
-def _warn_about_upstream(stages: dict[str, StageModel], files: dict[str, list[Path]]) -> None:
+def _warn_about_upstream(stages: Mapping[str, StageModel], files: Mapping[str, list[Path]]) -> None:
     """Temperature and fusion of identify were fitted to what this fold's earlier stages found: others make its confidence less apt."""
     for number, fitted in enumerate(stages["identify"].fitted if "identify" in stages else ()):
         for stage, wanted in fitted.get("upstream", {}).items():
@@ -196,33 +248,3 @@ def _check_fingerprint(checkpoint: Checkpoint, plans: Plans, stage: str, file: P
     if found != wanted:
         raise InputError(f"Checkpoint {file} was trained with model fingerprint {found}, its plan has {wanted}; restore the plan "
                          f"it was trained with, or train stage {stage} again.")
-
-
-def build_network(stage: str, plans: Plans) -> torch.nn.Module:
-    """The network of a stage as its plan says, with fresh weights."""
-    if stage in MR_STAGES:  # the 3D network contains the 2D branches, so it needs both plans
-        from ..stages.mr.network import build_network as build
-
-        return build(stage, plans)
-    return stage_registry.build_network(stage, plans.stage(stage))
-
-
-def _trained_appearance(folder: Path, files: list[Path], plans: Plans, plans_name: str, device: torch.device) -> Any:
-    """The appearance classifier where it was trained on the same folds as the shape classifier (`files`), else None."""
-    place = folder / stage_folder_name("identify", plans_name, "AppearanceTrainer")
-    own = [place / file.parent.name / CHECKPOINT_NAME for file in files]
-    if not all(file.exists() for file in own):
-        return None
-    from ..stages.identify.appearance import AppearanceClassifier
-
-    return AppearanceClassifier.from_checkpoints(own, plans.stage("identify").data, device)
-
-
-def geometry_classifier() -> Any:
-    """The classifier trained on real landmarks; without its file identification goes by shape alone."""
-    file = paths.weights_folder() / "geometry.pth"
-    if not file.exists():
-        return None
-    from ..stages.geometry.classifier import GeometryClassifier
-
-    return GeometryClassifier.load(file)

@@ -19,7 +19,7 @@ from ..utilities.files import read_json
 from ..utilities.parallel import run_tasks
 from .model import Model, ModelSource, model_of
 from .pipeline import Options
-from .predict_scan import check_mr_options, is_mr, predict_scan, provenance
+from .predict_scan import check_mr_options, predict_scan, provenance
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +83,14 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     _check_output(output, cases)
     cases = cases[part_id::num_parts]
     outcome: dict[str, str | None] = {}
-    if is_mr(model):
+    if model.modality == "MR":
         check_mr_options(options or Options(), save_probabilities, "--")
     if executor is not None and not single:
         return _predict_elsewhere(cases, output, model, options, continue_prediction, save_probabilities, report, progress, executor,
                                   model_source or ModelSource())
     describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
-        if continue_prediction and _complete(output, case.name, is_mr(model), save_probabilities, report):
+        if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
             outcome[case.name] = None
             continue
         try:
@@ -112,7 +112,7 @@ def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: O
                        save_probabilities: bool, report: bool, progress: bool, executor: Executor,
                        source: ModelSource) -> dict[str, str | None]:
     """The same through an executor; what the output was made with is written before the first case is sent out."""
-    mr = is_mr(model)
+    mr = model.modality == "MR"
     waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report))]
     if waiting:
         _describe(output, model, options, cases[0].path.parent)

@@ -22,7 +22,7 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
         volume: the scan (CT in HU), any orientation.
         model: of CT or MR.
         options: what a user may choose.
-        progress: called with the step that begins and the fraction that is done, at last with ("done", 1.0). What it raises ends the
+        progress: called with the stage that begins and the fraction that is done, at last with ("", 1.0). What it raises ends the
             prediction.
         source: where the scan comes from, for the record.
         seconds: of what was done before (reading).
@@ -32,13 +32,11 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
         InputError: an option that a model of this modality does not have.
     """
     options, started = options or Options(), time.perf_counter()
-    if is_mr(model):
+    if model.modality == "MR":
         check_mr_options(options)
         result: SpineResult = predict_mr(volume, model, options.mirror, progress)
     else:
         result = predict_volume(volume, model, options, progress)
-    if progress is not None:
-        progress("done", 1.0)
     before = dict(seconds or {})
     times = before | result.seconds | {"total": sum(before.values()) + time.perf_counter() - started}
     return replace(result, scan=volume if keep_scan else None, seconds=times, provenance=provenance(model, options, source))
@@ -47,11 +45,6 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
 def provenance(model: Model, options: Options, source: str) -> Provenance:
     """What the files of a run say of it."""
     return Provenance(source, model.record, model.plans, dict(vars(options)))
-
-
-def is_mr(model: Model) -> bool:
-    """Whether a model labels MR and not CT."""
-    return "hybrid_2d" in model.stages
 
 
 def check_mr_options(options: Options, save_probabilities: bool = False, prefix: str = "") -> None:

@@ -21,9 +21,10 @@ from ..imageio.volume import FILE_ENDINGS, ImageGrid, Volume, read_labels, read_
 from ..plans.data import Data
 from ..preprocessing.resampling import labels_to_network_space, network_grid
 from ..results import SpineResult
+from ..stages.segment.spine import mark_border
 from ..utilities.files import write_json
 from .model import Model
-from .pipeline import Options, identify_masks, mark_border
+from .pipeline import Options, identify_masks
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ from ..errors import InputError
 from ..inference.model import Model, folds_of, load_trained, trained_files
 from ..plans.plans import DEFAULT_PLANS_NAME
 from ..stages.plan_files import load_plans
-from ..stages.registry import stage_folder_name
 from ..training.checkpoint import HALF_PRECISION_RATIO, Checkpoint
 from ..training.stage_model import CHECKPOINT_NAME
 from ..utilities import paths
@@ -72,7 +71,7 @@ def export_model(dataset: str | int, output: str | Path, folds: list[int | str] 
         manifest = {"format": FORMAT, "spineclue_v2": __version__, "dataset": folder.name, "plans_name": plans_name,
                     "folds": folds_of(files), "checkpoint": checkpoint_name,
                     "stages": {stage: found[0].parents[1].name for stage, found in files.items()}, "half": half,
-                    "fingerprints": model.record["fingerprints"], "files": listed}
+                    "fingerprints": {stage: model.record["fingerprints"][stage] for stage in files}, "files": listed}
         _add(archive, {}, f"{folder.name}/{card}/{MANIFEST}", _json(manifest).encode())
     logger.info("%s: %.1f MB.", output, output.stat().st_size / 1e6)
     return output
@@ -103,9 +102,6 @@ def _checked(dataset: str | int, folds: list[int | str] | None, plans_name: str,
     folder = paths.results_folder() / paths.dataset_name(dataset)
     files = trained_files(folder, folds, plans_name, trainers, checkpoint_name)
     model = load_trained(folder, folds, torch.device("cpu"), plans_name, trainers, checkpoint_name)
-    if model.appearance is not None:
-        logger.warning("%s was trained and is not passed on: the exported model will name vertebrae without the appearance classifier.",
-                       folder / stage_folder_name("identify", plans_name, "AppearanceTrainer"))
     return folder, files, model
 
 

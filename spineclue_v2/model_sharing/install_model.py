@@ -24,7 +24,7 @@ import torch
 
 from ..errors import InputError
 from ..stages.plan_files import load_plans
-from ..stages.registry import STAGES, is_whole_model
+from ..stages.registry import is_whole_model, stage_of
 from ..training.checkpoint import Checkpoint, file_sha256
 from ..utilities import paths
 from ..utilities.files import read_json
@@ -42,7 +42,7 @@ BLOCK = 1 << 20
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _STAGE_FILES = r"(plans|dataset|dataset_fingerprint)\.json"
 _LAYOUT = re.compile(rf"Dataset\d{{3}}_{_WORD}/({CARD_FOLDER}{_WORD}/({re.escape(MANIFEST)}|MODEL_CARD\.md|LICENSE\.txt)"
-                     rf"|{_WORD}__{_WORD}__({'|'.join(STAGES)})/({_STAGE_FILES}|fold_(\d{{1,4}}|all)/{_WORD}\.pth))")
+                     rf"|{_WORD}__{_WORD}__[a-z][a-z0-9_]{{0,40}}/({_STAGE_FILES}|fold_(\d{{1,4}}|all)/{_WORD}\.pth))")
 
 
 def install_model(archive: str | Path, overwrite: bool = False) -> Path:
@@ -139,6 +139,7 @@ def _read_manifest(archive: Path, content: zipfile.ZipFile, entries: dict[str, z
         raise wrong
     if manifest["format"] > FORMAT:
         raise InputError(f"Model {archive} has format {manifest['format']}; this version reads up to {FORMAT}. Update spineclue_v2.")
+    _check_stages_known(archive, manifest.get("stages"))
     texts, files, stages = ("dataset", "plans_name", "checkpoint"), manifest.get("files"), manifest.get("stages")
     folds, fingerprints = manifest.get("folds"), manifest.get("fingerprints")
     if not (all(isinstance(manifest.get(key), str) for key in texts) and isinstance(files, dict)
@@ -150,6 +151,15 @@ def _read_manifest(archive: Path, content: zipfile.ZipFile, entries: dict[str, z
     if found[0] != f"{manifest['dataset']}/{CARD_FOLDER}{manifest['plans_name']}/{MANIFEST}":
         raise wrong
     return manifest | {"path": found[0]}
+
+
+def _check_stages_known(archive: Path, stages: Any) -> None:
+    """InputError for a stage of a package that is not installed here."""
+    for name in stages if isinstance(stages, dict) else ():
+        try:
+            stage_of(name)
+        except InputError as error:
+            raise InputError(f"Model {archive} has a stage that this installation lacks: {error}") from error
 
 
 def _compare(archive: Path, entries: dict[str, zipfile.ZipInfo], manifest: dict[str, Any]) -> None:

@@ -67,6 +67,8 @@ def model_card(model: Model, files: dict[str, list[Path]], half: bool) -> str:
               "| stage | model fingerprint | fold | epochs | cases (training, validation) | figures |", "|---|---|---|---|---|---|"]
     for stage in files:
         lines += [_stage_row(stage, model, file) for file in files[stage]]
+    for stage in model.record.get("shipped_stands_in", ()):
+        lines += ["", f"Stage {stage} was not trained with this model and is not part of it: the package's own weights of it stand in."]
     lines += ["", "## Intended use", "", INTENDED_USE, "", "Licence: see LICENSE.txt beside this card.", ""]
     return "\n".join(lines)
 

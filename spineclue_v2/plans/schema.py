@@ -11,6 +11,10 @@ from typing import Any
 from ..errors import InputError
 
 
+OLD_KEYS = {"min_samples_share": "min_samples_fraction", "decoder_prices": "decoder_penalties", "witness_weights": "classifier_weights",
+            "label_shares": "soft_labels", "kind_weight": "tissue_class_weight", "class_placed_share": "class_centred_fraction"}
+
+
 def parse_group(kind: type, groups: Any, stage: str, group: str, reasons: dict[str, dict[str, Any]], source: str) -> Any:
     """Group `group` of a stage as `kind`, its dataclass; rules and their inputs are added to `reasons`. InputError names the place."""
     place = f"{source}: stages.{stage}.{group}"
@@ -20,6 +24,7 @@ def parse_group(kind: type, groups: Any, stage: str, group: str, reasons: dict[s
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for key, entry in entries.items():
+        key = OLD_KEYS.get(key, key)
         if key not in hints:
             raise InputError(f"{place}: unknown key '{key}'{nearest(key, hints)}.")
         value = entry["value"] if isinstance(entry, dict) and "value" in entry else entry

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..plans.plans import DEFAULT_PLANS_NAME, FORMAT, GROUPS, Plans, StagePlan
+from ..plans.plans import DEFAULT_PLANS_NAME, FORMAT, Plans, StagePlan
 from ..plans.schema import nearest, parse_group
 from ..utilities.files import read_json
-from .registry import GROUP_TYPES
+from .registry import stage_names, stages
 
 
 def load_plans(path: str | Path) -> Plans:
@@ -29,12 +29,13 @@ def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
     for key, kind in (("plans_name", str), ("planner", str), ("dataset_name", str), ("dataset_hash", str), ("budget", dict)):
         if not isinstance(content.get(key, kind()), kind):
             raise InputError(f"{source}: {key} is {content[key]!r}; expected {kind.__name__}.")
-    stages = {}
+    found, known = {}, stages()
     for name, groups in content["stages"].items():
-        if name not in GROUP_TYPES:
-            raise InputError(f"{source}: unknown stage '{name}'{nearest(name, GROUP_TYPES)}.")
+        if name not in known or not known[name].groups:
+            raise InputError(f"{source}: unknown stage '{name}'{nearest(name, stage_names())}; a stage of another package is known once "
+                             "that package is installed.")
         reasons: dict[str, dict[str, Any]] = {}
-        parsed = {group: parse_group(GROUP_TYPES[name][group], groups, name, group, reasons, source) for group in GROUPS}
-        stages[name] = StagePlan(**parsed, reasons=reasons)
+        parsed = {group: parse_group(kind, groups, name, group, reasons, source) for group, kind in known[name].groups.items()}
+        found[name] = StagePlan(**parsed, reasons=reasons)
     return Plans(content.get("plans_name", DEFAULT_PLANS_NAME), content.get("planner", ""), content.get("dataset_name", ""),
-                 content.get("dataset_hash", ""), content.get("budget", {}), stages)
+                 content.get("dataset_hash", ""), content.get("budget", {}), found)

@@ -77,7 +77,6 @@ class BaseTrainer:
     """
 
     stage = ""
-    auxiliary = False   # True: the network is no stage of the pipeline by itself, and is not judged on what earlier stages found
     bfloat16 = True        # False: the network keeps full precision on a CPU, whose only shorter one it is
 
     def __init__(self, plans: Plans, fold: int | str, dataset: PreprocessedDataset, train_cases: list[str], val_cases: list[str],
@@ -88,7 +87,7 @@ class BaseTrainer:
         if not train_cases:
             raise InputError(f"Fold {fold} of {plans.dataset_name} has no training cases.")
         self.workers = default_workers() if workers is None else workers
-        self.epochs = self.plan.run.epochs if hasattr(self.plan.run, "epochs") else 0
+        self.epochs = self.planned_epochs()
         self.iterations = self.plan.run.iterations_per_epoch
         self.history: dict[str, list[float]] = {key: [] for key in HISTORY}
         self.best = -float("inf")
@@ -97,8 +96,9 @@ class BaseTrainer:
         self.fitted: dict[str, Any] = {}
         self.upstream: EarlierFindings | None = None  # what earlier stages found in the validation cases
         self._stop, self._parallel_loss = False, self._loss_alone
+        self.set_up()
         torch.manual_seed(seed)
-        self.network = synchronised(self.build_network().to(device), device)
+        self.network = synchronised(self.build_network(plans).to(device), device)
         self.passes = 1                         # 2 once memory ran out: each batch is then worked on in halves
         if self.plan.run.batch_size % world_size():
             raise InputError(f"A batch of {self.plan.run.batch_size} cannot be shared evenly by {world_size()} processes; change "
@@ -107,8 +107,17 @@ class BaseTrainer:
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda")
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
-    def build_network(self) -> torch.nn.Module:
+    @classmethod
+    def build_network(cls, plans: Plans) -> torch.nn.Module:
+        """The network with fresh weights, from the plans alone: prediction calls it again, by the trainer's name in the checkpoint."""
         raise NotImplementedError
+
+    def set_up(self) -> None:
+        """Room for what a trainer needs besides its network (losses); called before that is built."""
+
+    def planned_epochs(self) -> int:
+        """Length of the training; a stage with phases adds them up."""
+        return int(self.plan.run.epochs)
 
     def has_samples(self, cases: list[str]) -> bool:
         """Whether batches can be made of `cases`; stages that need vertebrae ask for them (a scan may show none)."""
@@ -143,14 +152,14 @@ class BaseTrainer:
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=run.initial_lr, weight_decay=run.weight_decay)
         return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=max(1, self.epochs * self.iterations), power=0.9)
 
-    def share(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
+    def shard(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
         """What process `part` of `parts` works on: its samples of a batch. Other entries than samples are the stage's own matter."""
         mine = shard_of(len(batch["image"]), part, parts)
         return {key: value[mine] for key, value in batch.items()}
 
-    def halves(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    def micro_batches(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The batch in two that can be worked on one after the other, when memory does not hold it whole."""
-        return [self.share(batch, part, 2) for part in range(2)]
+        return [self.shard(batch, part, 2) for part in range(2)]
 
     def on_epoch_start(self) -> None:
         """Room for phases (identify changes from contrastive to classifier training)."""
@@ -238,7 +247,7 @@ class BaseTrainer:
     def train_step(self, batch: dict[str, torch.Tensor]) -> float:
         """One step of the optimiser; its loss. When memory runs out, the batch is halved once and for all, and the log says so."""
         if world_size() > 1:
-            batch = self.share(batch, rank(), world_size())
+            batch = self.shard(batch, rank(), world_size())
         batch = to_device(batch, self.device)
         try:
             loss = self._gradients(batch)
@@ -269,7 +278,7 @@ class BaseTrainer:
         """Fresh gradients of the batch in all parameters; the loss."""
         # Of the whole network: what a phase has frozen must not keep an old gradient, which would count in the clipping.
         self.network.zero_grad(set_to_none=True)
-        parts, total = [batch] if self.passes == 1 else self.halves(batch), 0.0
+        parts, total = [batch] if self.passes == 1 else self.micro_batches(batch), 0.0
         for part in parts:
             with autocast(self.device, self.smallest_grid(), self.bfloat16):
                 loss = self._parallel_loss(part) / len(parts)

@@ -1,18 +1,14 @@
-"""The sequence network of the geometry classifier, a small transformer over the detections of a scan, and its training."""
+"""The network of the geometry classifier: an ensemble of small transformers over the detections of a scan."""
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .features import CLASSES, FEATURES, UNKNOWN, Augmentation, Batch, Landmarks, along, augment, features
-
-logger = logging.getLogger(__name__)
+from ...plans.plans import Plans
+from .features import CLASSES, FEATURES, Batch, along, features
 
 
 @dataclass(frozen=True)
@@ -70,48 +66,19 @@ class SequenceNetwork(nn.Module):
         return self.head(x)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How the network is trained."""
+class GeometryNetwork(nn.Module):
+    """Members whose mean probability is the classifier's: detections of a scan -> (S, N, CLASSES) probabilities."""
 
-    epochs: int = 60
-    batch: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    smoothing: float = 0.02
-    seed: int = 0
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    def __init__(self, shape: Shape, members: int):
+        super().__init__()
+        self.shape = shape
+        self.members = nn.ModuleList(SequenceNetwork(shape) for _ in range(members))
 
-
-def train(scans: Sequence[Landmarks], shape: Shape, schedule: Schedule) -> SequenceNetwork:
-    """Train on labelled scans (`targets` given), each seen once per epoch in a new random view; deterministic by the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(schedule.seed)
-        generator = torch.Generator().manual_seed(schedule.seed)
-        network = SequenceNetwork(shape).train()
-        data = Batch.of([scan for scan in scans if len(scan.centres)], spare=1)
-        scans_seen = len(data.present)
-        batches = math.ceil(scans_seen / schedule.batch)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, total_steps=schedule.epochs * batches)
-        for epoch in range(schedule.epochs):
-            total = 0.0
-            for rows in _similar_lengths(data, schedule.batch, generator):
-                view = augment(data.take(rows, spare=1), schedule.augmentation, generator)
-                loss = F.cross_entropy(network(view).flatten(0, 1), view.targets.flatten(), ignore_index=UNKNOWN,
-                                       label_smoothing=schedule.smoothing)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
-                scheduler.step()
-                total += float(loss.detach()) * len(rows)
-            logger.debug("geometry classifier, epoch %d: loss %.4f", epoch, total / scans_seen)
-    return network.eval()
+    def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        return torch.stack([(member(batch).double() / temperature).softmax(dim=-1) for member in self.members]).mean(dim=0)
 
 
-def _similar_lengths(data: Batch, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Random batches of scans of similar length, in random order: short scans do not pay for long ones."""
-    length = data.present.sum(dim=1) + 3.0 * torch.rand(len(data.present), generator=generator)
-    batches = length.argsort().split(size)
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+def network_of_plans(plans: Plans) -> GeometryNetwork:
+    """The plan's network with fresh weights."""
+    plan = plans.stage("geometry").network
+    return GeometryNetwork(Shape(plan.width, plan.layers, plan.heads, plan.dropout), plan.members)

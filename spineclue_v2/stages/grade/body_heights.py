@@ -9,6 +9,8 @@ import numpy as np
 from ...anatomy.vertebra import Vertebra
 from ...imageio.orientation import oriented_view
 from ...imageio.volume import ImageGrid, Volume
+from ...training.stage_model import StageModel
+from ..base import Context, Findings
 from .comparison import USUAL, compare
 from .heights import Measurement, axes_along, measure, trabecular_points
 
@@ -21,6 +23,13 @@ FEWEST_POINTS = 50
 SIDE_MM = 9.0            # heights are measured within this distance of the mid-sagittal plane
 
 ENOUGH_ARCHES = 3
+
+
+def predict(findings: Findings, model: StageModel | None, context: Context) -> Findings:  # noqa: ARG001 - as in every stage
+    """Findings whose vertebrae have the heights of their bodies, and their trabecular HU."""
+    if findings.crop is None:
+        return findings
+    return replace(findings, vertebrae=add_heights(findings.vertebrae, findings.crop.geometry, findings.volume))
 
 
 def add_heights(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid, scan: Volume | None = None) -> tuple[Vertebra, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...plans.plans import Plans
 from .plan import GradeNetwork
 
 GRADES = 4
@@ -50,3 +51,9 @@ class GradeNet(nn.Module):
 def build_network(network: GradeNetwork, windows: int) -> torch.nn.Module:  # noqa: ARG001 - as in every stage
     """The plan's network with fresh weights. Its CT windows are its own, so the number of the stage's `windows` changes nothing."""
     return GradeNet(network)
+
+
+def network_of_plans(plans: Plans) -> GradeNet:
+    """The network of the stage as `plans` has it, with fresh weights."""
+    plan = plans.stage("grade")
+    return build_network(plan.network, len(plan.data.windows_hu))

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,14 +10,20 @@ from ...anatomy.vertebra import BodyHeights, Vertebra
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...training.device import autocast
+from ...training.stage_model import StageModel
+from ..base import Context, Findings
 from .comparison import GRADED
 from .ordinal_fusion import OrdinalFusion, grade_of_probabilities
 
-if TYPE_CHECKING:
-    from ...training.stage_model import StageModel
-
-
 INFERENCE_BATCH = 4
+
+
+def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
+    """Findings whose vertebrae have grades, by the network and, where weighed, by network and heights together."""
+    if findings.crop is None:
+        return findings
+    graded = add_grades(findings.vertebrae, findings.crop, model, context.plans.stage("grade"), context.device)
+    return replace(findings, vertebrae=graded)
 
 
 def add_grades(vertebrae: tuple[Vertebra, ...], image: Volume, model: StageModel, plan: StagePlan, device: torch.device

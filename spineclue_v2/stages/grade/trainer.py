@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from ...evaluation.grading import auc, summarise
+from ...plans.plans import Plans
 from ...training.device import autocast
 from ...training.losses import supervised_contrastive
 from ...training.trainer import BaseTrainer
 from ...utilities.files import write_json
 from .data import GradeBatches, graded_rows, stored_crop, stored_losses
-from .network import GRADES, GradeNet, build_network
+from .network import GRADES, GradeNet, network_of_plans
 from .ordinal_fusion import OrdinalFusion
 
 logger = logging.getLogger("spineclue_v2.training")
@@ -32,12 +33,15 @@ class GradeTrainer(BaseTrainer):
     stage = "grade"
     network: GradeNet
 
-    def build_network(self) -> torch.nn.Module:
+    def set_up(self) -> None:
         grades = {grade for _, _, grade in graded_rows(self.dataset, self.train_cases)}
         if len(grades) < 2:
             raise InputError(f"Fold {self.fold} of {self.plans.dataset_name} has vertebrae of {len(grades)} Genant grades to train on; "
                              "expected at least two (gradesTr/CASE.json; after adding any, spineclue_plan_and_preprocess).")
-        return build_network(self.plan.network, len(self.plan.data.windows_hu))
+
+    @classmethod
+    def build_network(cls, plans: Plans) -> GradeNet:
+        return network_of_plans(plans)
 
     def batch_sampler(self, training: bool) -> GradeBatches:
         network, run = self.plan.network, self.plan.run

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...anatomy import NUM_LEVELS
+from ...plans.plans import Plans
 from .plan import IdentifyNetwork
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -199,3 +200,9 @@ def build_network(network: IdentifyNetwork, windows: int) -> ShapeNetwork:  # no
     """The plan's shape network with fresh weights. It sees the mask alone, so the number of CT `windows` changes nothing."""
     return ShapeNetwork(network.depth, network.width, network.stem_stride, hidden=network.hidden, projection_dim=network.projection_dim,
                         dropout=network.dropout, pool_grid=network.pool_grid)
+
+
+def network_of_plans(plans: Plans) -> ShapeNetwork:
+    """The network of the stage as `plans` has it, with fresh weights."""
+    plan = plans.stage("identify")
+    return build_network(plan.network, len(plan.data.windows_hu))

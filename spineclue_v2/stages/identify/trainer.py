@@ -9,16 +9,17 @@ import torch
 from ...anatomy import LEVEL_INDEX, LEVEL_INDEX_OF_LABEL
 from ...anatomy.vertebral_gaps import round_positions, vertebral_gaps
 from ...dataset.vertebra_rows import regular_rows
+from ...plans.plans import Plans
 from ...preprocessing.crops import mask_crop
 from ...training.distributed import gather_rows, shard_of
 from ...training.losses import supervised_contrastive
+from ...training.temperature import fit_temperature
 from ...training.trainer import BaseTrainer, logger
-from .appearance import AppearanceTrainer  # noqa: F401 - found here by its name (-tr AppearanceTrainer)
 from .data import MaskBatches
 from .fusion import MessageFusion, fit_phi, fusion_with
 from .losses import identification_loss
-from .network import LevelNetwork, build_network
-from .uncertainty import fit_temperature, monte_carlo
+from .network import LevelNetwork, network_of_plans
+from .uncertainty import monte_carlo
 
 
 class IdentifyTrainer(BaseTrainer):
@@ -31,13 +32,12 @@ class IdentifyTrainer(BaseTrainer):
         self._phase = ""
         super().__init__(*args, **kwargs)
 
-    def build_network(self) -> LevelNetwork:
-        self.epochs = self.plan.run.contrastive_epochs + self.plan.run.classifier_epochs
-        return self.fresh_network()
+    @classmethod
+    def build_network(cls, plans: Plans) -> LevelNetwork:
+        return network_of_plans(plans)
 
-    def fresh_network(self) -> LevelNetwork:
-        """The network to train; the comparisons of the ablation study have others."""
-        return build_network(self.plan.network, len(self.plan.data.windows_hu))
+    def planned_epochs(self) -> int:
+        return int(self.plan.run.contrastive_epochs + self.plan.run.classifier_epochs)
 
     def has_samples(self, cases: list[str]) -> bool:
         return bool(regular_rows(self.dataset, cases))
@@ -88,11 +88,11 @@ class IdentifyTrainer(BaseTrainer):
         with torch.autocast(self.device.type, enabled=False):
             return identification_loss(logits, batch["level"], lengths, run.loss_weights)
 
-    def share(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
+    def shard(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
         # Masks are shared out; levels and spines stay whole, for the loss is that of the outputs of all processes.
         return batch | {"image": batch["image"][shard_of(len(batch["level"]), part, parts)]}
 
-    def halves(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    def micro_batches(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         if "spine" in batch:
             count = int(batch["spine"].max()) + 1
             if count < 2:

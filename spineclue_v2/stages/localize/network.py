@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import InputError
+from ...plans.plans import Plans
 from .plan import LocalizeNetwork
 
 LOSS_GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
@@ -104,3 +105,9 @@ def _float(value: Any) -> Any:
 def build_network(network: LocalizeNetwork, channels: int) -> SliceDetector:
     """The detector of a plan for `channels` CT windows."""
     return SliceDetector(network, channels)
+
+
+def network_of_plans(plans: Plans) -> SliceDetector:
+    """The network of the stage as `plans` has it, with fresh weights."""
+    plan = plans.stage("localize")
+    return build_network(plan.network, len(plan.data.windows_hu))

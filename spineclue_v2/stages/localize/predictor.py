@@ -1,14 +1,18 @@
 """Inference of stage 1: slices straight from the network space volume, boxes of all folds pooled, then clustering."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from ...anatomy.vertebra import Vertebra
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
-from ...preprocessing.resampling import windows
+from ...preprocessing.resampling import to_network_space, windows
 from ...training.device import autocast
+from ...training.stage_model import StageModel
+from ..base import Context, Findings
 from .clustering import Boxes, Cluster, cluster_boxes
 from .data import PLANES, take_slice
 from .network import SliceDetector
@@ -21,6 +25,13 @@ SIDE_MM = 40.0           # the second look reaches this far beyond the bodies' m
 FRONT_MM, BACK_MM = 25.0, 32.0   # and to the front and back: sections through bodies are what the clustering uses
 LEAST_EVIDENCE, SURE = 0.75, 0.5   # a spine's scores add up to the first, or one of them reaches the second: knees stay below
 TILE_OVERLAP_MM = 64.0  # the tallest vertebra with its processes lies whole in one of two neighbouring tiles
+
+
+def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
+    """Findings with the vertebrae located in the scan."""
+    plan = context.plans.stage("localize")
+    located = locate(to_network_space(findings.volume, plan.data), model.networks, plan, context.device)
+    return replace(findings, vertebrae=tuple(located))
 
 
 def slice_positions(length: int, wanted: int) -> np.ndarray:

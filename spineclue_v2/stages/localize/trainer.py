@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...plans.plans import Plans
 from ...training.distributed import shard_of
 from ...training.trainer import BaseTrainer
 from .data import SliceBatches
-from .network import SliceDetector, build_network
+from .network import SliceDetector, network_of_plans
 
 MATCH_IOU = 0.5
 
@@ -21,8 +22,9 @@ class LocalizeTrainer(BaseTrainer):
     bfloat16 = False  # coordinates
     network: SliceDetector
 
-    def build_network(self) -> SliceDetector:
-        return build_network(self.plan.network, len(self.plan.data.windows_hu))
+    @classmethod
+    def build_network(cls, plans: Plans) -> SliceDetector:
+        return network_of_plans(plans)
 
     def batch_sampler(self, training: bool) -> SliceBatches:
         return SliceBatches(self.dataset.folder, self.batch_cases(training),
@@ -33,7 +35,7 @@ class LocalizeTrainer(BaseTrainer):
         loss = self.network.loss(batch["image"], batch["batch_index"], batch["boxes"])
         return loss, {}
 
-    def share(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
+    def shard(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
         mine = shard_of(len(batch["image"]), part, parts)
         own = (batch["batch_index"] >= mine.start) & (batch["batch_index"] < mine.stop)
         return {"image": batch["image"][mine], "batch_index": batch["batch_index"][own] - mine.start, "boxes": batch["boxes"][own]}

@@ -21,14 +21,17 @@ SMALLEST_PRIOR = 1e-3    # of a class: what the 2D branches exclude can still be
 LOW_LEVEL_CHANNELS = 48  # DeepLabv3+: width of the low-level shortcut
 
 
-def build_network(stage: str, plans: Plans) -> TwoBranches | HybridNetwork:
-    """The network of "hybrid_2d" or "hybrid_3d" as the plan says, with fresh weights; classes include the background."""
-    plan = plans.stage(stage)
-    kinds = tissue_classes(plan.data.classes)
-    if stage == "hybrid_2d":
-        # Channels last: bfloat16 convolutions on a CPU, and half precision ones on a GPU, run a third faster.
-        return TwoBranches(plan.network, kinds).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return HybridNetwork(plan.network, plans.stage("hybrid_2d").network, kinds)
+def network_2d_of_plans(plans: Plans) -> TwoBranches:
+    """The network of hybrid_2d as the plan says, with fresh weights; classes include the background."""
+    plan = plans.stage("hybrid_2d")
+    # Channels last: bfloat16 convolutions on a CPU, and half precision ones on a GPU, run a third faster.
+    return TwoBranches(plan.network, tissue_classes(plan.data.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def network_3d_of_plans(plans: Plans) -> HybridNetwork:
+    """The network of hybrid_3d as the plan says, which contains the 2D branches; classes include the background."""
+    plan = plans.stage("hybrid_3d")
+    return HybridNetwork(plan.network, plans.stage("hybrid_2d").network, tissue_classes(plan.data.classes))
 
 
 def tissue_classes(classes: Sequence[str]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,10 +10,30 @@ from torch.nn import functional as F
 
 from ...adapters import window_starts
 from ...plans.plans import Plans, StagePlan
+from ...preprocessing.mr import to_mr_space
 from ...training.device import autocast
+from ...training.stage_model import StageModel
+from ..base import Context, Findings
+from .labelling import label_scan
 from .network import FEATURE_STRIDE, STRIDE_IN_PLANE, HybridNetwork, TwoBranches, neighbour_stacks, shrink
 
 _Box = tuple[slice, ...]
+
+
+def predict_hybrid_2d(findings: Findings, model: StageModel, context: Context) -> Findings:
+    """Findings with the label map that the 2D branches alone give."""
+    plan = context.plans.stage("hybrid_2d")
+    scan = to_mr_space(findings.volume, plan.data)
+    probability = predict_2d(scan.array, model.networks, plan, context.device, context.options.mirror)
+    return replace(findings, labels=label_scan(probability, scan, findings.volume, model, plan.data))
+
+
+def predict_hybrid_3d(findings: Findings, model: StageModel, context: Context) -> Findings:
+    """Findings with the label map of the 3D network over its 2D branches."""
+    data = context.plans.stage("hybrid_3d").data
+    scan = to_mr_space(findings.volume, data)
+    probability = predict_3d(scan.array, model.networks, context.plans, context.device, context.options.mirror)
+    return replace(findings, labels=label_scan(probability, scan, findings.volume, model, data))
 
 
 def predict_2d(image: np.ndarray, networks: Sequence[TwoBranches], plan: StagePlan, device: torch.device,

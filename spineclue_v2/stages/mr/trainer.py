@@ -13,6 +13,7 @@ from ...adapters import dice_and_cross_entropy
 from ...anatomy.structures import kind
 from ...dataset.preprocessed import PreprocessedDataset
 from ...errors import InputError
+from ...plans.plans import Plans
 from ...preprocessing.mr import UNLABELLED
 from ...training.checkpoint import Checkpoint, weights_sha256
 from ...training.trainer import BaseTrainer
@@ -21,7 +22,7 @@ from .cps import cross_supervision, pseudo_labels, ramp
 from .cutmix import mix
 from .data import PatchBatches, SliceBatches
 from .level_assignment import name_levels
-from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, build_network, tissue_classes
+from .network import FEATURE_STRIDE, HybridNetwork, TwoBranches, network_2d_of_plans, network_3d_of_plans, tissue_classes
 from .positional_prior import fit_positional_prior
 from .soft_labels import soft_dice_and_cross_entropy, soft_labels_of_tissue_classes
 from .threshold import apply_threshold
@@ -104,9 +105,12 @@ class Hybrid2DTrainer(_MRTrainer):
     def smallest_grid(self) -> None:
         return None
 
-    def build_network(self) -> TwoBranches:
+    def set_up(self) -> None:
         self._criterion = soft_dice_and_cross_entropy if self.plan.run.soft_labels else dice_and_cross_entropy(batch_dice=True)
-        return build_network(self.stage, self.plans)
+
+    @classmethod
+    def build_network(cls, plans: Plans) -> TwoBranches:
+        return network_2d_of_plans(plans)
 
     def tissue_classes_of_target(self, target: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         if self.plan.run.soft_labels:
@@ -172,9 +176,12 @@ class Hybrid3DTrainer(_MRTrainer):
 
     stage = "hybrid_3d"
 
-    def build_network(self) -> HybridNetwork:
+    def set_up(self) -> None:
         self._criterion = dice_and_cross_entropy(batch_dice=True)
-        return build_network(self.stage, self.plans)
+
+    @classmethod
+    def build_network(cls, plans: Plans) -> HybridNetwork:
+        return network_3d_of_plans(plans)
 
     def run(self, resume: bool = False) -> None:
         if not resume and self.plan.network.use_2d:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ...plans.plans import Plans
 from .plan import SegmentNetwork
 
 CLASSES = 2
@@ -38,3 +39,9 @@ def residual_encoder_unet(network: SegmentNetwork, channels: int) -> nn.Module:
 def foreground_probability(logits: torch.Tensor) -> torch.Tensor:
     """Logits (B, 2, z, y, x) -> probability of the vertebra (B, z, y, x), float32."""
     return (logits[:, 1].float() - logits[:, 0].float()).sigmoid()
+
+
+def network_of_plans(plans: Plans) -> nn.Module:
+    """The network of the stage as `plans` has it, with fresh weights."""
+    plan = plans.stage("segment")
+    return build_network(plan.network, len(plan.data.windows_hu))

@@ -14,7 +14,7 @@ INSIDE_MM = 4.0       # a candidate's middle lies at least so far inside the vol
 FRAGMENT = 0.6        # of the smaller neighbour's volume; whole vertebrae were never below 0.68 (C1) on 60 phantoms, 0.91 on real scans
 
 
-def missed(found: list[Vertebra], tried: list[Vertebra], geometry: ImageGrid) -> list[Vertebra]:
+def propose_missed(found: list[Vertebra], tried: list[Vertebra], geometry: ImageGrid) -> list[Vertebra]:
     """Candidates (score 0: of two that turn out the same vertebra, the located one stays) from segmented vertebrae.
 
     One step beyond the uppermost and the lowest vertebra is looked at once, unless the mask there ends at the volume's border. Whether

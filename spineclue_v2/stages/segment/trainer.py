@@ -8,9 +8,10 @@ import torch
 
 from ...adapters import dice_and_cross_entropy
 from ...dataset.vertebra_rows import vertebra_table
+from ...plans.plans import Plans
 from ...training.trainer import BaseTrainer
 from .data import CropBatches
-from .network import build_network, foreground_probability
+from .network import foreground_probability, network_of_plans
 
 
 class SegmentTrainer(BaseTrainer):
@@ -19,9 +20,12 @@ class SegmentTrainer(BaseTrainer):
     stage = "segment"
     crop_share = 1.0  # of the plan's crop per axis that training sees; the network is convolutional and predicts on the whole crop
 
-    def build_network(self) -> torch.nn.Module:
+    def set_up(self) -> None:
         self._criterion = dice_and_cross_entropy()
-        return build_network(self.plan.network, len(self.plan.data.windows_hu))
+
+    @classmethod
+    def build_network(cls, plans: Plans) -> torch.nn.Module:
+        return network_of_plans(plans)
 
     def has_samples(self, cases: list[str]) -> bool:
         return bool(vertebra_table(self.dataset, cases))

@@ -1,0 +1,36 @@
+"""The network of the appearance classifier: a small 3D ResNet on a coarse CT crop."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from ...anatomy import NUM_LEVELS
+from ...plans.plans import Plans
+from ..identify.network import InceptionStem, ResidualBlock
+
+WIDTHS = (16, 32, 64, 96)
+POOL_GRID = (2, 2, 1)
+DROPOUT = 0.3
+
+
+class AppearanceNetwork(nn.Module):
+    """CT crop (B, C, z, y, x) in 0..1 -> logits (B, 25) over the 24 levels and "not a vertebra"."""
+
+    def __init__(self, channels: int, widths: Sequence[int] = WIDTHS, pool_grid: Sequence[int] = POOL_GRID,
+                 dropout: float = DROPOUT):
+        super().__init__()
+        pairs = zip([widths[0], *widths], widths, strict=False)
+        blocks = [ResidualBlock(inputs, outputs, 1 if k == 0 else 2, bottleneck=False) for k, (inputs, outputs) in enumerate(pairs)]
+        self.layers = nn.Sequential(InceptionStem(channels, widths[0], 2), *blocks, nn.AdaptiveAvgPool3d(tuple(pool_grid)), nn.Flatten(),
+                                    nn.Dropout(dropout), nn.Linear(widths[-1] * int(np.prod(pool_grid)), NUM_LEVELS + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def network_of_plans(plans: Plans) -> AppearanceNetwork:
+    """The plan's network with fresh weights."""
+    plan = plans.stage("appearance")
+    return AppearanceNetwork(len(plan.data.windows_hu), plan.network.widths, plan.network.pool_grid, plan.network.dropout)

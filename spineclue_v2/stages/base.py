@@ -1,0 +1,173 @@
+"""What a stage is, and what stages hand to each other.
+
+A stage is one folder: `plan.py` (its groups of planned values), `network.py`, `data.py`, `trainer.py`, `predictor.py`, and in its
+`__init__.py` one `Stage` that says where these are. `registry.py` lists the package's own stages; a user's package adds more through
+the entry points `spineclue_v2.stages`. A pipeline is the list of the stages of one modality, in order.
+"""
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..anatomy.vertebra import Vertebra
+from ..errors import InputError
+from ..imageio.volume import Volume
+from ..plans.plans import Plans
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from ..training.stage_model import StageModel
+
+CLASSIFIERS = ("shape", "geometry", "appearance")
+"""Who can say something about a vertebra's level: its mask, where the others lie, what surrounds it in the scan."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose per run."""
+
+    forbid_anomalies: bool = False            # no T13, no L6, no missing T12
+    mirror: bool = False                      # left-right test-time mirroring of the segmenting networks
+    classifiers: tuple[str, ...] = CLASSIFIERS  # which are enabled, where the model has them
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one classifier says about the levels of the vertebrae, in their order.
+
+    `logs`: (n, 25) log-probabilities over the 24 levels and "not a vertebra". `variants`: (n, 2) of T13 and L6, NaN where it does not
+    know them. `weight`: of its logs beside the other classifiers, where it was fitted with the network; None: the plan says.
+    """
+
+    logs: np.ndarray
+    variants: np.ndarray | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a scan so far. A stage takes it and gives it back with more (`dataclasses.replace`).
+
+    `scan`: as it was read; None where only masks are known.
+    `vertebrae`: in cranio-caudal order once they have masks. `crop`: the part of the scan around the spine in network space (int16 HU),
+    on whose grid the masks lie. `evidence`: by classifier. `anchored`, `margin`: how sure the numbering is (see `SpineResult`).
+    `labels`: label map on the scan's own grid, where a stage makes it directly (MR). `notes`: sentences for the reader.
+    """
+
+    scan: Volume | None
+    vertebrae: tuple[Vertebra, ...] = ()
+    crop: Volume | None = None
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    anchored: bool = False
+    margin: float | None = None
+    labels: Volume | None = None
+    notes: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+    @property
+    def volume(self) -> Volume:
+        """The scan; only stages with `needs_scan` may ask for it."""
+        assert self.scan is not None
+        return self.scan
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage of a run may use: the plans, the device, the user's options, and the other stages' networks."""
+
+    plans: Plans
+    device: torch.device
+    options: Options
+    models: Mapping[str, StageModel]
+
+    def enabled(self, classifier: str) -> bool:
+        """Whether this classifier counts: wanted by the user and not weighed 0 by the plan."""
+        identify = self.plans.stages.get("identify")
+        weights = identify.run.classifier_weights if identify is not None else {}
+        return classifier in self.options.classifiers and weights.get(classifier, 1.0) > 0
+
+
+Predict = Callable[[Findings, "StageModel", Context], Findings]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the parts of a stage are. `module:name` texts are imported when they are needed, not before.
+
+    Attributes:
+        name: as in commands, plans and folder names.
+        modality: "CT" or "MR"; the stages of one modality make a pipeline.
+        predictor: function `(findings, model, context) -> findings`.
+        data, network, run: dataclasses of the plan groups; None for a stage that learns nothing (it has no trainer either).
+        builder: function `plans -> torch.nn.Module` with fresh weights.
+        trainer: the default trainer class; others of the same module are found by name.
+        headline: planned values that `spineclue_plan_experiment` shows, as "group.field".
+        required: a model of this modality cannot do without it.
+        after: name of the stage that it follows, for stages of other packages; "" = at the end.
+        replaced_by: where the model has this other stage, that one predicts instead (and contains this one).
+        names_masks: takes part where masks are known and only names are wanted (`spineclue_relabel`).
+        needs_scan: looks at the scan itself, so it is left out where there are masks alone.
+        shipped_stands_in: a trained model that lacks this stage predicts with the package's own weights of it, and says so.
+    """
+
+    name: str
+    modality: str
+    predictor: str
+    data: type | None = None
+    network: type | None = None
+    run: type | None = None
+    builder: str | None = None
+    trainer: str | None = None
+    headline: tuple[str, ...] = ("run.batch_size",)
+    required: bool = True
+    after: str = ""
+    replaced_by: str = ""
+    names_masks: bool = False
+    needs_scan: bool = True
+    shipped_stands_in: bool = False
+
+    @property
+    def trainable(self) -> bool:
+        return self.trainer is not None
+
+    @property
+    def groups(self) -> dict[str, type]:
+        """Plan group -> its dataclass; empty for a stage that learns nothing."""
+        groups = {"data": self.data, "network": self.network, "run": self.run}
+        return {name: kind for name, kind in groups.items() if kind is not None}
+
+    def check(self) -> Stage:
+        """The stage itself; InputError when a part is missing."""
+        if self.modality not in ("CT", "MR"):
+            raise InputError(f"Stage '{self.name}' has modality {self.modality!r}; expected CT or MR.")
+        if self.trainable and (len(self.groups) < 3 or self.builder is None):
+            lacking = [part for part in ("data", "network", "run", "builder") if getattr(self, part) is None]
+            raise InputError(f"Stage '{self.name}' has a trainer but no {', '.join(lacking)}; a stage that learns needs all of data, "
+                             "network, run, builder, trainer and predictor.")
+        return self
+
+    def part(self, text: str) -> Any:
+        """What `module:name` names; InputError, with the stage and the text, when it cannot be imported."""
+        module, _, name = text.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ImportError as error:
+            raise InputError(f"Stage '{self.name}': {text} cannot be imported ({error}); install or repair its package.") from error
+        except AttributeError as error:
+            raise InputError(f"Stage '{self.name}': {module} has no '{name}'; a stage needs each part that it names.") from error
+
+    def build_network(self, plans: Plans) -> torch.nn.Module:
+        """The plan's network with fresh weights."""
+        assert self.builder is not None, self.name
+        network: torch.nn.Module = self.part(self.builder)(plans)
+        return network
+
+    def predict(self, findings: Findings, model: StageModel | None, context: Context) -> Findings:
+        """Findings with what this stage adds. `model`: its networks; None for a stage that learns nothing."""
+        result: Findings = self.part(self.predictor)(findings, model, context)
+        return result

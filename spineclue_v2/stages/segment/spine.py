@@ -1,0 +1,64 @@
+"""Stage 2 over a whole scan: masks of all located vertebrae, of what localize missed, and what the scan's border cuts."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ...anatomy.vertebra import Vertebra
+from ...anatomy.vertebral_gaps import order_cranio_caudal
+from ...imageio.grid import ImageGrid
+from ...imageio.orientation import oriented_view
+from ...imageio.volume import Volume
+from ...plans.plans import StagePlan
+from ...preprocessing.resampling import to_network_space
+from ...training.stage_model import StageModel
+from ..base import Context, Findings
+from .predictor import segment
+from .proposals import drop_fragments, propose_missed
+
+
+def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
+    """Findings whose vertebrae have masks, in cranio-caudal order, and the crop of the scan that the masks lie on."""
+    if not findings.vertebrae:
+        return findings
+    plan = context.plans.stage("segment")
+    crop = spine_box(findings.volume, findings.vertebrae, plan)
+    found = segment_located(crop, findings.vertebrae, model.networks, plan, context.device, findings.volume.geometry,
+                            context.options.mirror)
+    return replace(findings, vertebrae=tuple(order_cranio_caudal(found)), crop=crop)
+
+
+def segment_located(fine: Volume, located: Sequence[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: ImageGrid,
+                    mirror: bool = False) -> list[Vertebra]:
+    """Stage 2 on a network space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid."""
+    found = segment(fine, located, networks, plan, device, mirror, partial(propose_missed, geometry=fine.geometry))
+    return drop_fragments([mark_border(v, fine.geometry, scan) for v in found])
+
+
+def spine_box(volume: Volume, located: Sequence[Vertebra], plan: StagePlan) -> Volume:
+    """The part of the scan that the crops of all located vertebrae (and of their recentred repeats) can touch, in network space."""
+    view = oriented_view(volume, plan.data.orientation)
+    spacing = np.array(view.geometry.spacing)
+    reach = np.array(plan.network.crop_size) * plan.data.spacing_mm * 0.75 / spacing
+    centres = view.geometry.world_to_index(np.array([v.box_centre for v in located]))
+    low = np.floor(np.maximum(centres.min(0) - reach, 0)).astype(int)
+    high = np.ceil(np.minimum(centres.max(0) + reach + 1, view.array.shape)).astype(int)
+    return to_network_space(view.cropped(low, high), plan.data)
+
+
+def mark_border(vertebra: Vertebra, model: ImageGrid, scan: ImageGrid) -> Vertebra:
+    """Set `touches_border` by the scan's own border: the box that was segmented may end earlier on its sides."""
+    if vertebra.mask is None or vertebra.mask_start is None:
+        return vertebra
+    low = np.array(vertebra.mask_start, dtype=float)
+    corners = np.array([low, low + np.array(vertebra.mask.shape) - 1])
+    grid = np.array(np.meshgrid(*corners.T, indexing="ij")).reshape(3, -1).T
+    index = scan.world_to_index(model.index_to_world(grid))
+    # A model voxel may be coarser than the scan's: its centre within one model voxel of the face counts as touching.
+    slack = np.array(model.spacing).max() / np.array(scan.spacing)
+    touches = bool((index < slack).any() or (index > np.array(scan.shape) - 1 - slack).any())
+    return replace(vertebra, touches_border=touches)
