@@ -145,14 +145,14 @@ class SpineResult(LabelledSpine):
         return Volume(self.labels, self.grids()[0])
 
     def _check_save(self, folder: Path, name: str, report: bool, probabilities: bool) -> None:
-        if not name or Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise InputError(f"'{name}' is no name of a case; give a file name without folder and ending, such as 'case_1'.")
         if report and self.scan is None:
             raise InputError(f"{name}.png cannot be drawn: the scan was not kept with the result; predict with keep_scan=True, or save "
                              "with report=False.")
         if source := self._made_by().source:
             check_target(folder, name, source)
-        self.grids()
+        self._label_volume()  # says before anything is written that there is none
 
     def _draw(self, path: Path, title: str) -> None:
         from .visualization.report import write_report

@@ -16,7 +16,7 @@ def vertebra_rows(vertebrae: Iterable[Vertebra]) -> list[dict[str, Any]]:
         x, y, z = vertebra.body_centre or (None, None, None)
         heights = vertebra.heights
         anterior, middle, posterior = heights.measured if heights is not None else (None, None, None)
-        rows.append({"level": vertebra.level, "label": anatomy.LABEL_OF_NAME[vertebra.level] if vertebra.level else None,
+        rows.append({"level": vertebra.level, "label": anatomy.LABEL_OF_NAME.get(vertebra.level or ""),
                      "confidence": vertebra.confidence, "uncertainty": vertebra.uncertainty, "x_mm": x, "y_mm": y, "z_mm": z,
                      "volume_ml": vertebra.volume_ml, "touches_border": vertebra.touches_border,
                      "trabecular_hu": vertebra.trabecular_hu, "height_anterior_mm": anterior, "height_middle_mm": middle,
