@@ -244,10 +244,10 @@ def ceiling(out: Path) -> None:
 
 def paper_step() -> None:
     """The paper's plan, built as it is; one optimiser step of each stage with one slice or patch instead of 8 + 8 + 8 and 4."""
+    from spineclue_v2.inference.model import build_network
     from spineclue_v2.planning.mr_planner import SSHSNetPaperPlanner
     from spineclue_v2.stages.mr.cps import cross_supervision, pseudo_labels
     from spineclue_v2.stages.mr.cutmix import box_mask, mix
-    from spineclue_v2.stages.mr.network import build_network
     from spineclue_v2.training.device import autocast
 
     facts = {"num_cases": 172, "num_unlabelled": 43, "slice_mm_p50": 4.4, "in_plane_mm_p50": 0.345, "slices_p50": 15,
@@ -282,9 +282,8 @@ def paper_step() -> None:
 def volume() -> None:
     """Seconds and memory of one 512 x 512 x 15 scan from array to label map, light plan (weights do not matter)."""
     from spineclue_v2.imageio.volume import ImageGrid, Volume
-    from spineclue_v2.inference.model import Model
+    from spineclue_v2.inference.model import Model, build_network
     from spineclue_v2.inference.mr_pipeline import predict_mr_volume
-    from spineclue_v2.stages.mr.network import build_network
     from spineclue_v2.training.stage_model import StageModel
 
     plan = plans(PHANTOM_CLASSES, PHANTOM_MM, (EPOCHS, EPOCHS))

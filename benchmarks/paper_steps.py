@@ -29,12 +29,13 @@ def measure(stage: str) -> None:
     from spineclue_v2.planning.planner import SpineCLUEPaperPlanner
 
     torch.set_num_threads(2)
-    plan = SpineCLUEPaperPlanner("raw", fingerprint(voxel=0.7), 80, "cuda").plan().stage(stage)
+    plans = SpineCLUEPaperPlanner("raw", fingerprint(voxel=0.7), 80, "cuda").plan()
+    plan = plans.stage(stage)
     size = plan.network.slice_size if stage == "localize" else plan.network.crop_size
     idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     started = time.perf_counter()
     batch = 2 if stage == "identify" else 1
-    loss, moved = one_step(stage, plan, batch, size)
+    loss, moved = one_step(stage, plans, batch, size)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     step = memory.stage_bytes(stage, dataclasses.replace(plan, run=dataclasses.replace(plan.run, batch_size=batch))) or 0.0

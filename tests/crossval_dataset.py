@@ -71,7 +71,7 @@ def use_analytic_networks(patch: pytest.MonkeyPatch) -> None:
     """Tell the loader of models about the analytic networks."""
     analytic: dict[str, Callable[[], torch.nn.Module]] = {"localize": ThresholdDetector, "segment": ThresholdSegmenter}
     patch.setattr(model_module, "build_network",
-                  lambda stage, plans: analytic[stage]() if stage in analytic else build_network(stage, plans))
+                  lambda stage, plans, trainer=None: analytic[stage]() if stage in analytic else build_network(stage, plans, trainer))
 
 
 def summary_of(results: Path, stage: str, fold: int) -> dict:

@@ -30,7 +30,7 @@ from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.model_sharing.install_model import check_checkpoint
 from spineclue_v2.plans.plans import GROUPS
 from spineclue_v2.stages.plan_files import load_plans
-from spineclue_v2.stages.registry import CORE_STAGES, GROUP_TYPES
+from spineclue_v2.stages.registry import CORE_STAGES, stage_of
 from spineclue_v2.training.checkpoint import Checkpoint
 
 CORPUS: dict[str, Maker] = dict(SCANS)
@@ -66,7 +66,7 @@ def value_replaced(stage: str, group: str, field: str, text: str) -> Maker:
 SIGNED = {"hu_min", "hu_max"}
 for _stage in CORE_STAGES:
     for _group in GROUPS:
-        for _field in dataclasses.fields(GROUP_TYPES[_stage][_group]):
+        for _field in dataclasses.fields(stage_of(_stage).groups[_group]):
             _texts = {"str": ("null", "[]", "1"), "bool": ("null", "1"), "int": NO_NUMBERS + ("1.5", "true"), "float": NO_NUMBERS}.get(
                 _field.type,
                 ('"x"', "[]", "[null]", "{}") if not _field.type.startswith("dict") else ('"x"', "[1]", '{"a": "x"}', '{"a": NaN}'),

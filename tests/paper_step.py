@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from spineclue_v2.plans.plans import StagePlan
-from spineclue_v2.stages.registry import build_network
+from spineclue_v2.inference.model import build_network
+from spineclue_v2.plans.plans import Plans, StagePlan
 
 
 def loss_of(stage: str, network: Any, plan: StagePlan, batch: int, size: tuple[int, ...]) -> torch.Tensor:
@@ -27,13 +27,13 @@ def loss_of(stage: str, network: Any, plan: StagePlan, batch: int, size: tuple[i
     return supervised_contrastive(projected, torch.arange(batch).repeat(2), plan.run.temperature, plan.run.contrastive_loss)
 
 
-def one_step(stage: str, plan: StagePlan, batch: int, size: tuple[int, ...]) -> tuple[float, int]:
+def one_step(stage: str, plans: Plans, batch: int, size: tuple[int, ...]) -> tuple[float, int]:
     """(loss, parameters that moved) of a network with fresh weights after one AdamW step."""
     torch.manual_seed(0)
-    network = build_network(stage, plan).train()
+    network = build_network(stage, plans).train()
     before = [p.detach().clone() for p in network.parameters()]
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    loss = loss_of(stage, network, plan, batch, size)
+    loss = loss_of(stage, network, plans.stage(stage), batch, size)
     loss.backward()
     optimiser.step()
     moved = sum(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

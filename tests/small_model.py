@@ -39,27 +39,33 @@ def write_results(results: Path, folds: tuple[int, ...] = (0,), plans: Plans | N
     """`results`/DATASET with freshly drawn networks for every stage and fold; returns that folder."""
     plans, upstream = plans or small_plans(), {fold: {} for fold in folds}  # type: ignore[var-annotated]
     for number, stage in enumerate(CORE_STAGES):
-        folder = results / dataset / stage_folder_name(stage)
-        plans.save(folder / "plans.json")
-        write_json(folder / "dataset.json", {"channel_names": {"0": "CT"}, "labels": anatomy.dataset_labels(), "numTraining": 4,
-                                             "file_ending": ".nii.gz", "licence": "CC BY 4.0",
-                                             "patients": {case: case[:5] for part in CASES.values() for case in part}})
-        write_json(folder / "dataset_fingerprint.json", fingerprint() | {"cases": {case: {} for case in CASES["train"]}})
-        for fold in folds:
-            torch.manual_seed(10 * fold + number)
-            network = build_network(stage, plans)
-            meta = {"stage": stage, "trainer": stage_folder_name(stage).split("__")[0], "fold": fold, "epoch": 7, "best_ema": 0.5,
-                    "history": {"train_loss": [1.0] * 7}, "plans": plans.to_json(),
-                    "fitted": {"temperature": 1.5} | ({"upstream": upstream[fold]} if stage == "identify" else {}),
-                    "model_fingerprint": plans.stage(stage).model_fingerprint, "train_cases": CASES["train"], "val_cases": CASES["val"]}
-            if stage != "identify":
-                upstream[fold][stage] = weights_sha256(network.state_dict())
-            optimizer = {"optimizer": {"state": {0: torch.zeros(1000)}}}
-            extra = {"phi": torch.rand(plans.stage(stage).run.neighbours, 24, 24)} if stage == "identify" else {}
-            Checkpoint(network.state_dict(), meta, extra, optimizer).save(folder / f"fold_{fold}" / "checkpoint_final.pth")
-            write_json(folder / f"fold_{fold}" / "validation" / "summary.json",
-                       {"stage": stage, "f1": 0.25 + fold / 8, "metric_per_case": [{"case": "carla_doe", "Dice": 0.5}]})
+        write_stage(results / dataset, stage, plans, folds, number, upstream)
     return results / dataset
+
+
+def write_stage(results: Path, stage: str, plans: Plans, folds: tuple[int, ...] = (0,), number: int = 0,
+                upstream: dict[int, dict[str, str]] | None = None) -> None:
+    """Freshly drawn networks of one stage, as its training would have left them in the dataset's `results`."""
+    folder, upstream = results / stage_folder_name(stage), upstream or {fold: {} for fold in folds}
+    plans.save(folder / "plans.json")
+    write_json(folder / "dataset.json", {"channel_names": {"0": "CT"}, "labels": anatomy.dataset_labels(), "numTraining": 4,
+                                         "file_ending": ".nii.gz", "licence": "CC BY 4.0",
+                                         "patients": {case: case[:5] for part in CASES.values() for case in part}})
+    write_json(folder / "dataset_fingerprint.json", fingerprint() | {"cases": {case: {} for case in CASES["train"]}})
+    for fold in folds:
+        torch.manual_seed(10 * fold + number)
+        network = build_network(stage, plans)
+        meta = {"stage": stage, "trainer": stage_folder_name(stage).split("__")[0], "fold": fold, "epoch": 7, "best_ema": 0.5,
+                "history": {"train_loss": [1.0] * 7}, "plans": plans.to_json(),
+                "fitted": {"temperature": 1.5} | ({"upstream": upstream[fold]} if stage == "identify" else {}),
+                "model_fingerprint": plans.stage(stage).model_fingerprint, "train_cases": CASES["train"], "val_cases": CASES["val"]}
+        if stage != "identify":
+            upstream[fold][stage] = weights_sha256(network.state_dict())
+        optimizer = {"optimizer": {"state": {0: torch.zeros(1000)}}}
+        extra = {"phi": torch.rand(plans.stage(stage).run.neighbours, 24, 24)} if stage == "identify" else {}
+        Checkpoint(network.state_dict(), meta, extra, optimizer).save(folder / f"fold_{fold}" / "checkpoint_final.pth")
+        write_json(folder / f"fold_{fold}" / "validation" / "summary.json",
+                   {"stage": stage, "f1": 0.25 + fold / 8, "metric_per_case": [{"case": "carla_doe", "Dice": 0.5}]})
 
 
 def export_fold(results: Path, fold: int, target: Path) -> Path:

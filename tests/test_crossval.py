@@ -240,8 +240,6 @@ def test_find_best_compares_trainers_and_later_stages_follow_the_choice(home, fe
         checkpoint.save(file)
         found = open_fold(DATASET, fold, CPU, trainers={"localize": "BlindTrainer"})
         write_json(found.folder("segment") / "summary.json", validate_fold(found, "segment"))
-    # The appearance classifier names no scan by itself.
-    shutil.copytree(results / stage_folder_name("identify"), results / "AppearanceTrainer__SpineCLUEPlans__identify")
     information = best_module.find_best_configuration(DATASET, folds=FOLDS)
     assert set(information["candidates"]["SpineCLUEPlans"]["identify"]) == {"IdentifyTrainer"}
     assert information["candidates"]["SpineCLUEPlans"]["localize"] == {"LocalizeTrainer": 1.0, "BlindTrainer": 0.0}
@@ -249,7 +247,7 @@ def test_find_best_compares_trainers_and_later_stages_follow_the_choice(home, fe
     with pytest.raises(InputError, match="Stage localize with SpineCLUEPlans has not finished fold 4.*spineclue_train 495 localize 4"):
         best_module.find_best_configuration(DATASET, folds=(0, 4))
     assert not (results / stage_folder_name("localize") / "crossval_results_folds_0_4").exists()
-    for wrong in ("IdentfyTrainer", "AppearanceTrainer"):
+    for wrong in ("IdentfyTrainer", "AppearanceTrainer"):  # the appearance classifier names no scan by itself
         with pytest.raises(InputError, match=f"'{wrong}' .*there are: BlindTrainer, IdentifyTrainer, LocalizeTrainer, SegmentTrainer"):
             best_module.find_best_configuration(DATASET, trainers=["LocalizeTrainer", wrong], folds=FOLDS)
 

@@ -221,8 +221,8 @@ def test_networks_of_slices_keep_channels_last() -> None:
     """Convolutions in half precision run a third faster so; a copy of trained weights into them must not undo it."""
     from test_hybrid_planning import fingerprint
 
+    from spineclue_v2.inference.model import build_network
     from spineclue_v2.planning.mr_planner import SSHSNetPlanner
-    from spineclue_v2.stages.mr.network import build_network
 
     plan = SSHSNetPlanner(".", fingerprint(), 1, "cpu").plan()
     network = build_network("hybrid_2d", plan)

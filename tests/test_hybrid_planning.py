@@ -75,7 +75,7 @@ def test_the_papers_size_builds_and_a_step_has_the_right_shapes(stage: str) -> N
     """On torch's meta device: every layer at the paper's size and batch, forwards and backwards, without its arithmetic."""
     import torch
 
-    from spineclue_v2.stages.mr.network import build_network
+    from spineclue_v2.inference.model import build_network
 
     plan = SSHSNetPaperPlanner(".", fingerprint(), 32, "cuda").plan()
     network_plan, run = plan.stage(stage).network, plan.stage(stage).run

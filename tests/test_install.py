@@ -114,7 +114,7 @@ def test_other_weights_are_replaced_only_when_asked(light, light_other, home):
 def test_parts_of_the_old_model_do_not_stay_beside_the_new_one(light, light_other, home):
     install_model(light)
     old = [home / DATASET / f"{trainer}__SpineCLUEPlans__{stage}" / "fold_0" / "checkpoint_final.pth"
-           for trainer, stage in (("GradeTrainer", "grade"), ("AppearanceTrainer", "identify"))]
+           for trainer, stage in (("GradeTrainer", "grade"), ("AppearanceTrainer", "appearance"))]
     for file in old:
         file.parent.mkdir(parents=True)
         file.write_text("of the old model")

@@ -8,8 +8,8 @@ import pytest
 from example_fingerprint import fingerprint
 from paper_step import one_step
 
+from spineclue_v2.inference.model import build_network
 from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, find_planner
-from spineclue_v2.stages.registry import build_network
 
 PAPER = [
     ("localize", "data", "spacing_mm", 1.0),
@@ -66,7 +66,7 @@ SMALL = {"localize": (64, 64), "segment": (16, 16, 16), "identify": (16, 16, 16)
 @pytest.mark.parametrize("stage", list(SMALL))
 def test_every_stage_is_built_and_takes_a_step(stage: str) -> None:
     """The paper's networks at full width and depth on small input (full size: benchmarks/paper_steps.py)."""
-    plan = SpineCLUEPaperPlanner("raw", fingerprint(voxel=0.7), 80, "cuda").plan().stage(stage)
+    plan = SpineCLUEPaperPlanner("raw", fingerprint(voxel=0.7), 80, "cuda").plan()
     loss, moved = one_step(stage, plan, 2 if stage == "identify" else 1, SMALL[stage])
     parameters = len(list(build_network(stage, plan).parameters()))
     # What random input does not reach stays: the classifier in contrastive training, detection heads of scales without a box.

@@ -16,7 +16,7 @@ from spineclue_v2.planning import plan_and_preprocess as steps
 from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans.plans import GROUPS
 from spineclue_v2.stages.plan_files import load_plans
-from spineclue_v2.stages.registry import CORE_STAGES, GROUP_TYPES
+from spineclue_v2.stages.registry import CORE_STAGES, stage_of
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_every_group_of_every_stage_is_planned() -> None:
     plan = SpineCLUEPlanner("raw", fingerprint(), 8, "cuda").plan()
     for stage in CORE_STAGES:
         for group in GROUPS:
-            assert isinstance(getattr(plan.stage(stage), group), GROUP_TYPES[stage][group])
+            assert isinstance(getattr(plan.stage(stage), group), stage_of(stage).groups[group])
 
 
 def test_plans_share_a_folder_exactly_when_their_data_agree(home: Path) -> None:

@@ -14,12 +14,11 @@ from spineclue_v2.errors import InputError
 from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans.plans import GROUPS, Plans
 from spineclue_v2.plans.schema import CHOICES
-from spineclue_v2.stages import registry as plans_module
 from spineclue_v2.stages.plan_files import load_plans, plans_from_json
-from spineclue_v2.stages.registry import CORE_STAGES, GROUP_TYPES, STAGES, family_of, is_whole_model
+from spineclue_v2.stages.registry import CORE_STAGES, is_whole_model, modality_of, stage_names, stage_of, trainer_class
 
 FIELDS = [
-    (stage, group, field.name) for stage in CORE_STAGES for group in GROUPS for field in dataclasses.fields(GROUP_TYPES[stage][group])
+    (stage, group, field.name) for stage in CORE_STAGES for group in GROUPS for field in dataclasses.fields(stage_of(stage).groups[group])
 ]
 
 
@@ -128,19 +127,20 @@ def test_missing_files_and_stages_say_what_to_run(plans: Plans, tmp_path: Path) 
         plans.stage("grade")
 
 
-def test_the_stages_of_a_model_belong_to_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans_module, "FAMILIES", ((CORE_STAGES, ("extra",)), (("first", "second"), ())))
-    assert family_of([]) == family_of(["segment"]) == (CORE_STAGES, ("extra",)) and family_of(["second"]) == (("first", "second"), ())
-    assert is_whole_model(CORE_STAGES) and is_whole_model((*CORE_STAGES, "extra")) and is_whole_model(["second", "first"])
-    for stages in ([], ["segment"], ["extra"], ["first"], [*CORE_STAGES, "first"], ["first", "second", "extra"]):
+def test_the_stages_of_a_model_are_of_one_modality() -> None:
+    assert modality_of([]) == modality_of(["segment"]) == "CT" and modality_of(["hybrid_3d", "hybrid_2d"]) == "MR"
+    for whole in (CORE_STAGES, (*CORE_STAGES, "grade"), (*CORE_STAGES, "appearance", "geometry"), ["hybrid_2d"],
+                  ["hybrid_3d", "hybrid_2d"]):
+        assert is_whole_model(whole)
+    for stages in ([], ["segment"], ["grade"], ["hybrid_3d"], [*CORE_STAGES, "hybrid_2d"], [*CORE_STAGES, "unknown"]):
         assert not is_whole_model(stages)
+    with pytest.raises(InputError, match="CT and of MR"):
+        modality_of(["segment", "hybrid_2d"])
 
 
-def test_every_stage_has_a_family_and_a_trainer() -> None:
-    from spineclue_v2.stages.registry import DEFAULT_TRAINER, trainer_class
-
-    assert sorted(STAGES) == sorted(stage for family in plans_module.FAMILIES for part in family for stage in part)
-    assert sorted(STAGES) == sorted(DEFAULT_TRAINER) and all(trainer_class(stage).stage == stage for stage in STAGES)
+def test_every_stage_has_a_trainer_that_is_of_it() -> None:
+    assert all(trainer_class(stage).stage == stage for stage in stage_names())
+    assert all(stage_of(stage).check() for stage in stage_names())
 
 
 def test_a_plan_may_hold_a_part_of_the_stages(plans: Plans) -> None:

@@ -59,8 +59,8 @@ def trained_once(tmp_path_factory) -> Path:
 def trained(trained_once, monkeypatch) -> Path:
     """That folder, with the loader told about its analytic networks."""
     analytic: dict[str, Callable[[], torch.nn.Module]] = {"localize": ThresholdDetector, "segment": ThresholdSegmenter}
-    monkeypatch.setattr(model_module, "build_network",
-                        lambda stage, agreed: analytic[stage]() if stage in analytic else build_network(stage, agreed))
+    monkeypatch.setattr(model_module, "build_network", lambda stage, agreed, trainer=None: (
+        analytic[stage]() if stage in analytic else build_network(stage, agreed, trainer)))
     return trained_once
 
 
@@ -350,10 +350,10 @@ def test_an_executor_predicts_what_this_process_would(trained_once, tmp_path, mo
 
 def test_folds_share_all_work_but_their_networks(trained, tmp_path, scan, monkeypatch):
     """Reading, resampling, slices and crops are made once however many folds there are: two cost less than twice one."""
-    from spineclue_v2.inference import pipeline
     from spineclue_v2.stages.identify import predictor as identify_module
     from spineclue_v2.stages.localize import predictor as localize_module
     from spineclue_v2.stages.segment import predictor as segment_module
+    from spineclue_v2.stages.segment import spine
 
     counts: dict[str, int] = {}
 
@@ -366,7 +366,7 @@ def test_folds_share_all_work_but_their_networks(trained, tmp_path, scan, monkey
 
         monkeypatch.setattr(module, name, counted)
 
-    for module, name in ((pipeline, "to_network_space"), (localize_module, "take_slice"), (segment_module, "crop_channels"),
+    for module, name in ((spine, "to_network_space"), (localize_module, "take_slice"), (segment_module, "crop_channels"),
                          (identify_module, "mask_crop")):
         counting(module, name)
     seen = []

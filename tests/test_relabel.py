@@ -10,7 +10,7 @@ import torch
 from blocks import spine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_model import DATASET, write_results
+from small_model import DATASET, small_plans, write_results
 from test_bad_commands import refused, run
 
 from spineclue_v2.anatomy import LABEL_OF_NAME, LEVELS, NUM_LEVELS
@@ -21,25 +21,32 @@ from spineclue_v2.inference.pipeline import Options
 from spineclue_v2.inference.relabel import find_bodies, name_bodies, relabel, to_vertebra
 from spineclue_v2.plans.data import Data
 from spineclue_v2.preprocessing.resampling import labels_to_network_space, network_grid
+from spineclue_v2.stages.appearance import predictor as appearance_predictor
+from spineclue_v2.stages.geometry.features import Batch
+from spineclue_v2.training.stage_model import StageModel
 from spineclue_v2.utilities import paths
 
 NAMES = ["T11", "T12", "L1", "L2", "L3"]
 SMALLEST_ML = 2.0
 
 
-class KnowsTheHeights:
-    """A geometry classifier for tests: sure of the level of whatever lies at a known height (world z, mm)."""
+class KnowsTheHeights(torch.nn.Module):
+    """A network of the geometry classifier for tests: sure of the level of whatever lies at a known height (world z, mm)."""
 
     def __init__(self, heights: dict[str, float]) -> None:
+        super().__init__()
         self.heights = heights
 
-    def log_probabilities(self, centres: np.ndarray) -> np.ndarray:
-        """(n, 25) natural logarithms over C1..L5 and "no vertebra"."""
-        share = np.full((len(centres), NUM_LEVELS + 1), 1e-4)
+    def forward(self, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+        return torch.from_numpy(self.probabilities(batch.centres[0].numpy()))[None]
+
+    def probabilities(self, centres: np.ndarray) -> np.ndarray:
+        """(n, 26) over C1..L5, "no vertebra" and L6."""
+        share = np.full((len(centres), NUM_LEVELS + 2), 1e-4)
         for row, centre in zip(share, centres, strict=True):
             name, height = min(self.heights.items(), key=lambda item: abs(item[1] - centre[2]))
             row[LEVELS.index(name) if abs(height - centre[2]) < 12 else NUM_LEVELS] = 1.0
-        return np.log(share / share.sum(1, keepdims=True))
+        return share / share.sum(1, keepdims=True)
 
 
 def on_heights(labels: Volume, centres: dict[str, tuple[float, ...]]) -> dict[str, float]:
@@ -60,7 +67,7 @@ def untrained(folder) -> Model:
 def example(untrained) -> tuple[Volume, Model]:
     """A spine T11..L3 and a model that names it by height."""
     _, labels, centres = spine(NAMES, (2.0, 1.5, 1.5))
-    untrained.geometry = KnowsTheHeights(on_heights(labels, centres))
+    untrained.stages["geometry"] = StageModel([KnowsTheHeights(on_heights(labels, centres))], [{}], [{}], [""])
     return labels, untrained
 
 
@@ -174,19 +181,18 @@ def test_a_cut_vertebra_touches_the_border(example):
     assert [level for _, level in owners] == NAMES
 
 
-class LooksAtTheScan(KnowsTheHeights):
-    """An appearance classifier for tests."""
-
-    weight = 1.0
-
-    def log_probabilities(self, scan: Volume, centres: np.ndarray) -> np.ndarray:
-        assert scan.array.dtype == np.int16
-        return super().log_probabilities(centres)
-
-
 def test_the_appearance_classifier_counts_where_the_scan_is_given(example, tmp_path, monkeypatch):
     labels, model = example
-    monkeypatch.setattr(model, "appearance", LooksAtTheScan(model.geometry.heights))
+    by_height = model.stages["geometry"].networks[0]
+
+    def looks_at_the_scan(scan: Volume, centres: np.ndarray, *_: object) -> np.ndarray:
+        assert scan.array.dtype == np.int16
+        return np.log(by_height.probabilities(centres)[:, :NUM_LEVELS + 1])
+
+    monkeypatch.setattr(appearance_predictor, "log_probabilities", looks_at_the_scan)
+    monkeypatch.setitem(model.stages, "appearance", StageModel(
+        [], [{"weight": dict.fromkeys(appearance_predictor.REGIONS, 1.0)}], [{}], []))
+    monkeypatch.setitem(model.plans.stages, "appearance", small_plans().stage("appearance"))
     write_volume(Volume(scrambled(labels.array, [20, 21, 22, 23, 24]), labels.geometry), tmp_path / "given.nii.gz")
     write_volume(Volume(np.where(labels.array > 0, 500, -500).astype(np.int16), labels.geometry), tmp_path / "ct.nii.gz")
     enabled = Options(classifiers=("appearance",))

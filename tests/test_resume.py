@@ -190,7 +190,7 @@ def test_what_cannot_be_continued_or_validated_says_what_to_run(tiny):
     with pytest.raises(InputError, match="--npz keeps the level probabilities of stage identify; SegmentTrainer"):
         train(DATASET, "segment", 0, device="cpu", save_probabilities=True)
     with pytest.raises(InputError, match="--npz .* AppearanceTrainer"):
-        train(DATASET, "identify", 0, trainer="AppearanceTrainer", device="cpu", save_probabilities=True)
+        train(DATASET, "appearance", 0, device="cpu", save_probabilities=True)
     with pytest.raises(InputError, match="Fold 'first'"):
         train(DATASET, "segment", "first", device="cpu")
     with pytest.raises(InputError, match="no stage 'grading'"):

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import CARD, CASES, DATASET, export_fold, files_of, write_results
+from small_model import CARD, CASES, DATASET, export_fold, files_of, small_plans, write_results, write_stage
 from test_bad_commands import refused, run
 
 from spineclue_v2.inference.model import load_shipped, load_trained
 from spineclue_v2.model_sharing import export_model as share
 from spineclue_v2.model_sharing.export_model import export_model, write_shipped
 from spineclue_v2.model_sharing.install_model import install_model
-from spineclue_v2.stages.identify.appearance import AppearanceNetwork
 from spineclue_v2.stages.registry import CORE_STAGES
 from spineclue_v2.training.checkpoint import Checkpoint
 from spineclue_v2.utilities import paths
@@ -72,22 +71,32 @@ def test_identify_is_still_fitted_to_the_weights_it_was_exported_with(trained, e
     assert "fitted to other weights of stage segment" in caplog.text
 
 
-def test_an_appearance_classifier_that_stays_behind_is_named(trained, exported, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("stage", ["appearance", "geometry"])
+def test_every_trained_classifier_is_passed_on(trained, exported, tmp_path, monkeypatch, stage):
     shutil.unpack_archive(exported, tmp_path / "results")
     monkeypatch.setenv("spineclue_results", str(tmp_path / "results"))
-    folder = tmp_path / "results" / DATASET
-    network = AppearanceNetwork(len(load_trained(folder, None, CPU).plans.stage("identify").data.windows_hu))
-    Checkpoint(network.state_dict(), {"trainer": "AppearanceTrainer"}).save(
-        folder / "AppearanceTrainer__SpineCLUEPlans__identify" / "fold_0" / "checkpoint_final.pth")
+    plans = small_plans()
+    write_stage(tmp_path / "results" / DATASET, stage, plans)
     export_model(501, tmp_path / "model.zip")
-    assert "without the appearance classifier" in caplog.text
-    with zipfile.ZipFile(tmp_path / "model.zip") as content:
-        assert not [name for name in content.namelist() if "Appearance" in name]
+    shutil.rmtree(tmp_path / "results")
+    install_model(tmp_path / "model.zip")
+    model = load_trained(tmp_path / "results" / DATASET, None, CPU)
+    assert stage in model.stages and stage not in model.record.get("shipped_stands_in", ())
+    assert model.record["fingerprints"][stage] == plans.stage(stage).model_fingerprint
+
+
+def test_a_geometry_classifier_of_the_package_stands_in_and_is_named(trained, exported, tmp_path):
+    shutil.unpack_archive(exported, tmp_path)
+    model = load_trained(tmp_path / DATASET, None, CPU)
+    assert model.record["shipped_stands_in"] == ["geometry"] and "geometry" in model.stages
+    with zipfile.ZipFile(exported) as content:
+        assert not [name for name in content.namelist() if "__geometry/" in name]
+        assert "the package's own weights of it stand in" in content.read(f"{CARD}/MODEL_CARD.md").decode()
 
 
 def test_plain_unzip_installs_too(exported, tmp_path):
     shutil.unpack_archive(exported, tmp_path)
-    assert set(load_trained(tmp_path / DATASET, None, CPU).stages) == set(CORE_STAGES)
+    assert set(load_trained(tmp_path / DATASET, None, CPU).stages) == {*CORE_STAGES, "geometry"}
 
 
 def test_the_manifest_knows_every_file(exported):

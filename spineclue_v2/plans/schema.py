@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import InputError
 
-
 OLD_KEYS = {"min_samples_share": "min_samples_fraction", "decoder_prices": "decoder_penalties", "witness_weights": "classifier_weights",
             "label_shares": "soft_labels", "kind_weight": "tissue_class_weight", "class_placed_share": "class_centred_fraction"}
 

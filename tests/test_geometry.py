@@ -1,22 +1,27 @@
 """The geometry classifier on made spines: it learns, forgets how a patient lies, knows up from down, is saved without pickle."""
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_dataset import DATASET
 
 from spineclue_v2.anatomy import LEVELS
+from spineclue_v2.cross_validation.run_training import train
 from spineclue_v2.errors import InputError
+from spineclue_v2.inference.model import load_stage
 from spineclue_v2.stages.geometry import features as gf
 from spineclue_v2.stages.geometry import variants as gv
-from spineclue_v2.stages.geometry.classifier import GeometryClassifier
-from spineclue_v2.stages.geometry.network import Schedule, SequenceNetwork, Shape
+from spineclue_v2.stages.geometry.network import GeometryNetwork, SequenceNetwork, Shape
+from spineclue_v2.stages.geometry.predictor import evidence_of, level_probabilities
+from spineclue_v2.stages.geometry.training import Schedule, fit_network
+from spineclue_v2.stages.identify.evidence import fold_variants
+from spineclue_v2.training.stage_model import StageModel
 from spineclue_v2.training.tensor_files import load_weights
 
 POSITIONS = ("centres", "left", "right")
@@ -39,11 +44,31 @@ def made_spine(seed: int, first: int = 0, last: int = 23) -> gf.Landmarks:
     return gf.Landmarks(centres[cut], np.arange(24)[cut], left[cut], right[cut], ctl[cut])
 
 
+@dataclass
+class Classifier:
+    """A trained network with the optional inputs that training showed."""
+
+    network: GeometryNetwork
+    inputs: tuple[str, ...]
+
+    def log_probabilities(self, centres: np.ndarray, **optional: np.ndarray | None) -> np.ndarray:
+        """(n, 25), an L6 counts as L5."""
+        scan = gf.Landmarks(np.asarray(centres, dtype=float).reshape(-1, 3), **optional)
+        rows = level_probabilities(self.network, [scan], self.inputs)[0]
+        folded = rows[:, :25].copy()
+        folded[:, 23] += rows[:, gf.L6]
+        return np.log(np.maximum(folded, 1e-12))
+
+    @property
+    def model(self) -> StageModel:
+        return StageModel([self.network], [{"inputs": list(self.inputs)}], [{}], [""])
+
+
 @pytest.fixture(scope="module")
-def classifier() -> GeometryClassifier:
+def classifier() -> Classifier:
     scans = [made_spine(seed, first=seed % 12) for seed in range(120)]
     schedule = Schedule(epochs=25, batch=16, learning_rate=1e-2, augmentation=gf.Augmentation(noise=1.0, window=0.3, drop=0.2))
-    return GeometryClassifier.fit(scans, SMALL, schedule, members=1)
+    return Classifier(*fit_network(scans, SMALL, schedule, members=1))
 
 
 def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
@@ -54,10 +79,9 @@ def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
     return about_x @ about_y @ about_z
 
 
-def named_right(classifier: GeometryClassifier, seed: int, change=lambda scan: scan) -> float:
+def named_right(classifier: Classifier, seed: int, change=lambda scan: scan) -> float:
     scan = change(made_spine(1000 + seed))
-    pedicles = None if scan.left is None else np.stack([scan.left, scan.right], axis=1)
-    answer = classifier.log_probabilities(scan.centres, pedicles=pedicles, ctl=scan.ctl)
+    answer = classifier.log_probabilities(scan.centres, left=scan.left, right=scan.right, ctl=scan.ctl)
     assert answer.shape == (len(scan.centres), 25)
     np.testing.assert_allclose(np.exp(answer).sum(axis=1), 1.0, atol=1e-5)
     return float((answer.argmax(axis=1) == scan.targets).mean())
@@ -90,32 +114,33 @@ def test_a_false_detection_far_off_the_line_is_doubted(classifier):
     assert np.delete(doubt, [11, 12, 13]).max() < np.log(0.2)
 
 
-def test_saved_and_loaded_it_answers_the_same(classifier, tmp_path):
-    file = tmp_path / "geometry.pth"
-    classifier.save(file)
-    assert isinstance(torch.load(file, weights_only=True)["description"], str)
-    tensors, description = classifier.state()
-    assert json.loads(json.dumps(description)) == description and all(value.dtype == torch.float16 for value in tensors.values())
-    centres = made_spine(3).centres
-    loaded = GeometryClassifier.load(file)
-    np.testing.assert_allclose(np.exp(loaded.log_probabilities(centres)), np.exp(classifier.log_probabilities(centres)), atol=0.02)
+def test_without_a_labelled_scan_it_cannot_be_trained():
+    with pytest.raises(InputError, match="cannot be trained"):
+        fit_network([replace(made_spine(0), targets=None)])
 
 
-def test_other_files_are_refused_with_a_sentence(classifier, tmp_path):
+def test_other_files_are_refused_with_a_sentence(tmp_path):
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="broken.pth"):
-        GeometryClassifier.load(broken)
+        load_weights(broken, "spineclue_v2 other")
     with pytest.raises(InputError, match="do not exist"):
-        GeometryClassifier.load(tmp_path / "none.pth")
+        load_weights(tmp_path / "none.pth", "spineclue_v2 other")
     torch.save({"weights": torch.zeros(2)}, broken)
     with pytest.raises(InputError, match="not a file of"):
-        GeometryClassifier.load(broken)
-    classifier.save(tmp_path / "geometry.pth")
-    with pytest.raises(InputError, match="expected a spineclue_v2 other"):
-        load_weights(tmp_path / "geometry.pth", "spineclue_v2 other")
-    with pytest.raises(InputError, match="cannot be trained"):
-        GeometryClassifier.fit([replace(made_spine(0), targets=None)])
+        load_weights(broken, "spineclue_v2 other")
+
+
+def test_trained_as_a_stage_it_predicts_and_is_the_models_own(tiny):
+    folder, summary = train(DATASET, "geometry", 0, device="cpu")
+    assert 0 <= summary["id_rate_single"] <= 1
+    model, plans = load_stage(folder / "checkpoint_final.pth", "geometry", torch.device("cpu"))
+    assert len(model.networks[0].members) == plans.stage("geometry").network.members and model.fitted[0]["temperature"] > 0
+    centres = made_spine(3).centres
+    found = evidence_of(centres, model)
+    assert found.logs.shape == (24, 25) and found.variants.shape == (24, 2)
+    twice = evidence_of(centres, StageModel(model.networks * 2, model.fitted * 2, model.extra * 2, model.sha256 * 2))
+    np.testing.assert_allclose(twice.logs, found.logs)      # folds are averaged
 
 
 def test_inputs_that_training_never_showed_are_ignored(classifier):
@@ -128,23 +153,24 @@ def test_inputs_that_training_never_showed_are_ignored(classifier):
 def test_no_or_one_detection_is_answered(classifier):
     assert classifier.log_probabilities(np.zeros((0, 3))).shape == (0, 25)
     assert np.isfinite(classifier.log_probabilities(np.zeros((1, 3)))).all()
-    rows = classifier.probabilities([made_spine(1), gf.Landmarks(np.zeros((0, 3))), made_spine(2, 5, 9)])
+    rows = level_probabilities(classifier.network, [made_spine(1), gf.Landmarks(np.zeros((0, 3))), made_spine(2, 5, 9)])
     assert [len(row) for row in rows] == [24, 0, 5]
 
 
-def test_l6_counts_as_l5_in_the_folded_answer(classifier):
+def test_l6_has_evidence_of_its_own_and_counts_as_l5_where_variants_are_unknown(classifier):
     scan = made_spine(5, 15)
-    logs, variants = classifier.evidence(scan)
-    folded = classifier.log_probabilities(scan.centres, pedicles=np.stack([scan.left, scan.right], 1), ctl=scan.ctl)
-    np.testing.assert_allclose(np.exp(folded[:, 23]), np.exp(logs[:, 23]) + np.exp(variants[:, 1]), rtol=1e-6)
-    assert np.isnan(variants[:, 0]).all()
+    found = evidence_of(scan.centres, classifier.model)
+    folded = classifier.log_probabilities(scan.centres)
+    np.testing.assert_allclose(np.exp(folded[:, 23]), np.exp(found.logs[:, 23]) + np.exp(found.variants[:, 1]), rtol=1e-6)
+    np.testing.assert_allclose(fold_variants(found), folded, rtol=1e-6)
+    assert np.isnan(found.variants[:, 0]).all()
 
 
 def test_training_is_deterministic_and_leaves_the_global_state():
     scans = [made_spine(seed) for seed in range(8)]
     state = torch.random.get_rng_state()
     schedule = Schedule(epochs=2, batch=4)
-    first, second = (GeometryClassifier.fit(scans, SMALL, schedule, members=1) for _ in range(2))
+    first, second = (Classifier(*fit_network(scans, SMALL, schedule, members=1)) for _ in range(2))
     centres = made_spine(9).centres
     np.testing.assert_array_equal(first.log_probabilities(centres), second.log_probabilities(centres))
     assert torch.equal(torch.random.get_rng_state(), state)
