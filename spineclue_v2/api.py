@@ -5,9 +5,10 @@ import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .errors import InputError
 from .imageio.convert import Scan, describe, to_volume
@@ -16,9 +17,23 @@ from .inference.model import Model, load_shipped, load_trained
 from .inference.pipeline import Options, Progress
 from .inference.predict_scan import predict_scan
 from .results import SpineResult
+from .stages.base import CLASSIFIERS
 from .utilities import paths
 
-CLASSIFIERS = Options().classifiers
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class PredictOptions(TypedDict, total=False):
+    """The options of `SpineCLUE.predict`, by name."""
+
+    spacing: Sequence[float] | None
+    affine: ArrayLike | None
+    forbid_anomalies: bool
+    mirror: bool
+    classifiers: Collection[str]
+    progress: Progress | None
+    keep_scan: bool
 
 
 class SpineCLUE:
@@ -62,9 +77,9 @@ class SpineCLUE:
         """"CT" or "MR": what the model was trained for."""
         return self.model.modality
 
-    def predict(self, scan: Scan, *, spacing: Sequence[float] | None = None, affine: Any = None, forbid_anomalies: bool = False,
-                mirror: bool = False, classifiers: Collection[str] = CLASSIFIERS, progress: Progress | None = None,
-                keep_scan: bool = True) -> SpineResult:
+    def predict(self, scan: Scan, *, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None,
+                forbid_anomalies: bool = False, mirror: bool = False, classifiers: Collection[str] = CLASSIFIERS,
+                progress: Progress | None = None, keep_scan: bool = True) -> SpineResult:
         """Find, segment and name the vertebrae of a CT, or the bodies and discs of an MR.
 
         Args:
@@ -93,7 +108,7 @@ class SpineCLUE:
         read = {"read": time.perf_counter() - started}
         return predict_scan(volume, self.model, options, progress, describe(scan), read, keep_scan)
 
-    def predict_many(self, scans: Iterable[Scan], **options: Any) -> Iterator[tuple[Scan, SpineResult | Exception]]:
+    def predict_many(self, scans: Iterable[Scan], **options: Unpack[PredictOptions]) -> Iterator[tuple[Scan, SpineResult | Exception]]:
         """Predict scans one by one: an iterator of (scan, result), or (scan, exception) where one failed; the others go on.
 
         Each scan is taken from `scans` only when its turn comes, so a generator keeps one in memory. `options` are those of `predict`;
@@ -102,7 +117,7 @@ class SpineCLUE:
         _options(options.get("forbid_anomalies", False), options.get("mirror", False), options.get("classifiers", CLASSIFIERS))
         return self._predict_many(scans, options)
 
-    def _predict_many(self, scans: Iterable[Scan], options: dict[str, Any]) -> Iterator[tuple[Scan, SpineResult | Exception]]:
+    def _predict_many(self, scans: Iterable[Scan], options: PredictOptions) -> Iterator[tuple[Scan, SpineResult | Exception]]:
         for scan in scans:
             try:
                 outcome: SpineResult | Exception = self.predict(scan, **options)

@@ -15,9 +15,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from .grid import ImageGrid
@@ -26,14 +27,19 @@ from .intensities import scan_values
 from .nifti import nearest_orthonormal, nifti_geometry, rescale
 from .volume import Volume, read_volume
 
-Scan: TypeAlias = Any  # a path, a Volume, a numpy array, an image of SimpleITK or nibabel, neither of which is imported here
+if TYPE_CHECKING:
+    import nibabel.spatialimages
+    import SimpleITK
+
+Scan: TypeAlias = "str | os.PathLike[str] | Volume | np.ndarray | SimpleITK.Image | nibabel.spatialimages.SpatialImage"
+"""What `to_volume` takes. SimpleITK and nibabel are not imported here: who hands an image over has done so."""
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ORTHONORMAL = 1e-4    # rounding of 32-bit headers stays below
 ACCEPTED = "a path, a Volume, a SimpleITK image, a nibabel image or a numpy array with spacing= or affine="
 
 
-def to_volume(scan: Scan, spacing: Sequence[float] | None = None, affine: Any = None) -> Volume:
+def to_volume(scan: Scan, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Volume:
     """Any scan as a checked `Volume`: int16 or float32, (z, y, x), native orientation.
 
     Args:
@@ -56,24 +62,28 @@ def to_volume(scan: Scan, spacing: Sequence[float] | None = None, affine: Any = 
             raise InputError(f"The Volume holds an array of shape {scan.array.shape} on a grid of shape {tuple(scan.geometry.shape)}; "
                              "give both the same.")
         return _checked(scan.array, scan.geometry, "The Volume")
-    simple_itk, nibabel = sys.modules.get("SimpleITK"), sys.modules.get("nibabel")
-    if simple_itk is not None and isinstance(scan, simple_itk.Image):
+    if _is_a(scan, "SimpleITK", "Image"):
         return _from_simple_itk(scan)
-    if nibabel is not None and isinstance(scan, nibabel.spatialimages.SpatialImage):
+    if _is_a(scan, "nibabel.spatialimages", "SpatialImage"):
         return _from_nibabel(scan)
     remedy = "; turn the tensor into an array with .cpu().numpy()" if type(scan).__module__.startswith("torch") else ""
     raise InputError(f"A scan cannot be of type {type(scan).__name__}; expected {ACCEPTED}{remedy}.")
 
 
+def _is_a(scan: object, module: str, name: str) -> bool:
+    """Whether `scan` is of class `name` of a module that somebody imported already."""
+    return module in sys.modules and isinstance(scan, getattr(sys.modules[module], name))
+
+
 def describe(scan: Scan) -> str:
     """A scan in words for records and messages: the path, or what kind of object it is."""
     if isinstance(scan, str | os.PathLike):
-        return os.fspath(scan) if isinstance(os.fspath(scan), str) else os.fsdecode(scan)
+        return os.fspath(scan)
     package = type(scan).__module__.split(".")[0]
     return f"{'' if package in ('spineclue_v2', 'builtins') else package + ' '}{type(scan).__name__}"
 
 
-def _from_array(array: np.ndarray, spacing: Sequence[float] | None, affine: Any) -> Volume:
+def _from_array(array: np.ndarray, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Volume:
     if spacing is None and affine is None:
         raise InputError(f"The array of shape {array.shape} says nothing of its grid; give spacing=(z, y, x) in mm for an array indexed "
                          "(z, y, x), or affine= (4 x 4, to RAS mm) for one in nibabel's order.")
@@ -108,7 +118,7 @@ def _checked(array: np.ndarray, grid: ImageGrid, what: str) -> Volume:
     return Volume(scan_values(array, what), grid)
 
 
-def grid_of_affine(affine: Any, shape: Sequence[int], what: str) -> ImageGrid:
+def grid_of_affine(affine: ArrayLike, shape: Sequence[int], what: str) -> ImageGrid:
     """Grid of an array of `shape` (i, j, k) whose `affine` (4 x 4) maps (i, j, k) to RAS mm; our index axes x, y, z are i, j, k."""
     try:
         matrix = np.asarray(affine, dtype=float)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Executor
@@ -22,6 +23,8 @@ from .pipeline import Options
 from .predict_scan import check_mr_options, predict_scan, provenance
 
 logger = logging.getLogger(__name__)
+
+_LOADING = threading.Lock()  # threads of one worker begin together: the first loads the model, the others wait for it
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,9 @@ def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: O
 
 
 def _predict_remote(case: Case, output: Path, source: ModelSource, options: Options | None, save_probabilities: bool, report: bool) -> None:
-    predict_case(case, output, model_of(source), options, save_probabilities, report)
+    with _LOADING:
+        model = model_of(source)
+    predict_case(case, output, model, options, save_probabilities, report)
 
 
 def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
