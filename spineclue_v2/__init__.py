@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .api import SpineCLUE
     from .imageio.volume import Volume
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from .stages.base import Stage
     from .training.trainer import BaseTrainer
 
-__version__ = "0.1.0"
 __all__ = ["BaseTrainer", "SpineCLUE", "SpineCLUEPlanner", "SpineResult", "Stage", "Volume", "__version__"]
 
 _HOME = {"BaseTrainer": "training.trainer", "SpineCLUE": "api", "SpineCLUEPlanner": "planning.planner", "SpineResult": "results",
