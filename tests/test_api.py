@@ -98,7 +98,8 @@ def test_the_same_scan_gives_the_same_result_in_every_form(api, scan, found, tmp
     image = nibabel.load(tmp_path / "a.nii.gz")
     forms: dict[str, tuple[Any, dict[str, Any]]] = {
         "path": (tmp_path / "a.nii.gz", {}), "text": (str(tmp_path / "a.nii.gz"), {}), "SimpleITK": (scan.to_sitk(), {}),
-        "nibabel": (image, {}), "affine": (np.asanyarray(image.dataobj), {"affine": image.affine})}
+        "nibabel": (image, {}), "affine": (np.asanyarray(image.dataobj), {"affine": image.affine}),
+        "floating point": (image.get_fdata(), {"affine": image.affine})}
     assert len(found) == len(NAMES)
     for name, (form, where) in forms.items():
         assert same(api.predict(form, **where), found), name
