@@ -222,7 +222,7 @@ def folder_of_scans(tmp_path) -> Path:
 
 
 def test_a_bad_scan_among_others_is_listed_and_the_others_are_done(trained, tmp_path, folder_of_scans, capsys, monkeypatch):
-    from spineclue_v2.inference import predict_folder as module
+    from spineclue_v2.inference import predict_scan as module
 
     original = module.predict_volume
 

@@ -12,7 +12,6 @@ import torch
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
-from ..stages import registry as stage_registry
 from ..stages.plan_files import load_plans, plans_from_json
 from ..stages.registry import (
     default_trainer_name,

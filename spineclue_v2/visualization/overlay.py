@@ -12,8 +12,8 @@ from .. import anatomy
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..evaluation.files import VERSE_MASK, case_key, label_files, stem
+from ..export.labelled_spine import LabelledSpine
 from ..imageio.volume import FILE_ENDINGS, Volume, read_volume
-from ..results import SpineResult
 from ..utilities.files import read_json
 from ..utilities.parallel import run_tasks
 from ..utilities.triples import box_slices, float_triple, int_triple
@@ -71,6 +71,6 @@ def _plot(image: Path, label: Path, target: Path, case: str, verse_value: Mappin
     check_same_grid(scan.geometry, labels.geometry, case)
     beside = label.parent / f"{stem(label)}.json"
     record = read_json(beside, "record") if beside.is_file() else {}
-    result = SpineResult(vertebrae_of(labels, record), record.get("numbering_anchored", True))
+    result = LabelledSpine(vertebrae_of(labels, record), record.get("numbering_anchored", True))
     write_report(result, labels.geometry, scan, target, case)
     return target

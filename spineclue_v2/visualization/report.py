@@ -13,9 +13,9 @@ import numpy as np
 
 from .. import anatomy
 from ..anatomy.vertebra import Vertebra
+from ..export.labelled_spine import LabelledSpine
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume
-from ..results import SpineResult
 from ..utilities.files import atomic_path
 
 BONE_WINDOW = (-300.0, 1200.0)
@@ -34,10 +34,10 @@ NAME_HEIGHT = 0.19
 DPI = 120
 
 
-def write_report(result: SpineResult, network_grid: ImageGrid, volume: Volume, path: str | Path, title: str) -> None:
+def write_report(result: LabelledSpine, network_grid: ImageGrid, volume: Volume, path: str | Path, title: str) -> None:
     """Write the picture of a predicted scan as PNG, by rename.
 
-    `volume` is the scan on any grid, `model_geometry` the grid of the vertebrae's masks. Without vertebrae the middle planes of
+    `volume` is the scan on any grid, `network_grid` the grid of the vertebrae's masks. Without vertebrae the middle planes of
     the scan are shown.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -65,7 +65,7 @@ class View:
         return (self.columns_mm[0] - half, self.columns_mm[-1] + half, self.rows_mm[-1] - half, self.rows_mm[0] + half)
 
 
-def spine_figure(result: SpineResult, network_grid: ImageGrid, volume: Volume, title: str) -> Any:
+def spine_figure(result: LabelledSpine, network_grid: ImageGrid, volume: Volume, title: str) -> Any:
     """The figure of `write_report` (a matplotlib Figure that no global state knows)."""
     from matplotlib.figure import Figure
 
@@ -258,7 +258,7 @@ def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
     return result
 
 
-def _draw_text(figure: Any, result: SpineResult, title: str, size: tuple[float, float]) -> None:
+def _draw_text(figure: Any, result: LabelledSpine, title: str, size: tuple[float, float]) -> None:
     width, height = size
     x = SIDE / width
     figure.text(x, 1 - 0.16 / height, title, color=TEXT, fontsize=13, weight="bold", va="top")
@@ -278,7 +278,7 @@ def _draw_text(figure: Any, result: SpineResult, title: str, size: tuple[float, 
     _scale_bar(figure)
 
 
-def _summary(result: SpineResult) -> tuple[str, str]:
+def _summary(result: LabelledSpine) -> tuple[str, str]:
     if not result.vertebrae:
         return "No vertebra found", WARNING
     names = [v.level or "?" for v in result.vertebrae]
