@@ -164,6 +164,7 @@ def test_a_plan_may_hold_a_part_of_the_stages(plans: Plans) -> None:
     content = json.loads(json.dumps(plans.to_json()))
     content["stages"] = {"segment": content["stages"]["segment"]}
     part = plans_from_json(content)
-    assert list(part.stages) == ["segment"] and part.stage("segment").model_fingerprint == plans.stage("segment").model_fingerprint
+    assert list(part.stages) == ["segment", "appearance", "geometry"]
+    assert part.stage("segment").model_fingerprint == plans.stage("segment").model_fingerprint
     with pytest.raises(InputError, match="no stage 'identify'; it has segment"):
         part.stage("identify")

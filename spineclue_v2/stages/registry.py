@@ -119,7 +119,7 @@ def trainer_class(stage: str, name: str | None = None) -> type[BaseTrainer]:
     module_name, _, default = described.trainer.partition(":")
     wanted = name or default
     if wanted == default:
-        return described.part(described.trainer)  # type: ignore[no-any-return]
+        return described.part(described.trainer)
     module = importlib.import_module(module_name)
     found = getattr(module, wanted, None)
     for point in entry_points(group=TRAINER_POINTS) if found is None else ():
@@ -134,7 +134,7 @@ def trainer_class(stage: str, name: str | None = None) -> type[BaseTrainer]:
         known += [point.name for point in entry_points(group=TRAINER_POINTS)]
         raise InputError(f"Stage '{stage}' has no trainer '{wanted}'; known: {', '.join(known)}. Trainers of other packages are found "
                          f"through entry points of the group {TRAINER_POINTS}.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def default_trainer_name(stage: str) -> str:

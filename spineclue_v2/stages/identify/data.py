@@ -75,7 +75,7 @@ class MaskBatches:
         """Network inputs (n, C, z, y, x), float32 in 0..1, of these rows."""
         return torch.from_numpy(np.stack([self._mask(n) for n in numbers])).float()[:, None]
 
-    def augmented(self, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    def augment_images(self, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Random variants of `inputs`."""
         return augment_masks(images, rng, self.spacing)
 
@@ -95,7 +95,7 @@ class MaskBatches:
                 chosen += own
         images = self.inputs(chosen)
         if self.augment:
-            images = self.augmented(images, rng)
+            images = self.augment_images(images, rng)
         batch = {"image": images, "level": torch.tensor([LEVEL_INDEX_OF_LABEL[self._rows[n][1]] for n in chosen])}
         if not contrastive:
             batch["spine"] = torch.tensor(spines)
