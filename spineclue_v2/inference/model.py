@@ -12,6 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
+from ..stages.method import method_fingerprint
 from ..stages.plan_files import load_plans, plans_from_json
 from ..stages.registry import (
     default_trainer_name,
@@ -181,7 +182,9 @@ def _assemble(files: Mapping[str, list[Path]], plans: Plans | None, device: torc
     _warn_about_upstream(models, files)
     record = {"name": plans.plans_name, "dataset": plans.dataset_name, "source": source,
               "fingerprints": {name: plans.stage(name).model_fingerprint for name in ordered},
-              "weights": {name: models[name].sha256 for name in ordered}}
+              "weights": {name: models[name].sha256 for name in ordered},
+              "method": {stage.name: method_fingerprint(stage) for stage in pipeline_of(modality_of(loaded))
+                         if stage.name in loaded or not stage.trainable}}
     if stand_ins:
         record["shipped_stands_in"] = sorted(stand_ins)
     return Model(plans, device, models, source, record)

@@ -51,7 +51,7 @@ def fit_rows(network: LevelNetwork, scans: Sequence[ScanRows], run: IdentifyRun,
     rows = []
     with torch.no_grad():
         for scan in scans:
-            mean, uncertainty, _ = monte_carlo(network, scan.features.to(device), run.mc_samples, temperature)
+            mean, uncertainty = monte_carlo(network, scan.features.to(device), run.mc_samples, temperature)
             rows.append((mean.cpu().clone(), uncertainty.cpu().clone(), scan.positions, scan.targets))
     with torch.enable_grad():
         curve = fit_phi(fusion, rows)

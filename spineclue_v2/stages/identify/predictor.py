@@ -56,7 +56,7 @@ def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str,
     with torch.inference_mode(), autocast(device):
         features = torch.cat([network.features(crops[i:i + INFERENCE_BATCH].to(device)).float()
                               for i in range(0, len(crops), INFERENCE_BATCH)])
-    mean, entropy, _ = monte_carlo(network, features, plan.run.mc_samples, fitted.get("temperature", 1.0))
+    mean, entropy = monte_carlo(network, features, plan.run.mc_samples, fitted.get("temperature", 1.0))
     return mean.cpu().clone(), entropy.cpu().clone()
 
 

@@ -183,7 +183,7 @@ class IdentifyTrainer(BaseTrainer):
         for scan in self._scans():
             fitted, extra = fitted_without(scan.case, self.fitted, self.extra)
             fusion = fusion_with(run.theta, run.hops, run.neighbours, extra.get("phi"))
-            mean, uncertainty, _ = monte_carlo(self.network, scan.features.to(self.device), run.mc_samples, fitted.get("temperature", 1.0))
+            mean, uncertainty = monte_carlo(self.network, scan.features.to(self.device), run.mc_samples, fitted.get("temperature", 1.0))
             with torch.no_grad():
                 after = fusion(mean.cpu().clone(), uncertainty.cpu().clone(), scan.positions)
             targets = scan.targets
