@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def _open(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path, "rb") if packed else open(path, "rb") as stream:
-        yield cast("IO[bytes]", stream)
+        yield stream
 
 
 def _nifti_header(path: Path, head: bytes) -> Any:
