@@ -194,10 +194,10 @@ def load_stage(file: Path, stage: str, device: torch.device) -> tuple[StageModel
     return stage_model(stage, [checkpoint], [file], plans, device), plans
 
 
-def load_shipped_geometry(device: torch.device) -> StageModel | None:
-    """The package's own geometry classifier; None where it is not installed."""
-    file = paths.weights_folder() / "geometry.pth"
-    return load_stage(file, "geometry", device)[0] if file.exists() else None
+def load_stand_in(stage: str, device: torch.device) -> StageModel | None:
+    """The package's own weights of a stage that may be stood in for; None for other stages and where they are not installed."""
+    file = paths.weights_folder() / f"{stage}.pth"
+    return load_stage(file, stage, device)[0] if stage_of(stage).shipped_stands_in and file.exists() else None
 
 
 def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], plans: Plans, device: torch.device) -> StageModel:
