@@ -190,7 +190,7 @@ def test_commands_in_messages_name_plans_and_trainer(home):
 @pytest.fixture
 def few_candidates(monkeypatch):
     """A smaller search, and no pictures: what is tried and drawn is tested elsewhere."""
-    for name, values in (("THETAS", (0.0, 0.2)), ("HOPS", (1,)), ("NEIGHBOURS", (3, 9)))):
+    for name, values in (("THETAS", (0.0, 0.2)), ("HOPS", (1,)), ("NEIGHBOURS", (3, 9))):
         monkeypatch.setattr(fusion_choice, name, values)
     monkeypatch.setattr("spineclue_v2.visualization.report.write_report", lambda *arguments: None)
     monkeypatch.setattr("spineclue_v2.utilities.parallel.default_processes", lambda *arguments: 0)
