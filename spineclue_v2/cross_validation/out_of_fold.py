@@ -139,7 +139,10 @@ class OutOfFold:
         vertebrae = tuple(self.segmented(case))
         model = self.naming_model(case)
         findings = Findings(self.volume("segment", case), vertebrae)
-        context = Context(model.plans, self.device, Options(), model.stages)
+        identify = model.plans.stage("identify")  # a classifier that weighs nothing yet is asked too: what it is worth is looked for
+        asked = dataclasses.replace(identify, run=dataclasses.replace(identify.run, classifier_weights={}))
+        context = Context(dataclasses.replace(model.plans, stages=model.plans.stages | {"identify": asked}), self.device, Options(),
+                          model.stages)
         for stage in CLASSIFIER_STAGES:
             if vertebrae and stage in model.stages:
                 findings = stage_of(stage).predict(findings, model.stages[stage], context)
