@@ -11,7 +11,7 @@ from ..dataset.preprocessed import PreprocessedDataset
 from ..dataset.splits import fold_cases, load_splits
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
-from ..stages.registry import CORE_STAGES, trainer_class
+from ..stages.registry import CORE_STAGES, stage_of, trainer_class
 from ..training.checkpoint import Checkpoint
 from ..training.device import resolve_device
 from ..training.distributed import STOPPED, join_processes, launch, rank, rank_of_environment, under_launcher
@@ -43,6 +43,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     fold = parse_fold(fold)
     base = paths.preprocessed_folder() / name
     plans = load_plans(base / f"{plans_name}.json")
+    stage_of(stage).load_parts()
     kind = trainer_class(stage, trainer)
     if save_probabilities and stage != "identify":
         raise InputError(f"--npz keeps the level probabilities of stage identify; {kind.__name__} of stage {stage} has none, so "

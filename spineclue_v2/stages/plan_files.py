@@ -20,7 +20,10 @@ def load_plans(path: str | Path) -> Plans:
 
 
 def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
-    """Typed plan from its JSON form. Unknown or missing keys and wrong types are InputErrors that name the place."""
+    """Typed plan from its JSON form. Unknown or missing keys and wrong types are InputErrors that name the place.
+
+    A stage of another package that cannot be used here stays as it is written (`Plans.not_here`): the other stages do not need it.
+    """
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
         raise InputError(f"{source} is no SpineCLUE plan (no 'stages').")
     version = content.get("format", 0)
@@ -29,8 +32,11 @@ def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
     for key, kind in (("plans_name", str), ("planner", str), ("dataset_name", str), ("dataset_hash", str), ("budget", dict)):
         if not isinstance(content.get(key, kind()), kind):
             raise InputError(f"{source}: {key} is {content[key]!r}; expected {kind.__name__}.")
-    found, known = {}, stages()
+    found, known, not_here = {}, stages(), {}
     for name, groups in content["stages"].items():
+        if name not in known and isinstance(groups, dict) and isinstance(groups.get("package"), str):
+            not_here[name] = groups
+            continue
         if name not in known or not known[name].groups:
             raise InputError(f"{source}: unknown stage '{name}'{nearest(name, stage_names())}; a stage of another package is known once "
                              "that package is installed.")
@@ -38,4 +44,4 @@ def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
         parsed = {group: parse_group(kind, groups, name, group, reasons, source) for group, kind in known[name].groups.items()}
         found[name] = StagePlan(**parsed, reasons=reasons)
     return Plans(content.get("plans_name", DEFAULT_PLANS_NAME), content.get("planner", ""), content.get("dataset_name", ""),
-                 content.get("dataset_hash", ""), content.get("budget", {}), found)
+                 content.get("dataset_hash", ""), content.get("budget", {}), found, not_here)

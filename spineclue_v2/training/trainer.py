@@ -24,6 +24,7 @@ from ..anatomy.vertebra import Vertebra
 from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
 from ..plans.plans import Plans
+from ..utilities.plugins import package_of
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
 from .distributed import any_process, mean_over_processes, parallel_loss, rank, shard_of, synchronised, world_size
@@ -312,6 +313,8 @@ class BaseTrainer:
                 "history": self.history, "plans": self.plans.to_json(), "data_fingerprint": self.plan.data_fingerprint,
                 "model_fingerprint": self.plan.model_fingerprint, "fitted": self.fitted, "version": __version__,
                 "train_cases": self.train_cases, "val_cases": self.val_cases}
+        if package := package_of(type(self)):
+            meta["package"] = package  # who lacks it cannot build the network, and learns which one to install
         optimizer = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()} if with_optimizer else None
         return Checkpoint(self.network.state_dict(), meta, self.extra, optimizer, self.scaler.state_dict() if with_optimizer else None)
 
