@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .api import SpineCLUE
 
-__version__ = "0.1.0"
 __all__ = ["SpineCLUE", "__version__"]
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from ..errors import InputError
 from ..inference.model import Model, folds_of, load_trained, trained_files
 from ..plans.plans import DEFAULT_PLANS_NAME
@@ -27,6 +26,7 @@ from ..training.checkpoint import HALF_PRECISION_RATIO, Checkpoint
 from ..training.stage_model import CHECKPOINT_NAME
 from ..utilities import paths
 from ..utilities.files import atomic_path, read_json
+from ..version import __version__
 from .model_card import licence_text, model_card
 
 logger = logging.getLogger(__name__)

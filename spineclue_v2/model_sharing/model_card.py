@@ -4,12 +4,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..anatomy import ORDER_INDEX
 from ..errors import InputError
 from ..inference.model import Model, folds_of
 from ..training.checkpoint import Checkpoint
 from ..utilities.files import read_json
+from ..version import __version__
 
 MAX_LICENCE_BYTES = 1 << 20
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .. import __version__
 from ..anatomy.vertebra import Vertebra
 from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
 from ..plans.plans import Plans
 from ..utilities.plugins import package_of
+from ..version import __version__
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
 from .distributed import any_process, mean_over_processes, parallel_loss, rank, shard_of, synchronised, world_size

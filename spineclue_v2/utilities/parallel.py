@@ -54,7 +54,7 @@ def dask_executor(address: str, timeout_s: float = 20.0) -> Iterator[Executor]:
 
 def package_version() -> str:
     """Version of this package where the call runs."""
-    from .. import __version__
+    from ..version import __version__
 
     return __version__
 
