@@ -26,7 +26,7 @@ def single_factor(boxes: Any, run: Any, gaps: dict[str, float]) -> np.ndarray:
     bodies = c.body_places(boxes)
     index = np.flatnonzero(bodies.usable)
     least = max(2, round(run.min_samples_fraction * expected))
-    labels = c.position_clusters(bodies.place[index], c.linked_scale(run, gaps), run.eps_mm, least)
+    labels = c.position_clusters(bodies.centre[index], c.linked_scale(run, gaps), run.eps_mm, least)
     groups = [index[labels == label] for label in range(labels.max(initial=-1) + 1)]
     return np.array([c._summarise(boxes, bodies, g, expected).centre for g in groups
                      if len(g) >= c.LEAST_BOXES and c.hits(boxes.plane[g], gaps) >= run.min_samples_fraction]).reshape(-1, 3)

@@ -30,7 +30,7 @@ from spineclue_v2.phantom.canvas import Canvas
 from spineclue_v2.phantom.fields import distance_fields, label_volume, world_extent
 from spineclue_v2.plans.data import Data
 from spineclue_v2.stages.grade.comparison import compare
-from spineclue_v2.stages.grade.heights import PLACES, axes_along, measure
+from spineclue_v2.stages.grade.heights import HEIGHT_POSITIONS, axes_along, measure
 
 MARGIN_MM = 6.0
 FRACTURED = 0.05       # share of thoracic and lumbar vertebrae with a grade above 0, as the paper states it
@@ -66,7 +66,7 @@ def true_heights(v: spine.Placed) -> tuple[float, float, float]:
     mean, middle = (p["ha"] + p["hp"]) / 2, (p["ha"] + p["hp"]) / 2 * (1 - p.get("hm_loss", 0.0))
     concave = (1.2 if v.name[0] == "L" else 0.8) + p.get("concave", 0.0)
     return tuple(v.scale * (mean + (p["hp"] - p["ha"]) / 2 * s + (middle - mean) * (1 - s * s)  # type: ignore[return-value]
-                            - 2 * concave * (1 - s * s) + 0.6) for s in PLACES)
+                            - 2 * concave * (1 - s * s) + 0.6) for s in HEIGHT_POSITIONS)
 
 
 def measured(labels: Volume, spacing: float) -> tuple[list[str], list[tuple[float, float, float] | None]]:

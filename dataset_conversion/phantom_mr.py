@@ -12,7 +12,7 @@ from spineclue_v2.utilities.files import read_json, write_json
 from spineclue_v2.utilities.parallel import run_tasks
 
 CHANNELS = {"t2": "T2", "water": "water", "fat": "fat"}
-ACQUIRED = "PIL"  # sagittal: slices towards the left, rows towards the feet, columns towards the back
+ACQUIRED = "PIL"  # sagittal: slices towards the left, rows caudally, columns posteriorly
 PARTS = {"labelled": ("imagesTr", "labelsTr"), "unlabelled": ("imagesUl", None), "test": ("imagesTs", "labelsTs")}
 
 

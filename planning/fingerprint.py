@@ -163,7 +163,9 @@ def _spine_statistics(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [(name, v) for r in records for name, v in r["vertebrae"].items()]
     if not rows:
         raise InputError("No case of the dataset holds a labelled vertebra; there is nothing to plan from.")
-    levels, gaps, transitions = {}, {}, Counter()
+    levels: dict[str, dict[str, Any]] = {}
+    gaps: dict[str, list[float]] = {}
+    transitions: Counter[str] = Counter()
     for name in sorted({name for name, _ in rows}, key=ORDER_INDEX.__getitem__):
         levels[name] = _level_statistics([v for n, v in rows if n == name])
     for record in records:

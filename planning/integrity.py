@@ -17,7 +17,7 @@ MAX_LISTED = 30
 ISLAND_ML = 0.3
 DUPLICATE_FRACTION = 0.3
 CLOSE_RATIO, FAR_RATIO = 0.5, 1.7
-BEHIND_MM = -2.0               # real vertebrae measure +2 (neck) to +12 (lumbar)
+BEHIND_MM = -2.0               # real vertebrae measure +2 (cervical) to +12 (lumbar)
 LUNG_BASES = ("T10", "T11", "T12")
 MORE_LUNG = 0.5                # real scans had 0.05 to 0.8 more on the right there; a high liver dome can turn that into 0.35 on the left
 
@@ -114,7 +114,7 @@ def _orientation(case: str, names: Sequence[str], vertebrae: Mapping[str, Mappin
     if upside_down:
         findings.append(Finding(case, "error", "flip", f"head and feet are swapped: {names[0]} lies below {names[-1]}{mirrored}"))
     elif (steps > 0).any():
-        wrong = [f"{names[i]} below {names[i + 1]}" for i in np.flatnonzero(steps > 0)]
+        wrong = [f"{upper} below {lower}" for upper, lower, step in zip(names, names[1:], steps, strict=False) if step > 0]
         findings.append(Finding(case, "warning", "order", f"levels out of order along the body axis: {', '.join(wrong)}"))
     if back_to_front:
         findings.append(Finding(case, "error", "flip", f"front and back are swapped: the bodies lie behind the arches{mirrored}"))

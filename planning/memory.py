@@ -6,7 +6,7 @@ against the bytes that torch really keeps.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, prod
 
 from spineclue_v2.plans.plans import StagePlan
@@ -37,7 +37,7 @@ def stage_bytes(stage: str, plan: StagePlan, value_bytes: int = FLOAT) -> float 
     if stage == "segment":
         return segment_bytes(network, len(plan.data.windows_hu) + 1, batch, value_bytes)
     if stage == "identify":
-        return identify_bytes(network, 2 * batch, value_bytes)            # two views of every mask
+        return identify_bytes(network, max(2 * batch, plan.run.classifier_batch), value_bytes)    # two views of every mask, or one
     if stage == "grade":
         return grade_bytes(network, (2 if plan.run.contrastive_weight > 0 else 1) * batch, value_bytes)
     return None
@@ -153,7 +153,7 @@ def shape_network(network: IdentifyNetwork, levels: int = 24) -> tuple[float, fl
     return kept, parameters + network.hidden * network.projection_dim + network.projection_dim * levels
 
 
-def largest_batch(bytes_of: object, budget_gb: float, low: int, high: int) -> int:
+def largest_batch(bytes_of: Callable[[int], float], budget_gb: float, low: int, high: int) -> int:
     """Largest batch in low..high whose `bytes_of(batch)` fits into the usable share of the budget; `low` when none does."""
-    fitting = [n for n in range(low, high + 1) if bytes_of(n) <= RESERVE * budget_gb * 1e9]  # type: ignore[operator]
+    fitting = [n for n in range(low, high + 1) if bytes_of(n) <= RESERVE * budget_gb * 1e9]
     return max(fitting, default=low)

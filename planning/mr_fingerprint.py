@@ -23,7 +23,7 @@ from .fingerprint import FILE_NAME
 
 logger = logging.getLogger(__name__)
 
-ORIENTATION = "PIL"           # slices towards the left, rows towards the feet, columns towards the back
+ORIENTATION = "PIL"           # slices towards the left, rows caudally, columns posteriorly
 _MR_CHANNEL = re.compile(r"^(MRI?|T1|T2|PD|STIR|FLAIR|DIXON|WATER|FAT|IN[ _-]?PHASE|OUT[ _-]?PHASE)", re.IGNORECASE)
 
 

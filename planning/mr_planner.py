@@ -11,7 +11,7 @@ from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, Plans, StagePlan
 
 from . import rules
 from .mr_fingerprint import ORIENTATION
-from .planner import overridden, plan_other_packages, stage_plan
+from .planner import adamw, overridden, plan_other_packages, stage_plan
 from .rules import PlannedValue
 
 NAMING_MM = 288.0        # rows of a crop: a lumbar scan with its sacrum, from which levels are counted
@@ -155,10 +155,9 @@ class SSHSNetPlanner:
         epochs = self.profile.epochs[index]
         return {"epochs": self.of_class(epochs, ("1000", "150")[index] + " in the paper"),
                 "iterations_per_epoch": self.of_class(self.profile.iterations[index]),
-                "initial_lr": PlannedValue(3e-3 if self.profile.name == "laptop" else 1e-3, "Adam, the paper's 1e-3; more for a small "
-                                           "network",
+                "initial_lr": PlannedValue(3e-3 if self.profile.name == "laptop" else 1e-3, "the paper's 1e-3; more for a small network",
                                      {"class": self.profile.name}),
-                "weight_decay": PlannedValue(1e-4, "decoupled", {}),
+                "weight_decay": PlannedValue(1e-4, "decoupled", {}), "optimizer": adamw(),
                 "lr_drop_epochs": PlannedValue((), "none: it falls to 0 over the training, almost in a line; the paper drops it twice", {})}
 
     def dropout(self) -> PlannedValue:
@@ -203,7 +202,7 @@ class SSHSNetPaperPlanner(SSHSNetPlanner):
                    "crop_size": paper((512, 256), "256 x 512"), "dropout": paper(0.5)}
         run = {"batch_size": paper(8), "unlabelled_batch_size": paper(8, "two batches of 8"), "epochs": paper(1000),
                "soft_labels": paper(False, "labels"),
-               "initial_lr": paper(1e-3), "lr_drop_epochs": paper((50, 400)), "cps_weight": paper(1.0),
+               "initial_lr": paper(1e-3), "optimizer": paper("Adam"), "lr_drop_epochs": paper((50, 400)), "cps_weight": paper(1.0),
                "cps_ramp_epochs": paper(0, "no ramp-up"),
                "cutmix_boxes": paper(3), "cutmix_area": paper((0.25, 0.5)), **self.papers_augmentation()}
         return overridden(super().hybrid_2d(), network=network, run=run)
@@ -213,7 +212,8 @@ class SSHSNetPaperPlanner(SSHSNetPlanner):
                    "blocks": paper((3, 4, 6, 3)), "groups": paper(32), "decoder_channels": paper(256), "atrous_rates": paper((12, 24, 36)),
                    "dropout": paper(0.5), "head": paper("bilinear"), "residual": paper(False),
                    "context": PlannedValue((64, 64), "the paper says 'a larger region'; 320 x 320 voxels here", {})}
-        run = {"batch_size": paper(4), "epochs": paper(150), "initial_lr": paper(1e-3), "lr_drop_epochs": paper((25, 100)),
+        run = {"batch_size": paper(4), "epochs": paper(150), "initial_lr": paper(1e-3), "optimizer": paper("Adam"),
+               "lr_drop_epochs": paper((25, 100)),
                "class_centred_fraction": paper(1.0), **self.papers_augmentation()}
         return overridden(super().hybrid_3d(), network=network, run=run)
 

@@ -117,10 +117,10 @@ def preprocess_plans(dataset: str | int, plans_name: str = DEFAULT_PLANS_NAME, s
         failed = preprocess_mr_dataset(raw, plan.data, folder / plan.data_fingerprint, executor, num_processes, clean, progress)
     else:
         failed = preprocess_dataset(raw, plans, folder, stages, executor, num_processes, clean, progress)
-    for place in failed:
-        using = [s for s in plans.stages if plans.stage(s).data_fingerprint == place.name]
-        logger.info("preprocessed for %s: %s", ", ".join(using), place)
-    return {f"{name}/{place.name}/{case}": why for place, cases in failed.items() for case, why in cases.items()}
+    for folder in failed:
+        using = [s for s in plans.stages if plans.stage(s).data_fingerprint == folder.name]
+        logger.info("preprocessed for %s: %s", ", ".join(using), folder)
+    return {f"{name}/{folder.name}/{case}": why for folder, cases in failed.items() for case, why in cases.items()}
 
 
 def summary_table(plans: Plans) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, GROUPS, Plans, StagePlan
+from spineclue_v2.plans.schema import build_group, fields_of
 from spineclue_v2.stages.grade.plan import GradeNetwork
 from spineclue_v2.stages.identify.plan import IdentifyNetwork
 from spineclue_v2.stages.localize.plan import LocalizeNetwork
@@ -83,7 +84,7 @@ class SpineCLUEPlanner:
         batch = self.batch(8, 64, lambda n: memory.detector_bytes(built, n, self.value_bytes))
         slices = rules.slices_per_plane(facts, machine.slice_hits, machine.max_slices)
         eps = rules.eps_mm(facts)
-        run = {"batch_size": batch, **self.schedule(0, 1e-3, 5e-4, "AdamW, the paper's rate"),
+        run = {"batch_size": batch, **self.schedule(0, 1e-3, 5e-4, "the paper's rate"),
                "slices_per_plane": slices, "inference_batch": PlannedValue(16, "slices at a time, without gradients", {}),
                "min_score": PlannedValue(0.25, "weaker boxes are mostly false; the clustering forgives missed ones", {}),
                "nms_iou": PlannedValue(0.5, "neighbouring vertebrae overlap less than half in any slice", {}),
@@ -113,7 +114,7 @@ class SpineCLUEPlanner:
                    "features": self.of_class(machine.features), "blocks": self.of_class(machine.blocks),
                    "heatmap_sigma_mm": rules.heatmap_sigma_mm(facts)}
         batch = self.batch(2, 16, lambda n: memory.segment_bytes(built, channels, n, self.value_bytes))
-        run = {"batch_size": batch, **self.schedule(1, 1e-3, 1e-4, "AdamW"),
+        run = {"batch_size": batch, **self.schedule(1, 1e-3, 1e-4, "a short training of a new network; the paper trains long with 1e-4"),
                "inference_batch": PlannedValue(max(4, batch.value), "crops at a time without gradients", {}),
                "centre_jitter_mm": jitter, "min_volume_ml": rules.min_volume_ml(facts),
                "overlap_dice": PlannedValue(0.6, "of one vertebra found twice the masks share almost all, neighbours in one mask less", {})}
@@ -139,9 +140,10 @@ class SpineCLUEPlanner:
                "contrastive_epochs": self.of_class(machine.epochs[2], "500 in the paper"),
                "classifier_epochs": self.of_class(machine.epochs[3], "100 in the paper"),
                "iterations_per_epoch": self.of_class(machine.iterations),
-               "contrastive_lr": PlannedValue(1e-3, "AdamW; the paper's 1e-2 is for SGD", {}),
-               "classifier_lr": PlannedValue(1e-3, "AdamW on a head of few parameters; the paper's 1e-5 needs its long schedule", {}),
-               "weight_decay": PlannedValue(1e-4, "the paper's", {}),
+               "contrastive_lr": PlannedValue(1e-3, "for AdamW; the paper has 1e-2 and names no optimiser", {}),
+               "classifier_lr": PlannedValue(1e-3, "for AdamW; the paper's 1e-5 needs its long schedule", {}),
+               "weight_decay": PlannedValue(1e-4, "the paper's for segment; it names none here", {}), "optimizer": adamw(),
+               "classifier_batch_size": PlannedValue(0, "as many as in the contrastive phase, filled up to whole spines", {}),
                "contrastive_loss": PlannedValue("out", "mean over positives outside the logarithm, as Khosla et al. recommend", {}),
                "freeze_backbone": PlannedValue(False, "the contrastive phase is far shorter than the paper's: the backbone learns on", {}),
                **method_choices()}
@@ -160,7 +162,8 @@ class SpineCLUEPlanner:
         run = {"batch_size": PlannedValue(own.batch_size, "as identify: every level once", {}),
                "epochs": PlannedValue(own.contrastive_epochs + own.classifier_epochs, "as both phases of identify", {}),
                "iterations_per_epoch": self.of_class(self.profile.iterations),
-               "initial_lr": PlannedValue(1e-3, "AdamW", {}), "weight_decay": PlannedValue(1e-4, "AdamW", {}),
+               "initial_lr": PlannedValue(1e-3, "for AdamW", {}), "weight_decay": PlannedValue(1e-4, "for AdamW", {}),
+               "optimizer": adamw(),
                "centre_jitter_mm": PlannedValue(6.0, "located centres err by about 4 mm", {}),
                "false_fraction": PlannedValue(0.12, "places that are no vertebra, so that it knows them", {})}
         return stage_plan("appearance", data, network, run)
@@ -173,7 +176,8 @@ class SpineCLUEPlanner:
                    "members": PlannedValue(3, "the mean of a few is steadier than one", {})}
         run = {"batch_size": PlannedValue(64, "spines; a member sees others than the next", {}),
                "epochs": self.of_class(self.profile.epochs[0]), "iterations_per_epoch": self.of_class(self.profile.iterations),
-               "initial_lr": PlannedValue(2e-3, "AdamW", {}), "weight_decay": PlannedValue(0.05, "AdamW", {}),
+               "initial_lr": PlannedValue(2e-3, "for AdamW", {}), "weight_decay": PlannedValue(0.05, "for AdamW", {}),
+               "optimizer": adamw(),
                "label_smoothing": PlannedValue(0.02, "references err too", {}),
                "sampled_spines": PlannedValue(1600, "spine curves of the phantom: levels and numberings that the dataset never shows", {}),
                "window": PlannedValue(0.6, "scans show parts of the spine", {})}
@@ -188,7 +192,7 @@ class SpineCLUEPlanner:
                    "projection_dim": wei(128), "windows_hu": rules.grade_windows(self.facts)}
         built = GradeNetwork(**{k: c.value for k, c in network.items()})
         run = {"batch_size": self.batch(12, 48, lambda n: memory.grade_bytes(built, 2 * n, self.value_bytes)),
-               **self.schedule(0, 1e-3, 1e-4, "AdamW; 0.005 in Wei et al. is for SGD"),
+               **self.schedule(0, 1e-3, 1e-4, "for AdamW; 0.005 in Wei et al. is for SGD"),
                "contrastive_weight": wei(1.0, "both losses count alike"), "temperature": wei(0.07),
                "detach_classifier": wei(True, "the encoder learns from the contrastive loss alone"),
                "ordinal": PlannedValue(False, "plain grades, as in Wei et al.", {})}
@@ -204,9 +208,9 @@ class SpineCLUEPlanner:
                       {"gpu_memory_target_gb": self.gb, "estimated_gb": round(bytes_of(value) / 1e9, 2)})
 
     def schedule(self, index: int, rate: float, decay: float, why: str) -> dict[str, PlannedValue]:
-        """Epochs, iterations, learning rate and weight decay of stage `index`."""
+        """Epochs, iterations, optimiser, learning rate and weight decay of stage `index`."""
         return {"epochs": self.of_class(self.profile.epochs[index]), "iterations_per_epoch": self.of_class(self.profile.iterations),
-                "initial_lr": PlannedValue(rate, why, {}), "weight_decay": PlannedValue(decay, why.split(",")[0], {})}
+                "initial_lr": PlannedValue(rate, why, {}), "weight_decay": PlannedValue(decay, why.split(",")[0], {}), "optimizer": adamw()}
 
     def fitting(self, bytes_of: Callable[[rules.HardwareProfile], float]) -> rules.HardwareProfile:
         """The own class of machine, or the next smaller one whose network trains its smallest batch within the memory target."""
@@ -241,20 +245,23 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
         default = super().localize()
         network = {"scale": paper("x", "YOLOv7-X; ultralytics does not build v7, its present X model stands in"),
                    "slice_size": paper((640, 640))}
-        run = {"batch_size": paper(64), "epochs": paper(500), "initial_lr": paper(1e-3), "slices_per_plane": paper(200, "k")}
+        run = {"batch_size": paper(64), "epochs": paper(500), "initial_lr": paper(1e-3), "slices_per_plane": paper(200, "k"),
+               "optimizer": unnamed()}
         return overridden(default, network=network, run=run)
 
     def segment(self) -> StagePlan:
         network = {"architecture": paper("TransUNet3D", "TransUNet; ours is its 3D form"), "crop_size": paper((128, 128, 128)),
                    "features": PlannedValue((32, 64, 128, 256), "the paper gives no widths", {}),
                    "blocks": PlannedValue((1, 2, 3, 3), "the paper gives no depths", {})}
-        run = {"batch_size": paper(32), "epochs": paper(300), "initial_lr": paper(1e-4), "weight_decay": paper(1e-4)}
+        run = {"batch_size": paper(32), "epochs": paper(300), "initial_lr": paper(1e-4), "weight_decay": paper(1e-4),
+               "optimizer": paper("Adam")}
         return overridden(super().segment(), data={"spacing_mm": paper(1.0, "isotropic 1 mm")}, network=network, run=run)
 
     def identify(self, segment: StagePlan) -> StagePlan:
         network = {"depth": paper(101, "3D ResNet-101"), "width": paper(64), "pool_grid": paper((1, 1, 1), "global pooling"),
                    "crop_size": paper((48, 96, 96), "48 x 96 x 96 as SI x AP x LR, centred and clipped")}
-        run = {"batch_size": paper(32, "32 for the contrastive phase (64 for the classifier)"), "contrastive_epochs": paper(500),
+        run = {"batch_size": paper(32, "contrastive phase"), "classifier_batch_size": paper(64, "classifier's phase"),
+               "optimizer": unnamed(), "contrastive_epochs": paper(500),
                "classifier_epochs": paper(100), "contrastive_lr": paper(1e-2), "classifier_lr": paper(1e-5),
                "contrastive_loss": paper("in", "Eq. 2 as printed"), "freeze_backbone": paper(True),
                "loss_weights": paper((0.1, 0.5, 1.0), "alpha, beta, gamma"),
@@ -264,12 +271,24 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
     def grade(self, segment: StagePlan) -> StagePlan:
         network = {"crop_size": wei((128, 128, 128)), "features": wei((64, 128, 256, 512), "SE-ResNet50; ours has basic blocks of half its "
                                                                         "outer width"), "blocks": wei((3, 4, 6, 3), "SE-ResNet50")}
-        return overridden(super().grade(segment), network=network, run={"batch_size": wei(12, "3 of each grade")})
+        run = {"batch_size": wei(12, "3 of each grade"), "optimizer": wei("SGD", "momentum 0.9"), "initial_lr": wei(5e-3),
+               "weight_decay": wei(1e-4)}
+        return overridden(super().grade(segment), network=network, run=run)
 
 
 def paper(value: Any, what: str = "") -> PlannedValue:
     """A number of the paper's."""
     return PlannedValue(value, "SpineCLUE, arXiv 2401.07271" + (f": {what}" if what else ""), {})
+
+
+def unnamed() -> PlannedValue:
+    """The optimiser of a stage for which the paper says none."""
+    return adamw()._replace(rule="the paper names none; AdamW as the default planner has it")
+
+
+def adamw() -> PlannedValue:
+    """The optimiser of every stage but where a paper says another."""
+    return PlannedValue("AdamW", "its weight decay does not depend on the gradients, so that one value serves any rate", {})
 
 
 def wei(value: Any, what: str = "") -> PlannedValue:
@@ -295,16 +314,17 @@ def method_choices() -> dict[str, PlannedValue]:
 
 def stage_plan(stage: str, data: Mapping[str, PlannedValue], network: Mapping[str, PlannedValue],
                run: Mapping[str, PlannedValue]) -> StagePlan:
-    """Typed stage from its choices; every field of the three groups that has no default must have one."""
+    """Typed stage from its choices; every field of the three groups that has no default must have one, and InputError names what does
+    not fit."""
     groups = dict(zip(GROUPS, (data, network, run), strict=True))
     values: dict[str, Any] = {}
     reasons: dict[str, dict[str, Any]] = {}
     for group, choices in groups.items():
         kind = stage_of(stage).groups[group]
-        missing = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING} - set(choices)
+        missing = {name for name, info in fields_of(kind).items() if info.is_required()} - set(choices)
         if missing:
             raise ValueError(f"planner leaves {stage}.{group} without {sorted(missing)}")
-        values[group] = kind(**{name: choice.value for name, choice in choices.items()})
+        values[group] = build_group(kind, {name: choice.value for name, choice in choices.items()}, f"Planner: stages.{stage}.{group}")
         for name, choice in choices.items():
             reasons[f"{group}.{name}"] = {"rule": choice.rule} | ({"from": choice.inputs} if choice.inputs else {})
     return StagePlan(**values, reasons=reasons)
@@ -315,7 +335,9 @@ def overridden(stage: StagePlan, **groups: Mapping[str, PlannedValue]) -> StageP
     reasons = dict(stage.reasons)
     parts: dict[str, Any] = {}
     for group, choices in groups.items():
-        parts[group] = dataclasses.replace(getattr(stage, group), **{name: choice.value for name, choice in choices.items()})
+        old = getattr(stage, group)
+        values = {field.name: getattr(old, field.name) for field in dataclasses.fields(old)}
+        parts[group] = build_group(type(old), values | {name: choice.value for name, choice in choices.items()}, f"Planner: {group}")
         reasons |= {f"{group}.{name}": {"rule": choice.rule} for name, choice in choices.items()}
     return dataclasses.replace(stage, **parts, reasons=reasons)
 

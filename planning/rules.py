@@ -1,6 +1,6 @@
 """The planning rules: one pure function per number, each giving the value, the rule in words, and the inputs it used.
 
-`facts` is the fingerprint's spine statistics in the units of the rules (`Facts`), `tier` the class of machine (`Tier`).
+`statistics` is the fingerprint's spine statistics in the units of the rules (`DatasetStatistics`), `HardwareProfile` the class of machine.
 Lengths are mm, boxes (z, y, x) = (SI, AP, LR).
 """
 from __future__ import annotations
@@ -124,55 +124,55 @@ def profile(device: str, gpu_memory_target: float) -> PlannedValue:
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------------
-def spacing(facts: DatasetStatistics, finest: float) -> PlannedValue:
+def spacing(statistics: DatasetStatistics, finest: float) -> PlannedValue:
     """Isotropic voxel of a stage."""
-    value = max(FINEST_MM, finest, round(facts.median_voxel * 4) / 4)
+    value = max(FINEST_MM, finest, round(statistics.median_voxel * 4) / 4)
     return PlannedValue(float(value), "the median voxel's geometric mean in steps of 0.25 mm, not finer than 1 mm nor than the class "
-                                "of machine serves", {"median_voxel_mm": facts.median_voxel, "class_finest_mm": finest})
+                                "of machine serves", {"median_voxel_mm": statistics.median_voxel, "class_finest_mm": finest})
 
 
-def hu_limits(facts: DatasetStatistics) -> PlannedValue:
+def hu_limits(statistics: DatasetStatistics) -> PlannedValue:
     """Stored intensity range."""
-    if facts.is_ct:
+    if statistics.is_ct:
         return PlannedValue((-1024, 3071), "12-bit CT from air; metal above says nothing about bone", {})
-    return PlannedValue((0, int(max(1.0, 4 * facts.intensity[2]))), "no CT: 0 to four times the foreground's 99.5th percentile",
-                  {"percentile_99_5": facts.intensity[2]})
+    return PlannedValue((0, int(max(1.0, 4 * statistics.intensity[2]))), "no CT: 0 to four times the foreground's 99.5th percentile",
+                  {"percentile_99_5": statistics.intensity[2]})
 
 
-def windows_hu(facts: DatasetStatistics) -> PlannedValue:
+def windows_hu(statistics: DatasetStatistics) -> PlannedValue:
     """CT windows, one input channel each."""
-    if facts.is_ct:
+    if statistics.is_ct:
         return PlannedValue(((-200.0, 400.0), (-100.0, 1300.0)), "soft tissue, discs and trabecular bone; bone up to the cortex", {})
-    low, median, high = facts.intensity
+    low, median, high = statistics.intensity
     return PlannedValue(((round(min(low, 0.0), 1), round(high, 1)), (round(low, 1), round(max(median * 2, low + 1), 1))),
-                  "no CT: the whole foreground, and its darker half", {"percentiles": list(facts.intensity)})
+                  "no CT: the whole foreground, and its darker half", {"percentiles": list(statistics.intensity)})
 
 
 # ---- localize ---------------------------------------------------------------------------------------------------------------
-def slice_size(facts: DatasetStatistics, spacing_mm: float, pixels: int) -> PlannedValue:
+def slice_size(statistics: DatasetStatistics, spacing_mm: float, pixels: int) -> PlannedValue:
     """(z, in-plane) pixels of a training slice."""
-    plane_mm = min(SPINE_BAND_MM, max(facts.fov[1], facts.fov[2]))
+    plane_mm = min(SPINE_BAND_MM, max(statistics.fov[1], statistics.fov[2]))
     plane = min(MAX_SLICE_SIZE, _multiple(plane_mm / spacing_mm, 32))
-    rows = min(MAX_SLICE_SIZE, _multiple(facts.fov[0] / spacing_mm, 32), max(64, 32 * floor(pixels / plane / 32)))
+    rows = min(MAX_SLICE_SIZE, _multiple(statistics.fov[0] / spacing_mm, 32), max(64, 32 * floor(pixels / plane / 32)))
     return PlannedValue((rows, plane), "95th percentile of the field of view (in-plane at most 320 mm), multiples of 32, at most 640 "
                                  "and the pixels that the class of machine serves; longer scans are tiled",
-                  {"fov_p95_mm": list(facts.fov), "spacing_mm": spacing_mm, "class_pixels": pixels})
+                  {"fov_p95_mm": list(statistics.fov), "spacing_mm": spacing_mm, "class_pixels": pixels})
 
 
-def slices_per_plane(facts: DatasetStatistics, hits: int, most: int) -> PlannedValue:
+def slices_per_plane(statistics: DatasetStatistics, hits: int, most: int) -> PlannedValue:
     """k: slices per plane and scan at inference."""
-    narrowest = min(facts.extent_p5[1], facts.extent_p5[2])
-    wanted = ceil(hits * max(facts.fov[1], facts.fov[2]) / narrowest)
+    narrowest = min(statistics.extent_p5[1], statistics.extent_p5[2])
+    wanted = ceil(hits * max(statistics.fov[1], statistics.fov[2]) / narrowest)
     return PlannedValue(int(min(most, MAX_SLICES, max(8, wanted))), "enough slices cross the narrowest vertebra (5th percentile) even "
                   "in the widest scan, at most 200",
-                  {"narrowest_mm": narrowest, "fov_p95_mm": max(facts.fov[1], facts.fov[2]), "hits": hits, "class_most": most})
+                  {"narrowest_mm": narrowest, "fov_p95_mm": max(statistics.fov[1], statistics.fov[2]), "hits": hits, "class_most": most})
 
 
-def eps_mm(facts: DatasetStatistics) -> PlannedValue:
+def eps_mm(statistics: DatasetStatistics) -> PlannedValue:
     """Radius of the position clustering."""
-    return PlannedValue(round(0.25 * facts.spacing_between[0], 2), "a quarter of the smallest spacing between neighbours (5th "
+    return PlannedValue(round(0.25 * statistics.spacing_between[0], 2), "a quarter of the smallest spacing between neighbours (5th "
                   "percentile): boxes of one vertebra agree far better along the spine, and two radii never bridge to the next",
-                  {"spacing_p5_mm": facts.spacing_between[0]})
+                  {"spacing_p5_mm": statistics.spacing_between[0]})
 
 
 def axis_scale(eps: float) -> PlannedValue:
@@ -184,50 +184,50 @@ def axis_scale(eps: float) -> PlannedValue:
                   {"eps_mm": eps, "reach_mm": REACH_MM})
 
 
-def spacing_between_mm(facts: DatasetStatistics) -> PlannedValue:
+def spacing_between_mm(statistics: DatasetStatistics) -> PlannedValue:
     """Plausible distance of neighbouring centres."""
-    low, _, high = facts.spacing_between
+    low, _, high = statistics.spacing_between
     return PlannedValue((round(0.75 * low, 1), round(1.25 * high, 1)), "5th and 99th percentile between neighbours, a quarter wider",
                   {"p5_mm": low, "p99_mm": high})
 
 
 # ---- segment ----------------------------------------------------------------------------------------------------------------
-def centre_jitter_mm(facts: DatasetStatistics) -> PlannedValue:
+def centre_jitter_mm(statistics: DatasetStatistics) -> PlannedValue:
     """How far training moves the located centre."""
-    return PlannedValue(round(min(10.0, max(4.0, 0.5 * facts.spacing_between[0])), 1), "half the smallest spacing: a centre that errs "
-                  "more means the neighbour", {"spacing_p5_mm": facts.spacing_between[0]})
+    return PlannedValue(round(min(10.0, max(4.0, 0.5 * statistics.spacing_between[0])), 1), "half the smallest spacing: a centre that errs "
+                  "more means the neighbour", {"spacing_p5_mm": statistics.spacing_between[0]})
 
 
-def segment_crop(facts: DatasetStatistics, spacing_mm: float, jitter_mm: float, resolutions: int) -> PlannedValue:
+def segment_crop(statistics: DatasetStatistics, spacing_mm: float, jitter_mm: float, resolutions: int) -> PlannedValue:
     """Crop (z, y, x) voxels around a located vertebra."""
-    lengths = (facts.largest[0] + facts.spacing_between[1], facts.largest[1] + jitter_mm, facts.largest[2] + jitter_mm)
+    lengths = (statistics.largest[0] + statistics.spacing_between[1], statistics.largest[1] + jitter_mm, statistics.largest[2] + jitter_mm)
     divisor = 2 ** (resolutions - 1)
     return PlannedValue(tuple(_multiple(length / spacing_mm, divisor) for length in lengths),
                   "the largest vertebra (95th percentile of the largest level) and half a neighbour above and below, sideways "
                   "the centre's jitter; multiples of what the network halves",
-                  {"largest_mm": list(facts.largest), "spacing_p50_mm": facts.spacing_between[1], "jitter_mm": jitter_mm,
+                  {"largest_mm": list(statistics.largest), "spacing_p50_mm": statistics.spacing_between[1], "jitter_mm": jitter_mm,
                    "divisor": divisor})
 
 
-def heatmap_sigma_mm(facts: DatasetStatistics) -> PlannedValue:
+def heatmap_sigma_mm(statistics: DatasetStatistics) -> PlannedValue:
     """Width of the Gaussian that marks the vertebra."""
-    value = min(9.0, max(5.0, 0.5 * facts.body_height[0] + 0.125 * (facts.body_height[1] - facts.body_height[0])))
+    value = min(9.0, max(5.0, 0.5 * statistics.body_height[0] + 0.125 * (statistics.body_height[1] - statistics.body_height[0])))
     return PlannedValue(round(value, 1), "about half the height of a small body: marks the body, little of its neighbours; 5 to 9 mm",
-                  {"body_height_p5_mm": facts.body_height[0], "body_height_p50_mm": facts.body_height[1]})
+                  {"body_height_p5_mm": statistics.body_height[0], "body_height_p50_mm": statistics.body_height[1]})
 
 
-def min_volume_ml(facts: DatasetStatistics) -> PlannedValue:
+def min_volume_ml(statistics: DatasetStatistics) -> PlannedValue:
     """Smallest segmented body that counts."""
-    return PlannedValue(round(max(0.3, 0.1 * facts.volume_p5), 2), "a tenth of a small vertebra (5th percentile): what the border of a "
-                  "scan leaves of one", {"volume_p5_ml": facts.volume_p5})
+    return PlannedValue(round(max(0.3, 0.1 * statistics.volume_p5), 2), "a tenth of a small vertebra (5th percentile): what the border of "
+                  "a scan leaves of one", {"volume_p5_ml": statistics.volume_p5})
 
 
 # ---- identify ---------------------------------------------------------------------------------------------------------------
-def identify_crop(facts: DatasetStatistics, spacing_mm: float) -> PlannedValue:
+def identify_crop(statistics: DatasetStatistics, spacing_mm: float) -> PlannedValue:
     """Mask crop (z, y, x) voxels."""
-    return PlannedValue(tuple(_multiple(length / spacing_mm, 16) for length in facts.extent_p95),
+    return PlannedValue(tuple(_multiple(length / spacing_mm, 16) for length in statistics.extent_p95),
                   "holds 95 % of the vertebrae along each axis, multiples of 16",
-                  {"extent_p95_mm": list(facts.extent_p95), "spacing_mm": spacing_mm})
+                  {"extent_p95_mm": list(statistics.extent_p95), "spacing_mm": spacing_mm})
 
 
 def _multiple(value: float, divisor: int) -> int:
@@ -241,19 +241,19 @@ def can_learn_grades(grades: dict[str, int]) -> bool:
     return grades.get("0", 0) > 0 and any(count > 0 for grade, count in grades.items() if grade != "0")
 
 
-def grade_crop(facts: DatasetStatistics, spacing_mm: float, most: int) -> PlannedValue:
+def grade_crop(statistics: DatasetStatistics, spacing_mm: float, most: int) -> PlannedValue:
     """Crop that each vertebra is zoomed to."""
-    wide = max(facts.extent_p95[1], facts.extent_p95[2])
+    wide = max(statistics.extent_p95[1], statistics.extent_p95[2])
     side = min(most, _multiple(1.1 * wide / spacing_mm, 16))
-    rows = min(side, _multiple(1.1 * facts.extent_p95[0] / wide * side, 16))
+    rows = min(side, _multiple(1.1 * statistics.extent_p95[0] / wide * side, 16))
     return PlannedValue((rows, side, side), "vertebrae are zoomed so that their larger in-plane side and a tenth fill the crop: about "
                         "the voxels "
                   "of the scan, as many as the class of machine serves; the height in proportion, multiples of 16; 128 cubed in Wei et al.",
-                  {"extent_p95_mm": list(facts.extent_p95), "spacing_mm": spacing_mm, "class_pixels": most})
+                  {"extent_p95_mm": list(statistics.extent_p95), "spacing_mm": spacing_mm, "class_pixels": most})
 
 
-def grade_windows(facts: DatasetStatistics) -> PlannedValue:
+def grade_windows(statistics: DatasetStatistics) -> PlannedValue:
     """CT channels beside the mask."""
-    if facts.is_ct:
+    if statistics.is_ct:
         return PlannedValue(((-60.0, 140.0), (-350.0, 1150.0)), "soft tissue (W200 L40) and bone (W1500 L400), Wei et al. 2022", {})
-    return windows_hu(facts)
+    return windows_hu(statistics)

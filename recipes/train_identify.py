@@ -194,25 +194,25 @@ def evidence_rows(scans: list[dict[str, Any]], stage: Any, plan: Any, geometry: 
 
 
 def fitted(rows: list[Any], penalties: Any) -> tuple[dict[str, float], Any]:
-    from spineclue_v2.stages.identify.calibration import fit_weights, weighted
+    from spineclue_v2.stages.identify.calibration import fit_weights, weigh
     from spineclue_v2.stages.identify.decoder_fit import Case, fit_penalties
 
     weights = fit_weights(rows, penalties)
-    return weights, fit_penalties([Case(weighted(r.logs, weights), r.names, r.steps) for r in rows], penalties, FITTED_PRICES)
+    return weights, fit_penalties([Case(weigh(r.logs, weights), r.names, r.steps) for r in rows], penalties, FITTED_PRICES)
 
 
 def judged(rows: list[Any], missed: int, settings: Any) -> str:
     """ID-rate, scans with all levels right, anchored scans and calibration of `rows`, each named with `settings(number)` = (weights,
     penalties)."""
     from spineclue_v2.evaluation.calibration import expected_calibration_error
-    from spineclue_v2.stages.identify.calibration import weighted
+    from spineclue_v2.stages.identify.calibration import weigh
     from spineclue_v2.stages.identify.decoder import Decoder
 
     right: list[bool] = []
     confidence, whole, anchored = [], [], []
     for number, row in enumerate(rows):
         weights, penalties = settings(number)
-        given = Decoder(penalties).decode(weighted(row.logs, weights), row.steps)
+        given = Decoder(penalties).decode(weigh(row.logs, weights), row.steps)
         hits = [name == true for name, true in zip(given.names, row.names, strict=True) if true]
         right += hits
         confidence += [c for c, true in zip(given.confidence, row.names, strict=True) if true]

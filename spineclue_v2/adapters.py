@@ -41,7 +41,7 @@ def blosc2_layout(shape: Sequence[int], patch: Sequence[int], bytes_per_voxel: i
     return tuple(chunks[1:]), tuple(blocks[1:])
 
 
-def crop_and_pad(array: Any, start: Sequence[int], size: Sequence[int], pad_value: float = 0) -> np.ndarray:
+def crop_and_pad(array: Any, start: Sequence[int] | np.ndarray, size: Sequence[int], pad_value: float = 0) -> np.ndarray:
     """Box of `size` from index `start` (negative and beyond allowed) of the last axes of a numpy or blosc2 `array`."""
     from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 

@@ -37,7 +37,7 @@ def demo(output: str | Path, device: str | None = None, seed: int = SEED) -> Dem
     output = Path(output)
     model = load_shipped(resolve_device(device))
     phantom = sample(seed, first="T9", last="L5", spacing=(1.5, 1.0, 1.0), oblique=0, streaks=0)
-    geometry = ImageGrid(phantom.ct.shape, tuple(phantom.spacing), (0.0, 0.0, 0.0), np.eye(3))
+    geometry = ImageGrid(phantom.ct.shape, phantom.spacing, (0.0, 0.0, 0.0), np.eye(3))
     scan, truth = output / f"{CASE}.nii.gz", output / "truth" / f"{CASE}.nii.gz"
     write_volume(Volume(phantom.ct, geometry), scan)
     write_volume(Volume(phantom.labels, geometry), truth)

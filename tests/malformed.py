@@ -7,13 +7,12 @@ hand are in bad_scans.py, generated ones in malformed_scans.py, hostile model ar
 from __future__ import annotations
 
 import copy
-import dataclasses
 import io
 import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from spineclue_v2.imageio.centroids import read_ctd
 from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.model_sharing.install_model import check_checkpoint
 from spineclue_v2.plans.plans import GROUPS
+from spineclue_v2.plans.schema import fields_of
 from spineclue_v2.stages.plan_files import load_plans
 from spineclue_v2.stages.registry import CORE_STAGES, stage_of
 from spineclue_v2.training.checkpoint import Checkpoint
@@ -59,21 +59,23 @@ def plan_with(edit: Callable[[dict[str, Any]], Any]) -> Maker:
 
 def value_replaced(stage: str, group: str, field: str, text: str) -> Maker:
     content = copy.deepcopy(plan_json())
-    content["stages"][stage][group][field]["value"] = "@"
+    content["stages"][stage][group][field] = {"value": "@"}
     return plan_text(json.dumps(content).replace('"@"', text))
 
 
 SIGNED = {"hu_min", "hu_max"}
+WRONG_TEXTS = {str: ("null", "[]", "1"), bool: ("null", "1"), int: NO_NUMBERS + ("1.5", "true"), float: NO_NUMBERS,
+               dict: ('"x"', "[1]", "null", "5")}
+NUMBERS_BY_NAME = ("decoder_penalties", "classifier_weights")
 for _stage in CORE_STAGES:
     for _group in GROUPS:
-        for _field in dataclasses.fields(stage_of(_stage).groups[_group]):
-            _texts = {"str": ("null", "[]", "1"), "bool": ("null", "1"), "int": NO_NUMBERS + ("1.5", "true"), "float": NO_NUMBERS}.get(
-                _field.type,
-                ('"x"', "[]", "[null]", "{}") if not _field.type.startswith("dict") else ('"x"', "[1]", '{"a": "x"}', '{"a": NaN}'),
-            )
+        for _name, _info in fields_of(stage_of(_stage).groups[_group]).items():
+            _texts = WRONG_TEXTS.get(get_origin(_info.annotation) or _info.annotation, ('"x"', "[]", "[null]", "{}"))
+            if _name in NUMBERS_BY_NAME:
+                _texts += ('{"a": "x"}', '{"a": NaN}')
             for _text in _texts:
-                if not (_text == "-1" and _field.name in SIGNED):
-                    CORPUS[f"plan, {_stage}.{_group}.{_field.name} = {_text[:12]}"] = value_replaced(_stage, _group, _field.name, _text)
+                if not (_text == "-1" and _name in SIGNED):
+                    CORPUS[f"plan, {_stage}.{_group}.{_name} = {_text[:12]}"] = value_replaced(_stage, _group, _name, _text)
 for _key in ("stages", "format", "plans_name", "planner", "dataset_name", "dataset_hash", "budget"):
     for _wrong in (None, [1], 7.5):
         CORPUS[f"plan, {_key} = {_wrong}"] = plan_with(lambda c, key=_key, wrong=_wrong: c.update({key: wrong}))
@@ -87,6 +89,13 @@ for _name, _edit in {
     "window upside down": lambda c: c["stages"]["localize"]["data"]["windows_hu"].update(value=[[400, -200]]),
     "orientation twice left": lambda c: c["stages"]["localize"]["data"]["orientation"].update(value="LRS"),
     "depth that is not built": lambda c: c["stages"]["identify"]["network"]["depth"].update(value=35),
+    "more blocks than features": lambda c: c["stages"]["segment"]["network"]["blocks"].update(value=[1, 1, 1]),
+    "a crop that does not halve": lambda c: c["stages"]["segment"]["network"]["crop_size"].update(value=[33, 30, 30]),
+    "a crop of one coarse voxel": lambda c: c["stages"]["segment"]["network"]["crop_size"].update(value=[2, 2, 2]),
+    "slices that do not fit the detector": lambda c: c["stages"]["localize"]["network"]["slice_size"].update(value=[64, 48]),
+    "unknown optimiser": lambda c: c["stages"]["segment"]["run"]["optimizer"].update(value="adam"),
+    "extra where it is fingerprinted": lambda c: c["stages"]["segment"]["network"].update(extra={"mine": 1}),
+    "an old name beside the new one": lambda c: c["stages"]["identify"]["run"].update(decoder_prices={}),
     "unknown loss": lambda c: c["stages"]["identify"]["run"]["contrastive_loss"].update(value="both"),
     "unknown key at the top of a group": lambda c: c["stages"]["identify"]["data"].update(spacing=1),
 }.items():

@@ -10,12 +10,15 @@ from example_fingerprint import fingerprint
 from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
 from spineclue_v2.plans.plans import Plans
 
-NUMBERS = """localize.data.spacing_mm localize.network.scale localize.network.slice_size localize.run.slices_per_plane
-    localize.run.batch_size localize.run.eps_mm localize.run.axis_scale localize.run.spacing_between_mm segment.data.spacing_mm
-    segment.network.architecture segment.network.crop_size segment.network.features segment.network.heatmap_sigma_mm
-    segment.run.batch_size segment.run.centre_jitter_mm segment.run.min_volume_ml identify.network.depth identify.network.width
-    identify.network.crop_size identify.network.pool_grid identify.run.batch_size identify.run.contrastive_epochs
-    identify.run.contrastive_lr identify.run.classifier_lr identify.run.contrastive_loss identify.run.freeze_backbone""".split()  # noqa: SIM905 - one name after the other reads better
+NUMBERS = """
+    localize.data.spacing_mm localize.network.scale localize.network.slice_size localize.run.slices_per_plane localize.run.batch_size
+    localize.run.eps_mm localize.run.axis_scale localize.run.spacing_between_mm segment.data.spacing_mm segment.network.architecture
+    segment.network.crop_size segment.network.features segment.network.heatmap_sigma_mm segment.run.batch_size segment.run.optimizer
+    segment.run.centre_jitter_mm segment.run.min_volume_ml identify.network.depth identify.network.width identify.network.crop_size
+    identify.network.pool_grid identify.run.batch_size identify.run.classifier_batch_size identify.run.optimizer
+    identify.run.contrastive_epochs identify.run.contrastive_lr identify.run.classifier_lr identify.run.contrastive_loss
+    identify.run.freeze_backbone
+    """.split()  # noqa: SIM905 - one name after the other reads better
 DATASETS: dict[str, dict[str, Any]] = {
     "whole spine": {},
     "lumbar": {"levels": ("T12", "L3", "L5"), "spacing": (28, 33, 42), "fov": (230, 180, 180), "voxel": 0.8},

@@ -143,12 +143,12 @@ WRITE_ON_FULL_DISK = """
 import resource, sys
 import numpy as np
 from spineclue_v2.errors import InputError
-from spineclue_v2.imageio.volume import Geometry, Volume, write_volume
+from spineclue_v2.imageio.volume import ImageGrid, Volume, write_volume
 import SimpleITK
 noise = np.random.default_rng(0).integers(-1000, 1000, (40, 64, 64)).astype(np.int16)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    write_volume(Volume(noise, Geometry(noise.shape, (1., 1., 1.), (0., 0., 0.), np.eye(3))), sys.argv[1])
+    write_volume(Volume(noise, ImageGrid(noise.shape, (1., 1., 1.), (0., 0., 0.), np.eye(3))), sys.argv[1])
 except InputError as error:
     print(error)
 """

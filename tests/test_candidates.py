@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.imageio.volume import ImageGrid
-from spineclue_v2.stages.segment.proposals import drop_fragments, mask_middle, missed
+from spineclue_v2.stages.segment.proposals import drop_fragments, mask_middle, propose_missed
 
 GEOMETRY = ImageGrid((160, 60, 60), (1.5, 1.5, 1.5), (10.0, -20.0, 30.0), np.eye(3))
 
@@ -25,7 +25,7 @@ def vertebra(z: int, y: int = 20, height: int = 12) -> Vertebra:
 
 def places(found: list[Vertebra], tried: list[Vertebra] | None = None) -> list[list[float]]:
     """Candidates as indices (z, y, x)."""
-    candidates = missed(found, tried or [], GEOMETRY)
+    candidates = propose_missed(found, tried or [], GEOMETRY)
     assert all(c.score == 0 and c.mask is None for c in candidates)
     return [[pytest.approx(float(n), abs=1e-6) for n in GEOMETRY.world_to_index(np.array(c.box_centre))] for c in candidates]
 
@@ -49,11 +49,11 @@ def test_nothing_is_looked_for_beyond_the_scan_or_twice():
     outside = [vertebra(138), vertebra(114)]                  # the next one's middle would lie above the last slice
     assert places(outside) == [[95.5, 27.5, 29.5]]
     row = [vertebra(z) for z in (120, 100, 60, 40)]
-    first = missed(row, [], GEOMETRY)
-    assert missed(row, first, GEOMETRY) == []
-    more = missed([*row, vertebra(20)], first[1:], GEOMETRY)  # ends only once; the gap was not looked at yet
+    first = propose_missed(row, [], GEOMETRY)
+    assert propose_missed(row, first, GEOMETRY) == []
+    more = propose_missed([*row, vertebra(20)], first[1:], GEOMETRY)  # ends only once; the gap was not looked at yet
     assert [round(float(GEOMETRY.world_to_index(np.array(c.box_centre))[0]), 1) for c in more] == [85.5]
-    assert missed([vertebra(80)], [], GEOMETRY) == [] and missed([], [], GEOMETRY) == []
+    assert propose_missed([vertebra(80)], [], GEOMETRY) == [] and propose_missed([], [], GEOMETRY) == []
 
 
 @given(steps=st.lists(st.integers(17, 21), min_size=4, max_size=6), removed=st.integers(1, 3), bend=st.floats(-0.2, 0.2))
@@ -62,7 +62,7 @@ def test_whichever_inner_vertebra_is_missing_one_candidate_lies_at_its_place(ste
     heights = np.concatenate([[140], 140 - np.cumsum(steps)])
     row = [vertebra(int(z), int(round(20 + bend * (140 - z)))) for z in heights if z >= 0]
     gone = row.pop(removed)
-    away = [np.linalg.norm(np.array(c.box_centre) - mask_middle(gone, GEOMETRY)) for c in missed(row, [], GEOMETRY)]
+    away = [np.linalg.norm(np.array(c.box_centre) - mask_middle(gone, GEOMETRY)) for c in propose_missed(row, [], GEOMETRY)]
     assert min(away) < 5.0 and sum(a < 12.0 for a in away) == 1
 
 

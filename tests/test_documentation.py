@@ -11,7 +11,7 @@ import pytest
 
 from spineclue_v2.cli import command_names
 from spineclue_v2.cli._common import build_parser
-from spineclue_v2.cli._reference import reference
+from spineclue_v2.cli._reference import plan_fields, reference
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "documentation").glob("*.md"))]
@@ -26,6 +26,13 @@ def command_lines(page: Path) -> list[str]:
 def test_the_command_reference_is_up_to_date():
     written = (ROOT / "documentation" / "commands.md").read_text(encoding="utf-8")
     assert written == reference(), "run: python -m spineclue_v2.cli --reference > documentation/commands.md"
+
+
+def test_the_reference_of_plan_fields_is_up_to_date():
+    written = (ROOT / "documentation" / "reference" / "plan_fields.md").read_text(encoding="utf-8")
+    again = "python -m spineclue_v2.cli --plan-reference > documentation/reference/plan_fields.md"
+    assert written == plan_fields(), f"run: {again}"
+    assert again in written
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

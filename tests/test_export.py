@@ -237,12 +237,13 @@ def result() -> tuple[SpineResult, ImageGrid]:
         vertebra(np.ones((10, 12, 14), dtype=bool), (38 - 14 * i, 10, 10), name, volume_ml=1.68, confidence=0.8, uncertainty=0.56,
                  probabilities=probabilities, body_centre=tuple(grid.index_to_world([43 - 14 * i, 15, 17])), touches_border=i > 1)
         for i, name in enumerate(("T13", "L1", "L6")))
-    return SpineResult(vertebrae, False, margin=1.25, seconds={"localize": 0.51234}, notes=("Slices are thick.",)), grid
+    return SpineResult(vertebrae, False, margin=1.25, seconds={"localize": 0.51234}, notes=("Slices are thick.",), grid=grid,
+                       mask_grid=grid), grid
 
 
 def test_a_case_is_three_files_and_two_tables(tmp_path):
     found, grid = result()
-    paths = export_case(found, grid, grid, tmp_path / "out", "case7", {"name": "plans", "model": "abc"})
+    paths = export_case(found, tmp_path / "out", "case7", {"name": "plans", "model": "abc"})
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "case7.json", "case7.nii.gz", "case7_ctd.json", "labels_itksnap.txt", "labels_slicer.ctbl"]
     labels = read_labels(paths["labels"])
@@ -264,16 +265,17 @@ def test_a_case_is_three_files_and_two_tables(tmp_path):
 
 def test_no_spine_is_a_valid_empty_result(tmp_path):
     grid = geometry()
-    paths = export_case(SpineResult((), True), grid, grid, tmp_path, "leg")
+    paths = export_case(SpineResult((), True, grid=grid, mask_grid=grid), tmp_path, "leg")
     record = json.loads(paths["record"].read_text())
     assert record["status"] == "no vertebra found" and record["vertebrae"] == []
+    assert record["numbering_anchored"] is False  # what is not there anchors nothing
     assert not read_labels(paths["labels"]).array.any() and read_ctd(paths["centroids"], grid) == {}
 
 
 @pytest.mark.parametrize("margin", [float("inf"), float("nan"), None])
 def test_a_number_that_is_not_finite_is_null(tmp_path, margin):
     whole, grid = result()
-    paths = export_case(replace(whole, margin=margin), grid, grid, tmp_path, "case")
+    paths = export_case(replace(whole, margin=margin), tmp_path, "case")
     assert json.loads(paths["record"].read_text(), parse_constant=pytest.fail)["margin"] is None
 
 
@@ -293,7 +295,7 @@ def test_a_level_given_twice_keeps_both_in_the_file_and_the_surer_one_when_read(
 
 def test_colour_tables_name_every_label(tmp_path):
     found, grid = result()
-    export_case(found, grid, grid, tmp_path, "a")
+    export_case(found, tmp_path, "a")
     slicer = [line.split() for line in (tmp_path / "labels_slicer.ctbl").read_text().splitlines() if not line.startswith("#")]
     assert {int(row[0]): row[1] for row in slicer} == {0: "background"} | anatomy.NAME_OF_LABEL
     assert all(len(row) == 6 and all(0 <= int(v) <= 255 for v in row[2:]) for row in slicer)
@@ -307,4 +309,4 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path):
     found, grid = result()
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Cannot write"):
-        export_case(found, grid, grid, tmp_path / "file", "a")
+        export_case(found, tmp_path / "file", "a")

@@ -16,7 +16,7 @@ from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.results import SpineResult
 from spineclue_v2.stages.grade.body_heights import add_heights
 from spineclue_v2.stages.grade.comparison import INTACT, USUAL, compare, grade_of, shape_of
-from spineclue_v2.stages.grade.heights import PLACES, axes_along, body_mask, measure
+from spineclue_v2.stages.grade.heights import HEIGHT_POSITIONS, axes_along, body_mask, measure
 from spineclue_v2.stages.grade.predictor import disagree
 
 DEEP, WIDE = 30.0, 40.0
@@ -24,8 +24,8 @@ DEEP, WIDE = 30.0, 40.0
 
 def vertebra(front: float, middle: float, back: float, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
              angles: tuple[float, float, float] = (0.0, 0.0, 0.0), shift: float = 0.0, skew: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """A body with end plates through (front, middle, back) mm at PLACES, pedicles, laminae and a spinous process round a canal, turned by
-    `angles` (degrees about x, y, z); its walls lean by `skew` (mm along y per mm along z). Mask (z, y, x) and the body's own axes."""
+    """A body with end plates through (front, middle, back) mm at HEIGHT_POSITIONS, pedicles, laminae and a spinous process round a canal,
+    turned by `angles` (degrees about x, y, z); its walls lean by `skew` (mm along y per mm along z). Mask (z, y, x) and the body's axes."""
     size = 110.0
     shape = tuple(int(size / s) for s in spacing)
     along = [(np.arange(n) - (n - 1) / 2) * s + shift for n, s in zip(shape, spacing, strict=True)]
@@ -34,7 +34,7 @@ def vertebra(front: float, middle: float, back: float, spacing: tuple[float, flo
     z, y, x = np.moveaxis(grid @ axes.T, -1, 0)
     y = y - skew * z
     s = y / (DEEP / 2)
-    curve = np.polyfit(PLACES, (front, middle, back), 2)
+    curve = np.polyfit(HEIGHT_POSITIONS, (front, middle, back), 2)
     thickness = np.polyval(curve, s)
     body = (np.abs(z) <= thickness / 2) & (np.abs(y) <= DEEP / 2) & (np.abs(x) <= WIDE / 2)
     pedicle = (np.abs(np.abs(x) - 14) <= 4) & (y > 0) & (y <= DEEP / 2 + 14) & (np.abs(z - 3) <= 5)

@@ -215,8 +215,32 @@ def test_what_only_ct_knows_is_refused(trained: Path, tmp_path: Path, capsys: py
         assert main("predict", ["-i", str(scan), "-o", str(tmp_path / "out"), "-m", str(model), "-device", "cpu", *flags]) == 2
         assert f"{flags[0]} has no meaning for a model of MR" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="model of MR"):
-        SpineCLUE.from_pretrained(model, device="cpu").predict(scan)
+    api = SpineCLUE.from_pretrained(model, device="cpu")
+    for options in ({"forbid_anomalies": True}, {"classifiers": ("shape",)}):
+        with pytest.raises(InputError, match=f"{next(iter(options))} has no meaning for a model of MR"):
+            api.predict(scan, **options)
+
+
+def test_python_gives_what_the_command_writes(trained: Path, tmp_path: Path) -> None:
+    """One class for CT and MR; the same labels from a path, an image in memory, and two threads with scans of different sizes."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    scan = trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz"
+    assert main("predict", ["-d", "601", "-i", str(scan), "-o", str(tmp_path / "command"), "-device", "cpu"]) == 0
+    api, told = SpineCLUE.from_pretrained(601, device="cpu"), []
+    result = api.predict(scan, progress=lambda stage, fraction: told.append((stage, fraction)))
+    files = result.save(tmp_path / "python", "mr_0008")
+    assert api.modality == "MR" and [stage for stage, _ in told] == ["read", "hybrid_3d", ""] and told[-1][1] == 1
+    assert sorted(p.name for p in (tmp_path / "command").iterdir()) == sorted(p.name for p in (tmp_path / "python").iterdir())
+    assert files["labels"].read_bytes() == (tmp_path / "command" / "mr_0008.nii.gz").read_bytes()
+    written, own = (json.loads((tmp_path / place / "mr_0008.json").read_text()) for place in ("command", "python"))
+    assert set(written.pop("seconds")) == {"read", "hybrid_3d", "report", "total"} == set(own.pop("seconds")) and written == own
+    assert len(result) == len(written["structures"]) and result.structures == tuple(written["structures"])
+    volume = read_volume(scan)
+    smaller = volume.cropped((0, 0, 0), (*volume.array.shape[:2], volume.array.shape[2] - 6))
+    with ThreadPoolExecutor(2) as executor:
+        first, second = executor.map(lambda image: api.predict(image).labels, (volume.to_sitk(), smaller))
+    assert np.array_equal(first, result.labels) and np.array_equal(second, api.predict(smaller).labels)
 
 
 def test_3d_needs_the_2d_stage_of_its_fold(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

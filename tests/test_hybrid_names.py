@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from spineclue_v2.imageio.volume import ImageGrid
-from spineclue_v2.inference.mr_pipeline import most_likely
 from spineclue_v2.plans.data import MRData
+from spineclue_v2.stages.mr.labelling import most_likely
 from spineclue_v2.stages.mr.level_assignment import best_path, name_levels
 from spineclue_v2.stages.mr.network import tissue_classes
-from spineclue_v2.stages.mr.positional_prior import fit_positional_prior, pooled, vote_by_position
+from spineclue_v2.stages.mr.positional_prior import fit_positional_prior, pool_positional_priors, vote_by_position
 from spineclue_v2.stages.mr.threshold import apply_threshold
 from spineclue_v2.stages.mr.trainer import by_kind
 
@@ -145,7 +145,7 @@ def test_places_fall_silent_where_fields_differ_and_never_outvote_a_plain_spine(
     votes, beyond = vote_by_position(bodies, 72, data.classes, differing, data)
     assert votes.shape == (4, 4) and -0.1 < votes.diagonal().max() <= 0 and votes.min() > -1.0 and not beyond.any()
     assert fit_positional_prior([case(rows)] * 2, data) == {} and not vote_by_position(bodies, 72, data.classes, {}, data)[0].any()
-    assert pooled([{}, below, elsewhere, elsewhere]) == elsewhere and pooled([{}]) == {}
+    assert pool_positional_priors([{}, below, elsewhere, elsewhere]) == elsewhere and pool_positional_priors([{}]) == {}
 
 
 @pytest.mark.parametrize("longer", [0, 20])

@@ -14,7 +14,7 @@ from spineclue_v2.anatomy.structures import DISCS, LABELS, canonical, canonical_
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.volume import ImageGrid, Volume
 from spineclue_v2.plans.data import MRData
-from spineclue_v2.preprocessing.mr import normalised, to_mr_space
+from spineclue_v2.preprocessing.mr import normalise, to_mr_space
 from spineclue_v2.stages.mr.attention import ChannelAttention, CrossTriAttention, SliceAttention, SpatialAttention
 from spineclue_v2.stages.mr.cps import cross_supervision, pseudo_labels, ramp
 from spineclue_v2.stages.mr.cutmix import box_mask, mix
@@ -309,7 +309,7 @@ def test_dice_by_hand() -> None:
 
 def test_normalisation_by_hand() -> None:
     array = np.array([0.0, 1.0, 3.0, 99.0], np.float32)
-    found = normalised(array, np.array([False, True, True, False]), (0.0, 100.0))
+    found = normalise(array, np.array([False, True, True, False]), (0.0, 100.0))
     assert found.tolist() == [0.0, -1.0, 1.0, 0.0]
 
 

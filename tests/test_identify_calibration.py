@@ -6,7 +6,7 @@ import pytest
 
 from spineclue_v2.anatomy import LEVEL_INDEX, LEVELS, NUM_LEVELS
 from spineclue_v2.evaluation.calibration import expected_calibration_error
-from spineclue_v2.stages.identify.calibration import LARGEST, START, EvidenceRows, fit_weights, weighted
+from spineclue_v2.stages.identify.calibration import LARGEST, START, EvidenceRows, fit_weights, weigh
 from spineclue_v2.stages.identify.decoder import Decoder
 from spineclue_v2.stages.identify.plan import Penalties
 
@@ -32,7 +32,7 @@ def scans(count: int, make, seed: int = 0) -> list[EvidenceRows]:
 def test_weighted_is_the_normalised_sum_of_logs():
     generator = np.random.default_rng(1)
     a, b = (np.log(generator.dirichlet(np.ones(25), 3)) for _ in range(2))
-    rows = weighted({"shape": a, "geometry": b}, {"shape": 2.0, "geometry": 0.5})
+    rows = weigh({"shape": a, "geometry": b}, {"shape": 2.0, "geometry": 0.5})
     expected = np.exp(2 * a + 0.5 * b)
     np.testing.assert_allclose(np.exp(rows), expected / expected.sum(1, keepdims=True))
 
@@ -67,7 +67,7 @@ def test_confidence_after_the_fit_means_what_it_says():
     assert weights["shape"] + weights["geometry"] < START["shape"] + START["geometry"]
     decoder, sure, right = Decoder(penalties), [], []
     for scan in scans(150, twice, seed=4):
-        numbering = decoder.decode(weighted(scan.logs, weights), scan.steps)
+        numbering = decoder.decode(weigh(scan.logs, weights), scan.steps)
         sure += numbering.confidence.tolist()
         right += [a == b for a, b in zip(numbering.names, scan.names, strict=True)]
     assert expected_calibration_error(sure, right) < 0.06

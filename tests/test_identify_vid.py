@@ -12,6 +12,7 @@ import torch
 from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.cli import _common
 from spineclue_v2.errors import InputError
+from spineclue_v2.stages.geometry import vid_landmarks
 from spineclue_v2.stages.geometry.features import L6, NOT_A_VERTEBRA
 from spineclue_v2.utilities.paths import weights_folder
 from spineclue_v2.vid import evaluation as vid_evaluation
@@ -62,13 +63,13 @@ def write(path, scans):
 
 
 def numbering(names, shifted=0.0):
-    return vid.Named(tuple(names), np.full(len(names), 0.9), shifted)
+    return vid.Answer(tuple(names), np.full(len(names), 0.9), shifted)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".json.gz"])
 def test_reading_sorts_head_to_foot_and_pairs_truth_and_pedicles(tmp_path, suffix):
     raw = entry("a", 17, 20, false=1, missed=("L1",))
-    scan = vid.read_scans(write(tmp_path / f"scans{suffix}", [raw]))[0]
+    scan = vid_landmarks.read_scans(write(tmp_path / f"scans{suffix}", [raw]))[0]
     assert scan.names == ("T11", "T12", "L1", "L2")
     assert scan.landmarks.targets.tolist() == [17, 18, 20, NOT_A_VERTEBRA]
     assert scan.nearest.tolist() == [0, 1, -1, 2] and not scan.fully_detected
@@ -86,13 +87,13 @@ def test_broken_files_are_named(tmp_path, content, message):
     file = tmp_path / "broken.json"
     file.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        vid.read_scans(file)
+        vid_landmarks.read_scans(file)
     with pytest.raises(InputError, match="does not exist"):
-        vid.read_scans(tmp_path / "none.json")
+        vid_landmarks.read_scans(tmp_path / "none.json")
 
 
 def test_identification_rate_known_answers(tmp_path):
-    scans = vid.read_scans(write(tmp_path / "s.json", [entry("a", 17, 20), entry("b", 17, 20, false=1, missed=("L1",))]))
+    scans = vid_landmarks.read_scans(write(tmp_path / "s.json", [entry("a", 17, 20), entry("b", 17, 20, false=1, missed=("L1",))]))
     right = [numbering(["T11", "T12", "L1", "L2"]), numbering(["T11", "T12", "L2", None])]
     figures = vid_evaluation.evaluate(scans, right)
     assert figures["identification_rate"] == figures["identification_rate_ceiling"] == 7 / 8
@@ -109,7 +110,7 @@ def test_a_nearer_false_detection_takes_the_hit(tmp_path):
     raw = entry("a", 20, 20)
     x, y, z = raw["truth"][0]["xyz"]
     raw["detections"] = [{"xyz": xyz, "type": "body", "p_ctl": [0, 0, 1]} for xyz in ([x, y, z], [x + 5, y, z])]
-    scan = vid.read_scans(write(tmp_path / "s.json", [raw]))
+    scan = vid_landmarks.read_scans(write(tmp_path / "s.json", [raw]))
     nearest = int(scan[0].nearest[0])
     names = [None, None]
     names[1 - nearest] = "L2"                              # the level sits on the detection 5 mm away
@@ -122,7 +123,7 @@ def test_anomalies_are_counted_apart(tmp_path):
     raw = entry("a", 19, 23, false=1)
     below = next(d for d in raw["detections"] if d["type"] == "body" and max(d["p_ctl"]) < 0.5)
     raw["truth"].append({"xyz": below["xyz"], "type": "body", "level": "L6"})
-    scans = vid.read_scans(write(tmp_path / "s.json", [raw]))
+    scans = vid_landmarks.read_scans(write(tmp_path / "s.json", [raw]))
     assert scans[0].landmarks.targets[-1] == L6
     row = vid_evaluation.evaluate(scans, [numbering(["L1", "L2", "L3", "L4", "L5", None])])["anomalies"]
     assert row["L6"] == {"scans": 1, "all_right": 0, "named": 0} and row["T11-L1"]["scans"] == 0
@@ -132,7 +133,7 @@ def test_anomalies_are_counted_apart(tmp_path):
 
 def test_folds_keep_repeated_truth_together(tmp_path):
     raws = [entry(f"s{k}", seed=k % 10) for k in range(30)]
-    scans = vid.read_scans(write(tmp_path / "s.json", raws))
+    scans = vid_landmarks.read_scans(write(tmp_path / "s.json", raws))
     fold = vid.folds(scans)
     assert all(len(set(fold[k::10])) == 1 for k in range(10))
     assert sorted(np.bincount(fold)) == [6] * 5
@@ -145,7 +146,7 @@ def test_look_alikes_stay_together_when_asked(tmp_path):
         moved = 300.0 * (int(raw["scan"][1:]) // 20)
         for point in (*raw["truth"], *raw["detections"]):
             point["xyz"] = [size * v + moved for v in point["xyz"]]
-    scans = vid.read_scans(write(tmp_path / "s.json", raws))
+    scans = vid_landmarks.read_scans(write(tmp_path / "s.json", raws))
     pairs = vid.look_alikes(scans)
     assert len(pairs) >= 10 and np.mean([abs(i - j) == 20 for i, j in pairs]) > 0.7
     fold = vid.folds(scans, keep_look_alikes=True)
@@ -173,7 +174,7 @@ def with_far_point(raw):
     entry("missed_in_neck", 0, 23, missed=("C5",)), entry("missed_in_chest", 5, 23, missed=("T3",)),
     with_thirteenth(entry("T13")), with_far_point(entry("far", 12, 22))], ids=lambda raw: raw["scan"])
 def test_the_right_numbering_is_among_the_candidates(tmp_path, raw):
-    scan = vid.read_scans(write(tmp_path / "s.json", [raw]))[0]
+    scan = vid_landmarks.read_scans(write(tmp_path / "s.json", [raw]))[0]
     case = vid_model.Case.of(scan)
     assert case.exact.sum() == 1 and case.right[case.exact].all()
     assert len(np.unique(case.classes, axis=0)) == len(case.classes) <= 24
@@ -188,7 +189,7 @@ def test_features_do_not_depend_on_the_name_of_the_collection_or_truth(tmp_path)
     bare = {"scan": "a", "detections": raw["detections"]}
     tables = []
     for content in (raw, bare):
-        seen = Seen(vid.read_scans(write(tmp_path / "s.json", [content]))[0])
+        seen = Seen(vid_landmarks.read_scans(write(tmp_path / "s.json", [content]))[0])
         tables.append(features(seen, *candidates(seen)))
     np.testing.assert_array_equal(*tables)
 
@@ -217,7 +218,7 @@ def test_temperature_matches_how_often_the_scores_are_right():
 
 
 def cases_of(tmp_path, raws):
-    return [vid_model.Case.of(scan) for scan in vid.read_scans(write(tmp_path / "cases.json", raws))]
+    return [vid_model.Case.of(scan) for scan in vid_landmarks.read_scans(write(tmp_path / "cases.json", raws))]
 
 
 def two_collections(name, count, seed):
@@ -231,7 +232,7 @@ def test_the_origin_is_guessed_from_the_scan_not_from_its_name(tmp_path):
     cases = cases_of(tmp_path, two_collections("a", 60, 0))
     whole, names = np.stack([case.whole for case in cases]), [case.collection for case in cases]
     origin = vid_origin.Origin.fit(whole, names, 0)
-    crossed = vid_origin.Origin.crossed(whole, names, 0)
+    crossed = vid_origin.Origin.cross_fit(whole, names, 0)
     assert origin.names == ("corner", "made") and crossed.shape == (60, 2)
     np.testing.assert_allclose(crossed.sum(axis=1), 1.0, atol=1e-5)
     assert (crossed.argmax(axis=1) == [origin.names.index(name) for name in names]).mean() > 0.9
@@ -244,7 +245,7 @@ def test_the_origin_is_guessed_from_the_scan_not_from_its_name(tmp_path):
 def test_collections_that_name_the_same_looks_differently_are_both_named_right(tmp_path):
     model = vid_model.VidModel.fit(cases_of(tmp_path, two_collections("a", 80, 0)), vid_model.Schedule(epochs=30), 1)
     raws = [raw | {"collection": ""} for raw in two_collections("b", 20, 900)]
-    scans = vid.read_scans(write(tmp_path / "new.json", raws))
+    scans = vid_landmarks.read_scans(write(tmp_path / "new.json", raws))
     right = [said.names == scan.names for said, scan in zip(model.number(scans), scans, strict=True)]
     assert np.mean(right[::2]) >= 0.8 and np.mean(right[1::2]) >= 0.8
 
@@ -274,7 +275,7 @@ def test_train_then_predict_writes_the_format(model_file, tmp_path, capsys):
         assert all(row["level"] is None or row["level"] in (*LEVELS, "L6") for row in answer[raw["scan"]])
     assert "identification rate" in capsys.readouterr().out
     named = {row["index"]: row["level"] for row in answer["x"]}
-    scan = vid.read_scans(tmp_path / "f.json")[0]
+    scan = vid_landmarks.read_scans(tmp_path / "f.json")[0]
     right = [named[int(scan.index[k])] == name for k, name in zip(scan.nearest, scan.names, strict=True)]
     assert np.mean(right) > 0.7
 
@@ -288,7 +289,7 @@ def test_predicting_without_truth_or_bodies(model_file, tmp_path):
 
 def test_saved_model_answers_the_same_and_foreign_files_are_refused(model_file, tmp_path, capsys):
     model = vid_model.VidModel.load(model_file)
-    scan = vid.read_scans(write(tmp_path / "s.json", [entry("x", 12, 23, seed=7)]))[0]
+    scan = vid_landmarks.read_scans(write(tmp_path / "s.json", [entry("x", 12, 23, seed=7)]))[0]
     model.save(tmp_path / "again.pth")
     one, other = (m.number([scan])[0] for m in (model, vid_model.VidModel.load(tmp_path / "again.pth")))
     assert one.names == other.names
@@ -334,7 +335,7 @@ def test_bad_calls_end_with_a_sentence_and_code_2(tmp_path, capsys, arguments, m
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real landmarks are not at hand")
 def test_real_file_has_the_known_ceilings():
-    scans = vid.read_scans(REAL)
+    scans = vid_landmarks.read_scans(REAL)
     nothing = [numbering([None] * len(scan.index)) for scan in scans]
     figures = vid_evaluation.evaluate(scans, nothing)
     assert figures["scans"] == 1944 and figures["identification_rate"] == 0.0

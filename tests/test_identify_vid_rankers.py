@@ -133,7 +133,7 @@ def test_a_training_scan_is_judged_without_itself():
     """One scan unlike all others: learned with it, its level's values are less of a surprise than without."""
     right = patients(60, 0)
     tables = [np.stack([row, np.roll(row, 1, axis=0)]) for row in right]
-    crossed = Likelihoods.crossed(right, tables, seed=0)
+    crossed = Likelihoods.cross_fit(right, tables, seed=0)
     whole = Likelihoods.fit(right)
     assert len(crossed) == 60 and crossed[0].shape == (2, 2)
     assert any(not np.allclose(row, whole.posteriors(table)) for row, table in zip(crossed, tables, strict=True))

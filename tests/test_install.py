@@ -206,7 +206,7 @@ HOSTILE: dict[str, tuple[Callable[[Archive], Any], str]] = {
     **{f"unknown {name!r}": (lambda a, name=name: a.put(name, b"x"), "no part of a model") for name in (
         "evil.pth", "README.md", f"{DATASET}/evil.py", f"{STAGE}/fold_0/run.sh", f"{STAGE}/__init__.py", f"{STAGE}/fold_0/a/b.pth",
         f"{STAGE}/.hidden.pth", f"{STAGE}/fold_x/checkpoint_final.pth", f"{STAGE}/fold_0/.pth", f"{CARD}/extra.txt",
-        "Dataset1_Short/card__SpineCLUEPlans/LICENSE.txt", f"{DATASET}/A__B__other/plans.json", f"{STAGE}/fold_0/" + 200 * "a" + ".pth")},
+        "Dataset1_Short/card__SpineCLUEPlans/LICENSE.txt", f"{DATASET}/A__B__Other/plans.json", f"{STAGE}/fold_0/" + 200 * "a" + ".pth")},
     "extra checkpoint": (lambda a: a.raw.append((f"{STAGE}/fold_1/checkpoint_final.pth", b"x")), "manifest does not list"),
     "extra listed elsewhere": (lambda a: a.put("Dataset777_Other/A__B__identify/plans.json", b"{}"), "does not belong"),
     "symbolic link": (lambda a: a.infos.update({a.checkpoint(): link(a.checkpoint())}), "link or device"),

@@ -126,7 +126,9 @@ def test_files_of_a_case(trained, tmp_path, scan):
     with np.load(out / "one.npz") as arrays:
         np.testing.assert_allclose(arrays["probabilities"].sum(1), 1, atol=1e-4)
         assert arrays["probabilities"].shape == (len(record(out, "one")["vertebrae"]), 24)
-    assert record(out, "one")["plans"]["fingerprints"] == {s: plans().stage(s).model_fingerprint for s in CORE_STAGES}
+    fingerprints = record(out, "one")["plans"]["fingerprints"]
+    assert {s: fingerprints[s] for s in CORE_STAGES} == {s: plans().stage(s).model_fingerprint for s in CORE_STAGES}
+    assert record(out, "one")["plans"]["shipped_stands_in"] == ["geometry"]
     assert load_plans(out / "plans.json").stage("segment") == plans().stage("segment")
 
 
@@ -167,7 +169,7 @@ def noting(used: list[int], fold: int, function: Callable[[torch.Tensor], torch.
 
 def test_every_fold_s_own_weights_are_used(trained, tmp_path, scan):
     model = load_trained(trained, ["0", "1"], CPU)
-    for stage, loaded in model.stages.items():
+    for stage, loaded in ((name, model.stages[name]) for name in CORE_STAGES):
         for fold, network in enumerate(loaded.networks):
             file = trained / stage_folder_name(stage) / f"fold_{fold}" / "checkpoint_final.pth"
             wanted = Checkpoint.load(file).network
@@ -220,7 +222,7 @@ def folder_of_scans(tmp_path) -> Path:
 
 
 def test_a_bad_scan_among_others_is_listed_and_the_others_are_done(trained, tmp_path, folder_of_scans, capsys, monkeypatch):
-    from spineclue_v2.inference import predict_folder as module
+    from spineclue_v2.inference import predict_scan as module
 
     original = module.predict_volume
 

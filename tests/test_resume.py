@@ -169,6 +169,17 @@ def test_a_checkpoint_of_another_plan_is_refused(tiny, tmp_path):
     trainer(tiny, "segment", tmp_path, run={"initial_lr": 1e-4})._resume()
 
 
+@pytest.mark.parametrize("before, after", [("AdamW", "SGD"), ("SGD", "Adam"), ("Adam", "AdamW")])
+def test_another_optimiser_continues_with_the_plans_rates(tiny, tmp_path, before, after):
+    run = trainer(tiny, "segment", tmp_path, run={"optimizer": before, "epochs": 1})
+    run.run()
+    run.checkpoint(with_optimizer=True).save(tmp_path / "checkpoint_latest.pth")
+    again = trainer(tiny, "segment", tmp_path, run={"optimizer": after, "epochs": 2, "initial_lr": 0.02})
+    again.run(resume=True)
+    assert type(again.optimizer).__name__ == after and again.epoch == 2
+    assert again.optimizer.param_groups[0]["initial_lr"] == 0.02 and again.history["learning_rate"][1] < 0.02
+
+
 def test_folds_of_one_stage_share_their_model(tiny, tmp_path, monkeypatch):
     plans = load_plans(tiny / "SpineCLUEPlans.json")
     folder = paths.results_folder() / DATASET / f"{default_trainer_name('segment')}__SpineCLUEPlans__segment"

@@ -28,6 +28,9 @@ EDITS: dict[str, dict[str, dict[str, Any]]] = {
                 "run": {"batch_size": 2, "epochs": 2, "iterations_per_epoch": 2}},
     "identify": {"network": {"width": 4, "hidden": 16, "projection_dim": 8, "crop_size": (16, 32, 32), "pool_grid": (1, 1, 1)},
                  "run": {"batch_size": 4, "contrastive_epochs": 2, "classifier_epochs": 2, "iterations_per_epoch": 2, "mc_samples": 4}},
+    "appearance": {"run": {"batch_size": 4, "epochs": 4, "iterations_per_epoch": 2}},
+    "geometry": {"network": {"width": 16, "layers": 1, "members": 2},
+                 "run": {"batch_size": 8, "epochs": 2, "iterations_per_epoch": 2, "sampled_spines": 20}},
 }
 
 

@@ -40,7 +40,7 @@ class CTBatches(MaskBatches):
     def inputs(self, numbers: list[int]) -> Tensor:
         return torch.from_numpy(np.stack([windows(self._crop(n), self.windows_hu) for n in numbers]))
 
-    def augmented(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+    def augment_images(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         """The movements of the masks, and another contrast, brightness and noise; the border repeats."""
         moved = functional.grid_sample(images, moving_grid(len(images), np.array(images.shape[2:]), rng, self.spacing),
                                        align_corners=False, padding_mode="border")
@@ -69,7 +69,7 @@ class CTTrainer(IdentifyTrainer):
     def batch_sampler(self, training: bool) -> MaskBatches:
         masks, data = super().batch_sampler(training), self.plan.data
         return CTBatches(masks.folder, masks.cases, masks.crop_size, masks.spacing, masks.batch_size, masks.contrastive_batches,
-                         masks.seed, masks.augment, windows_hu=data.windows_hu, hu_min=data.hu_min)
+                         masks.seed, masks.augment, masks.classifier_batch_size, windows_hu=data.windows_hu, hu_min=data.hu_min)
 
 
 class ResNeXtTrainer(IdentifyTrainer):
@@ -96,7 +96,7 @@ def _resnet(network: IdentifyNetwork, **changes: Any) -> ShapeNetwork:
 
 
 class VisionTransformer(LevelNetwork):
-    """ViT (Dosovitskiy et al. 2021) in three dimensions: patches of 8 voxels, learned places, pre-norm encoder, mean of the tokens.
+    """ViT (Dosovitskiy et al. 2021) in three dimensions: patches of 8 voxels, learned positions, pre-norm encoder, mean of the tokens.
 
     The crop is filled up with zeros to a multiple of the patch. Widths do not follow the plan's ResNet: `TRANSFORMER`.
     """

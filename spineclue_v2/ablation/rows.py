@@ -19,16 +19,16 @@ from ..imageio.volume import ImageGrid, Volume
 from ..stages.appearance.predictor import log_probabilities
 from ..stages.appearance.trainer import AppearanceTrainer
 from ..stages.geometry.predictor import evidence_of
-from ..stages.identify.calibration import START, EvidenceRows, fit_weights, weighted
+from ..stages.identify.calibration import START, EvidenceRows, fit_weights, weigh
 from ..stages.identify.decoder import Decoder, Numbering
 from ..stages.identify.evidence import fold_variants, shape_logs
 from ..stages.identify.fusion import MessageFusion, fit_phi
 from ..stages.identify.plan import IdentifyRun, Penalties
 from ..stages.identify.predictor import INFERENCE_BATCH
+from ..stages.identify.trainer import IdentifyTrainer
 from ..stages.identify.uncertainty import monte_carlo
 from ..training.stage_model import StageModel
 from ..training.temperature import fit_temperature
-from ..training.trainer import BaseTrainer
 
 STEPS = ("baseline on CT", "+ mask", "+ contrastive", "+ fusion", "+ geometry", "+ appearance", "+ decoder")
 """The paper's Table 3, then what is beyond the paper."""
@@ -64,11 +64,27 @@ class Scan:
     def steps(self) -> np.ndarray:
         return vertebral_gaps(self.centres)
 
+    @property
+    def known_appearance(self) -> np.ndarray:
+        """`appearance`; ValueError where its network has not seen the scan."""
+        return _filled(self.appearance, "appearance", self.case)
+
+    @property
+    def known_geometry(self) -> np.ndarray:
+        """`geometry`; ValueError where there is no geometry classifier."""
+        return _filled(self.geometry, "geometry", self.case)
+
+
+def _filled(rows: np.ndarray | None, name: str, case: str) -> np.ndarray:
+    if rows is None:
+        raise ValueError(f"{case}: there is no evidence of the classifier {name}")
+    return rows
+
 
 def scans_of(dataset: PreprocessedDataset, cases: Sequence[str], fold: int | str, seed: int, several_folds: bool,
              geometry: Any = None) -> list[Scan]:
     """The validation `cases` with what needs no training of the study; those without a vertebra are left out."""
-    scans = []
+    scans: list[Scan] = []
     for case in cases:
         properties = dataset.properties(case)
         grid = ImageGrid.from_json(properties["geometry"])
@@ -83,7 +99,7 @@ def scans_of(dataset: PreprocessedDataset, cases: Sequence[str], fold: int | str
 
 
 @torch.no_grad()
-def add_outputs(scans: Sequence[Scan], name: str, trainer: BaseTrainer, dataset: PreprocessedDataset) -> None:
+def add_outputs(scans: Sequence[Scan], name: str, trainer: IdentifyTrainer | AppearanceTrainer, dataset: PreprocessedDataset) -> None:
     """Let the trained network of `name` look at every scan once; fills features and logits, or `appearance`."""
     trainer.network.eval()
     if isinstance(trainer, AppearanceTrainer):
@@ -92,7 +108,7 @@ def add_outputs(scans: Sequence[Scan], name: str, trainer: BaseTrainer, dataset:
             volume = Volume(np.asarray(dataset.image(scan.case)[:]), ImageGrid.from_json(dataset.properties(scan.case)["geometry"]))
             scan.appearance = log_probabilities(volume, scan.centres, model, trainer.plan, trainer.device)
         return
-    maker = trainer.batch_sampler(training=False)  # type: ignore[attr-defined]
+    maker = trainer.batch_sampler(training=False)
     maker.cases, maker.variants = [scan.case for scan in scans], True
     for scan in scans:
         if tuple(NAME_OF_LABEL[value] for value in maker.labels_of(scan.case)) != scan.names:
@@ -130,15 +146,15 @@ def shape_probabilities(fit: Sequence[Scan], apply: Sequence[Scan], network: Map
     temperature = temperature_of(fit, name)
     rows = {}
     for scan in [*fit, *apply]:
-        mean, entropy, _ = monte_carlo(network[scan.fold, scan.seed], scan.features[name], run.mc_samples, temperature)
+        mean, entropy = monte_carlo(network[scan.fold, scan.seed], scan.features[name], run.mc_samples, temperature)
         rows[id(scan)] = (mean.cpu().clone(), entropy.cpu().clone(), torch.from_numpy(round_positions(scan.steps)), scan.targets)
     if not fused:
-        return tuple([rows[id(scan)][0].numpy() for scan in scans] for scans in (fit, apply))  # type: ignore[return-value]
+        return [rows[id(scan)][0].numpy() for scan in fit], [rows[id(scan)][0].numpy() for scan in apply]
     fusion = MessageFusion(run.theta, run.hops, run.neighbours)
     if run.hops:
         fit_phi(fusion, [rows[id(scan)] for scan in fit])
     with torch.no_grad():
-        return tuple([fusion(*rows[id(scan)][:3]).numpy() for scan in scans] for scans in (fit, apply))  # type: ignore[return-value]
+        return [fusion(*rows[id(scan)][:3]).numpy() for scan in fit], [fusion(*rows[id(scan)][:3]).numpy() for scan in apply]
 
 
 def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[tuple[int | str, int], Any],
@@ -159,7 +175,7 @@ def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[t
         enabled = (*enabled, classifier)
         known, asked = (_evidence_rows(scans, shape, enabled, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
         weights = fit_weights(known)
-        found[step] = [best_level(weighted(rows.logs, weights)) for rows in asked]
+        found[step] = [best_level(weigh(rows.logs, weights)) for rows in asked]
     penalties = Penalties.from_dict(run.decoder_penalties)
     decoder, numberings = Decoder(penalties), {}
     for how, classifiers in ((FITTED, enabled), (PLANNED, enabled), (BLIND, tuple(name for name in enabled if name != "appearance"))):
@@ -167,7 +183,7 @@ def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[t
             continue
         known, asked = (_evidence_rows(scans, shape, classifiers, temperature) for scans, shape in zip((fit, apply), shapes, strict=True))
         weights = START | run.classifier_weights if how == PLANNED else fit_weights(known, penalties)
-        numberings[how] = [decoder.decode(weighted(rows.logs, weights), rows.steps) for rows in asked]
+        numberings[how] = [decoder.decode(weigh(rows.logs, weights), rows.steps) for rows in asked]
     found["+ decoder"] = [list(numbering.names) for numbering in numberings[FITTED]]
     return found, numberings
 
@@ -175,7 +191,7 @@ def names_by_step(fit: Sequence[Scan], apply: Sequence[Scan], network: Mapping[t
 def _appearance_temperature(scans: Sequence[Scan]) -> float:
     if scans[0].appearance is None:
         return 1.0
-    return fit_temperature(torch.from_numpy(np.concatenate([s.appearance for s in scans])), torch.cat([s.targets for s in scans]))
+    return fit_temperature(torch.from_numpy(np.concatenate([s.known_appearance for s in scans])), torch.cat([s.targets for s in scans]))
 
 
 def _evidence_rows(scans: Sequence[Scan], shape: Sequence[np.ndarray], enabled: Sequence[str], temperature: float) -> list[EvidenceRows]:
@@ -183,9 +199,9 @@ def _evidence_rows(scans: Sequence[Scan], shape: Sequence[np.ndarray], enabled: 
     for scan, probabilities in zip(scans, shape, strict=True):
         logs = {"shape": shape_logs(probabilities)}
         if "geometry" in enabled:
-            logs["geometry"] = scan.geometry
+            logs["geometry"] = scan.known_geometry
         if "appearance" in enabled:
-            tempered = scan.appearance / temperature
+            tempered = scan.known_appearance / temperature
             logs["appearance"] = tempered - np.logaddexp.reduce(tempered, axis=1, keepdims=True)
         rows.append(EvidenceRows(logs, scan.names, scan.steps))
     return rows

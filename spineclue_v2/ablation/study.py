@@ -15,7 +15,7 @@ from ..dataset.preprocessed import PreprocessedDataset
 from ..dataset.splits import fold_cases, load_splits, parse_fold, patients_of
 from ..errors import InputError
 from ..evaluation import calibration, metrics
-from ..inference.model import load_shipped_geometry
+from ..inference.model import load_stand_in
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
 from ..stages.identify.plan import IdentifyRun
 from ..stages.plan_files import load_plans
@@ -27,7 +27,7 @@ from ..utilities.files import write_json
 from . import figures
 from .embedding import neighbour_silhouette, two_dimensions
 from .rows import STEPS, Scan, add_outputs, best_level, names_by_step, parts_of, scans_of, shape_probabilities
-from .trainings import TRAININGS, Training, extra_trainings, trained
+from .trainings import TRAININGS, Training, extra_trainings, train_or_load
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ def _outputs(trainings: dict[str, Training], plans: Plans, data: PreprocessedDat
             if not found:
                 raise InputError(f"The validation cases of fold {fold} hold no vertebra; an ablation has nothing to measure there.")
             for name, training in trainings.items():
-                trainer = trained(name, training, plans, data, own, folder / f"fold_{fold}" / f"seed_{seed}", fold, seed, device, workers)
+                trainer = train_or_load(name, training, plans, data, own, folder / f"fold_{fold}" / f"seed_{seed}", fold, seed, device,
+                                        workers)
                 add_outputs(found, name, trainer, data)
                 networks[name][fold, seed] = trainer.network
                 records.append({"training": name, "title": training.title, "fold": fold, "seed": seed} | _cost(trainer))
@@ -111,7 +112,7 @@ def _outputs(trainings: dict[str, Training], plans: Plans, data: PreprocessedDat
 
 def _geometry() -> StageModel | None:
     """The geometry classifier that comes with the package, None where it does not."""
-    found = load_shipped_geometry(torch.device("cpu"))
+    found = load_stand_in("geometry", torch.device("cpu"))
     if found is None:
         logger.warning("The package has no geometry.pth: the study goes without the geometry classifier.")
     return found
@@ -131,7 +132,7 @@ def _names(scans: Sequence[Scan], networks: dict[tuple[int | str, int], Any], ru
             found, numberings = names_by_step(fit, apply, networks, run)
             for k, scan in enumerate(apply):
                 for i, level in enumerate(scan.names):
-                    row = {"fold": scan.fold, "seed": seed, "case": scan.case, "level": level}
+                    row: dict[str, Any] = {"fold": scan.fold, "seed": seed, "case": scan.case, "level": level}
                     row |= {step: names[k][i] or "" for step, names in found.items()}
                     for how, decoded in numberings.items():
                         row |= {f"{how}: name": decoded[k].names[i] or "", f"{how}: confidence": round(float(decoded[k].confidence[i]), 4),
@@ -182,7 +183,7 @@ def _write_tables(folder: Path, rows: list[dict[str, Any]], seeds: int) -> list[
 
 
 def _figures(rows: Sequence[dict[str, Any]], step: str, seeds: int, whole_scans: bool = True) -> dict[str, Any]:
-    """ID-rate and MSE as mean and standard deviation over the seeds, and the share of scans that are all right."""
+    """ID-rate and MSE as mean and standard deviation over the seeds, and the share of scans with all levels right."""
     values: dict[str, list[float]] = {"id_rate": [], "mse": [], "all_right": []}
     for seed in range(seeds):
         own = [row for row in rows if row["seed"] == seed]
@@ -231,9 +232,9 @@ def _write_embeddings(folder: Path, scans: Sequence[Scan], trainings: Iterable[s
             silhouettes.append({"training": name, "fold": fold, "seed": seed, "vertebrae": len(features), "neighbour_silhouette":
                                 round(neighbour_silhouette(features, targets[targets >= 0]), 4)})
             if name in EMBEDDED and (fold, seed) == (scans[0].fold, scans[0].seed):
-                places = two_dimensions(features)
+                plane = two_dimensions(features)
                 points += [{"training": name, "level": anatomy.LEVELS[t], "x": round(float(x), 3), "y": round(float(y), 3)}
-                           for t, (x, y) in zip(targets[targets >= 0], places, strict=True)]
+                           for t, (x, y) in zip(targets[targets >= 0], plane, strict=True)]
     figures.write_csv(folder / "silhouette.csv", silhouettes)
     figures.write_csv(folder / "embedding.csv", points)
     figures.plot_embeddings(points, silhouettes, {name: TRAININGS[name].title for name in EMBEDDED}, folder / "embedding.png")
@@ -244,6 +245,6 @@ def _single(record: dict[str, Any], scans: Sequence[Scan]) -> dict[str, Any]:
     own = [scan for scan in scans if (scan.fold, scan.seed) == (record["fold"], record["seed"])]
     name = record["training"]
     true = [level for scan in own for level in scan.names]
-    given = [level for scan in own for level in best_level(scan.appearance if name == "appearance" else scan.logits[name])]
+    given = [level for scan in own for level in best_level(scan.known_appearance if name == "appearance" else scan.logits[name])]
     return {"id_rate_single": round(metrics.identification_rate(true, given), 4), "mse_single": round(metrics.level_mse(true, given), 4)}
 

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from ..stages.appearance.trainer import AppearanceTrainer
 from ..stages.identify.plan import IdentifyNetwork, IdentifyRun
 from ..stages.identify.trainer import IdentifyTrainer
 from ..training.checkpoint import Checkpoint
-from ..training.trainer import BaseTrainer
 from .comparisons import CTTrainer, ResNeXtTrainer, TransformerTrainer
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Training:
     """One network of the study: its trainer, and what differs from the plan."""
 
     title: str
-    trainer: type[BaseTrainer]
+    trainer: type[IdentifyTrainer] | type[AppearanceTrainer]
     run: Callable[[IdentifyRun], IdentifyRun] = as_planned
     network: Callable[[IdentifyNetwork], IdentifyNetwork] = lambda network: network
 
@@ -64,46 +64,47 @@ def extra_trainings(names: Sequence[str], plan: Any) -> dict[str, Training]:
     """Further contrastive trainings that differ from the plan in one number each; `names` from `EXTRAS`."""
     run, network, found = plan.run, plan.network, {}
     if "objective" in names:
-        found["cross_entropy"] = _changed("classifier phase with cross entropy alone", loss_weights=(0.0, 0.0, 1.0))
+        found["cross_entropy"] = _change("classifier phase with cross entropy alone", loss_weights=(0.0, 0.0, 1.0))
     if "loss" in names:
         other = "in" if run.contrastive_loss == "out" else "out"
-        found[f"loss_{other}"] = _changed(f"contrastive loss '{other}' instead of '{run.contrastive_loss}'", contrastive_loss=other)
+        found[f"loss_{other}"] = _change(f"contrastive loss '{other}' instead of '{run.contrastive_loss}'", contrastive_loss=other)
     if "temperature" in names:
         for value in TEMPERATURES:
             if value != run.temperature:
-                found[f"temperature_{value:g}"] = _changed(f"temperature {value:g} instead of {run.temperature:g}", temperature=value)
+                found[f"temperature_{value:g}"] = _change(f"temperature {value:g} instead of {run.temperature:g}", temperature=value)
     if "freeze" in names:
         words = {True: "frozen", False: "fine-tuned"}
-        found[words[not run.freeze_backbone]] = _changed(f"backbone {words[not run.freeze_backbone]} instead of "
+        found[words[not run.freeze_backbone]] = _change(f"backbone {words[not run.freeze_backbone]} instead of "
                                                          f"{words[run.freeze_backbone]}", freeze_backbone=not run.freeze_backbone)
     if "width" in names:
         for value in (max(4, network.width // 2), network.width * 2):
             found[f"width_{value}"] = Training(f"width {value} instead of {network.width}", IdentifyTrainer,
-                                               network=lambda network, value=value: replace(network, width=value))
+                                               network=partial(replace, width=value))
     return found
 
 
-def _changed(title: str, **values: Any) -> Training:
+def _change(title: str, **values: Any) -> Training:
     return Training(title, IdentifyTrainer, lambda run: replace(run, **values))
 
 
-def trained(name: str, training: Training, plans: Plans, dataset: PreprocessedDataset, cases: tuple[list[str], list[str]],
-            folder: Path, fold: int | str, seed: int, device: torch.device, workers: int | None = None) -> BaseTrainer:
+def train_or_load(name: str, training: Training, plans: Plans, dataset: PreprocessedDataset, cases: tuple[list[str], list[str]],
+            folder: Path, fold: int | str, seed: int, device: torch.device, workers: int | None = None
+            ) -> IdentifyTrainer | AppearanceTrainer:
     """The trainer of `training` with its final weights: trained now, continued, or read when it is finished.
 
     `folder` is that of the fold and seed; weights of another plan, of other cases or of another seed there are an InputError.
     """
     plans = _plans_of(training, plans)
-    place = folder / name
-    trainer = training.trainer(plans, fold, dataset, *cases, place, device, seed=FIRST_SEED + seed, workers=workers)
-    for file in (place / FINAL, place / LATEST):
+    own_folder = folder / name
+    trainer = training.trainer(plans, fold, dataset, *cases, own_folder, device, seed=FIRST_SEED + seed, workers=workers)
+    for file in (own_folder / FINAL, own_folder / LATEST):
         if file.exists():
             _check_same(file, plans, training.trainer.stage, cases)
-    if (place / FINAL).exists() and not (place / LATEST).exists():
-        trainer.history = trainer.load(place / FINAL).meta["history"]
+    if (own_folder / FINAL).exists() and not (own_folder / LATEST).exists():
+        trainer.history = trainer.load(own_folder / FINAL).meta["history"]
         return trainer
     logger.info("Training %s (%s), fold %s, seed %d.", name, training.title, fold, seed)
-    trainer.run(resume=(place / LATEST).exists())
+    trainer.run(resume=(own_folder / LATEST).exists())
     return trainer
 
 

@@ -42,7 +42,7 @@ def dataset_labels() -> dict[str, int]:
 
 
 def level_distance(first: str, second: str) -> int:
-    """Steps from `first` down to `second` in the regular numbering (T13 counts as T12, L6 as L5 plus one each)."""
+    """Levels from `first` down to `second` in the regular numbering (T13 counts as T12, L6 as L5 plus one each)."""
     def position(name: str) -> int:
         return LEVEL_INDEX[EMITTING_LEVEL[name]] + (name in ("T13", "L6"))
     return position(second) - position(first)
@@ -61,4 +61,5 @@ def colour(name: str) -> tuple[int, int, int]:
     number = int(name[1:]) - 1
     hue = (start + span * number / count) % 1.0
     value = 1.0 if number % 2 == 0 else 0.72
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.85, value))
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
+    return round(255 * red), round(255 * green), round(255 * blue)

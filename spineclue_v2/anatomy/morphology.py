@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..utilities.triples import float_triple
+
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest 26-connected component of a bool mask, as bool of the same shape."""
@@ -23,11 +25,11 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     return (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
 
-def body_centre(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
+def body_centre(mask: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
     """Centre (z, y, x) index of the vertebral body, the part in front of the spinal canal.
 
     The body is the thickest part near the midline and the front: its core is found in the distance transform, weighted
-    against articular masses (as thick as the body in the neck, but lateral), and grown back by the same depth. C1 has no
+    against articular masses (as thick as a cervical body, but lateral), and grown back by the same depth. C1 has no
     body; its anterior arch and the front of its lateral masses answer. An empty mask is a ValueError.
     """
     from scipy.ndimage import distance_transform_edt
@@ -43,7 +45,7 @@ def body_centre(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, f
     seed = points[int(np.argmax(score))]
     core = _component_with(depth > 0.6 * depth[tuple(seed)], seed)
     grown = distance_transform_edt(~core, sampling=spacing) <= 0.6 * depth[tuple(seed)]
-    return tuple(float(c) for c in np.argwhere(grown & padded).mean(0) - 1)  # type: ignore[return-value]
+    return float_triple(np.argwhere(grown & padded).mean(0) - 1)
 
 
 def _prior(points_mm: np.ndarray) -> np.ndarray:

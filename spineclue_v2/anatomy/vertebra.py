@@ -2,9 +2,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+from ..utilities.triples import Box, Floats3, box_slices
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -25,17 +29,21 @@ class BodyHeights:
 
     @property
     def loss(self) -> tuple[float, float, float] | None:
-        """Share of the expected height that is missing, per height; below 0 where the body is higher than expected."""
-        return None if self.expected is None else tuple(  # type: ignore[return-value]
-            1 - h / e for h, e in zip(self.measured, self.expected, strict=True))
+        """Missing fraction of the expected height, per height; below 0 where the body is higher than expected."""
+        if self.expected is None:
+            return None
+        anterior, middle, posterior = self.expected
+        return 1 - self.anterior / anterior, 1 - self.middle / middle, 1 - self.posterior / posterior
 
 
 @dataclass(frozen=True)
 class Vertebra:
     """One vertebra of a scan. Positions are LPS millimetres (x, y, z); extents and sizes are (z, y, x) millimetres.
 
-    localize fills `box_centre`, `extent`, `score`, `support`; segment fills `mask`, `mask_start`, `mask_centroid`,
+    localize fills `box_centre`, `extent`, `score`, `hits`; segment fills `mask`, `mask_start`, `mask_centroid`,
     `body_centre`, `volume_ml`, `touches_border`; identify `probabilities` to `confidence`; grade the rest.
+    Fields of stages that have not run are None; `known_*` are the same fields for code that runs after that stage: they raise a
+    ValueError instead of giving None.
     """
 
     box_centre: tuple[float, float, float]
@@ -60,6 +68,42 @@ class Vertebra:
     log_probabilities: np.ndarray | None = field(default=None, repr=False)  # (25,) levels and "not a vertebra", all classifiers together
     variant_log_probabilities: tuple[float, float] | None = None  # of T13 and L6, NaN where no classifier knows them
 
+    @property
+    def known_mask(self) -> np.ndarray:
+        """`mask`; ValueError before segmentation."""
+        return _filled(self.mask, "mask", "segment")
+
+    @property
+    def known_mask_start(self) -> tuple[int, int, int]:
+        """`mask_start`; ValueError before segmentation."""
+        return _filled(self.mask_start, "mask_start", "segment")
+
+    @property
+    def mask_box(self) -> Box:
+        """Slices (z, y, x) of the mask's crop in an array of network space; ValueError before segmentation."""
+        return box_slices(self.known_mask_start, self.known_mask.shape)
+
+    @property
+    def known_body_centre(self) -> Floats3:
+        """`body_centre`, (x, y, z) LPS mm; ValueError before segmentation."""
+        return _filled(self.body_centre, "body_centre", "segment")
+
+    @property
+    def known_volume_ml(self) -> float:
+        """`volume_ml`; ValueError before segmentation."""
+        return _filled(self.volume_ml, "volume_ml", "segment")
+
+    @property
+    def known_level(self) -> str:
+        """`level`; ValueError before identification."""
+        return _filled(self.level, "level", "identify")
+
+
+def _filled(value: Value | None, name: str, stage: str) -> Value:
+    if value is None:
+        raise ValueError(f"this vertebra has no {name}; the stage {stage} has to run first")
+    return value
+
 
 def on_the_masks_side(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Probabilities in [0, 1] as uint8 (255 = 1), at least 128 in the mask and at most 127 outside it.
@@ -71,11 +115,12 @@ def on_the_masks_side(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def vertebra_record(vertebra: Vertebra) -> dict[str, Any]:
-    """The plain values (numbers, texts, places) as JSON; arrays and what can be measured again are left out."""
+    """The plain values (numbers, texts, positions) as JSON; arrays and what can be measured again are left out."""
     values = {entry.name: getattr(vertebra, entry.name) for entry in fields(vertebra)}
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str | tuple)}
 
 
 def vertebra_from_record(record: dict[str, Any], **arrays: Any) -> Vertebra:
     """The vertebra of a `vertebra_record`, with its arrays."""
-    return Vertebra(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}, **arrays)
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    return Vertebra(**values, **arrays)

@@ -1,4 +1,4 @@
-"""Steps along the spine: how many vertebrae lie between two located ones, judged by the distance and not by the list."""
+"""Vertebral gaps: how many vertebrae lie between two located ones, by their distance and not by their position in the list."""
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -10,8 +10,8 @@ import errno
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 from ..errors import InputError
 from ..utilities.environment import guard
@@ -35,10 +35,10 @@ class _HelpFormatter(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes no flag for another one and names the nearest when it knows none of that name."""
 
-    def __init__(self, **arguments: object) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **arguments)  # type: ignore[arg-type]
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **arguments)
 
-    def parse_known_args(self, args=None, namespace=None):  # noqa: ANN001, ANN201 - signature of the base class
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         # Before argparse sees them: it would read the mistyped `-devce cpu` as `-d evce`.
         args = list(sys.argv[1:] if args is None else args)
         for token in args:

@@ -1,4 +1,5 @@
-"""The page `documentation/commands.md`, made from the parsers themselves so that it cannot drift from them."""
+"""Pages of the reference, made from the program itself so that they cannot drift from it: commands from the parsers, plan fields from
+the plan groups."""
 from __future__ import annotations
 
 import argparse
@@ -17,6 +18,14 @@ _EVERYWHERE = {"--help", "--verbose", "--quiet", "--version"}
 def reference() -> str:
     """All commands with their descriptions and flags as Markdown."""
     return "\n".join([HEAD, *(_section(name) for name in command_names())])
+
+
+def plan_fields() -> str:
+    """All fields of the plan groups of the package's own stages as Markdown."""
+    from ..plans.reference import plan_reference
+    from ..stages.registry import OWN, stages
+
+    return plan_reference({name: stage.groups for name, stage in stages().items() if name in OWN and stage.groups})
 
 
 def _section(command: str) -> str:

@@ -44,14 +44,14 @@ def _settings(args: argparse.Namespace) -> dict:
             "members": args.members or vid_model.MEMBERS}
 
 
-def _labelled(path: str) -> list:
+def _read_labelled(path: str) -> list:
     from ..errors import InputError
-    from ..vid import scans as vid
+    from ..stages.geometry.vid_landmarks import read_scans
+    from ..vid.scans import FOLDS
 
-    scans = vid.read_scans(path)
-    labelled = [scan for scan in scans if scan.names]
-    if len(labelled) < 2 * vid.FOLDS:
-        raise InputError(f"VID file {path} has {len(labelled)} scans with 'truth'; training needs at least {2 * vid.FOLDS}.")
+    labelled = [scan for scan in read_scans(path) if scan.names]
+    if len(labelled) < 2 * FOLDS:
+        raise InputError(f"VID file {path} has {len(labelled)} scans with 'truth'; training needs at least {2 * FOLDS}.")
     return labelled
 
 
@@ -63,7 +63,7 @@ def _crossval(args: argparse.Namespace) -> int:
     from ..vid import scans as vid
     from ..vid.evaluation import evaluate, report
 
-    scans = _labelled(args.file)
+    scans = _read_labelled(args.file)
     fold = vid.folds(scans, keep_look_alikes=args.keep_look_alikes)
     start = time.perf_counter()
     figures = evaluate(scans, vid_model.crossval(scans, **_settings(args), fold=fold))
@@ -80,7 +80,7 @@ def _train(args: argparse.Namespace) -> int:
 
     from ..vid import model as vid_model
 
-    scans = _labelled(args.file)
+    scans = _read_labelled(args.file)
     start = time.perf_counter()
     about = {"trained_on": f"{len(scans)} scans of a VID file"}
     vid_model.train(scans, **_settings(args), about=about).save(args.m)
@@ -91,16 +91,17 @@ def _train(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from ..stages.geometry.vid_landmarks import read_scans
     from ..utilities.files import write_json
     from ..utilities.paths import weights_folder
-    from ..vid import scans as vid
     from ..vid.evaluation import evaluate, report
     from ..vid.model import VidModel
+    from ..vid.scans import predictions
 
     model = VidModel.load(Path(args.m) if args.m else weights_folder() / "vid.pth")
-    scans = vid.read_scans(args.file)
+    scans = read_scans(args.file)
     answers = model.number(scans)
-    write_json(args.o, vid.predictions(scans, answers))
+    write_json(args.o, predictions(scans, answers))
     print(f"{args.o}: {len(scans)} scans")
     figures = evaluate(scans, answers)
     if figures["scans"]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 import argparse
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..inference.model import Model, ModelSource
 
 DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or with an MR model (-d) vertebrae and discs of MR. "
                "Without -d or -m the weights that come with the package serve.")
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     return predict_and_report(args, load_model(args))
 
 
-def model_source(args: argparse.Namespace) -> Any:
+def model_source(args: argparse.Namespace) -> ModelSource:
     """Which model -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the shipped one."""
     from ..inference.model import ModelSource
     from ..utilities import paths
@@ -72,7 +75,7 @@ def model_source(args: argparse.Namespace) -> Any:
                        tuple(trainers.items()) if trainers else None, args.chk)
 
 
-def load_model(args: argparse.Namespace) -> Any:
+def load_model(args: argparse.Namespace) -> Model:
     """That model, loaded."""
     return model_source(args).load()
 
@@ -94,10 +97,10 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
     return dict(zip(CORE_STAGES, args.tr, strict=True))
 
 
-def predict_and_report(args: argparse.Namespace, model: object) -> int:
-    """Predict with a loaded model, then say where the results are and what failed. Exit code 0 or 1."""
+def predict_and_report(args: argparse.Namespace, model: Model) -> int:
+    """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
     from ..inference.pipeline import Options
-    from ..inference.predict_folder import predict
+    from ..inference.predict_folder import cases_without_finding, predict
     from ..utilities.parallel import dask_executor
 
     options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers))
@@ -106,7 +109,10 @@ def predict_and_report(args: argparse.Namespace, model: object) -> int:
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
                           model_source(args) if args.dask else None)
     failed = {name: why for name, why in outcome.items() if why}
-    print(f"{len(outcome) - len(failed)} of {len(outcome)} scans are labelled in {args.o}.")
+    empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
+    said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"
+    what = "structure" if model.modality == "MR" else "vertebra"
+    print(f"{said}; no {what} was found in {len(empty)}: {', '.join(empty)}." if empty else f"{said}.")
     if failed:
         width = max(map(len, failed))
         print("Failed:")

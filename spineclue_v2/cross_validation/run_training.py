@@ -11,6 +11,7 @@ from ..dataset.preprocessed import PreprocessedDataset
 from ..dataset.splits import fold_cases, load_splits
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
+from ..stages.method import method_fingerprint
 from ..stages.registry import CORE_STAGES, stage_of, trainer_class
 from ..training.checkpoint import Checkpoint
 from ..training.device import resolve_device
@@ -65,7 +66,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
         run = kind(plans, fold, data, train_cases, val_cases, folder / f"fold_{fold}", where)
         checkpoint = run.folder / ("checkpoint_best.pth" if validate_best else "checkpoint_final.pth")
         found = _out_of_fold(name, stage, fold, where, plans_name, kind.__name__, checkpoint.name)
-        run.upstream = found
+        run.upstream, run.method = found, method_fingerprint(stage_of(stage))
         if not only_validate:
             if rank() == 0:
                 _copy_descriptions(base, folder, plans, stage)
@@ -77,7 +78,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
                     raise Interrupted(f"Stopped in {stage}, fold {fold}; continue with --c.")
             else:
                 if pretrained_weights and not resume:
-                    run.load_pretrained(_pretrained(pretrained_weights, stage))
+                    run.load_pretrained(_find_pretrained(pretrained_weights, stage))
                 run.run(resume)
         if rank() != 0 or not validate:
             return run.folder, {}
@@ -107,7 +108,7 @@ def _out_of_fold(dataset: str, stage: str, fold: int | str, device: Any, plans_n
         found.require(stage)
         found.check_unseen(stage)  # now, not when the training is over
     except InputError as reason:
-        logger.warning("%s The figures will be those of the stage alone, on true input.", reason)
+        logger.warning("%s The metrics will be those of the stage alone, on true input.", reason)
         return None
     return found
 
@@ -131,7 +132,7 @@ def _validate(run: Any, found: OutOfFold | None, checkpoint: Path, save_probabil
     return summary
 
 
-def _pretrained(text: str, stage: str) -> Path:
+def _find_pretrained(text: str, stage: str) -> Path:
     return paths.weights_folder() / f"{stage}.pth" if text == "shipped" else Path(text)
 
 

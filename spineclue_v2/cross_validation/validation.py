@@ -1,7 +1,7 @@
-"""Cross-validation: figures of a stage on what earlier stages found in the same, unseen cases; folds put together.
+"""Cross-validation: metrics of a stage on what earlier stages found in the same, unseen cases; folds put together.
 
 `validation/summary.json` and `crossval_results_folds_*/summary.json` have nnU-Net's keys (`foreground_mean`, `mean`,
-`metric_per_case`), everything lies on the grid of the preprocessed cases; `spineclue` holds our own figures.
+`metric_per_case`), everything lies on the grid of the preprocessed cases; `spineclue` holds our own metrics.
 """
 from __future__ import annotations
 
@@ -99,21 +99,22 @@ def accumulate(dataset: str | int, stage: str, folds: Sequence[int | str] = (0, 
     Writes `crossval_results_folds_0_1_2_3_4/summary.json` with the predictions beside it, as nnU-Net does.
     """
     name = paths.dataset_name(dataset)
-    place = paths.results_folder() / name / stage_folder_name(stage, plans_name, trainer)
-    folds = list(dict.fromkeys(str(fold) for fold in folds))
-    output = Path(output) if output else place / f"crossval_results_folds_{'_'.join(folds)}"
-    results, owner = [], {}
-    for fold in folds:
-        file = place / f"fold_{fold}" / "validation" / "summary.json"
+    stage_folder = paths.results_folder() / name / stage_folder_name(stage, plans_name, trainer)
+    numbers = list(dict.fromkeys(str(fold) for fold in folds))
+    output = Path(output) if output else stage_folder / f"crossval_results_folds_{'_'.join(numbers)}"
+    results: list[dict[str, Any]] = []
+    owner: dict[str, str] = {}
+    for fold in numbers:
+        file = stage_folder / f"fold_{fold}" / "validation" / "summary.json"
         if not file.is_file():
-            trained = (place / f"fold_{fold}" / CHECKPOINT_NAME).is_file()
-            raise InputError(f"Fold {fold} of {place.name} has no validation; run "
+            trained = (stage_folder / f"fold_{fold}" / CHECKPOINT_NAME).is_file()
+            raise InputError(f"Fold {fold} of {stage_folder.name} has no validation; run "
                              f"{train_command(name, stage, fold, plans_name, trainer, *['--val'] * trained)}.")
         summary = read_json(file, "validation summary")
         if "spineclue" not in summary or "metric_per_case" not in summary:
-            raise InputError(f"{file} holds only the figures of the stage alone: an earlier stage was not trained on fold {fold}; train "
+            raise InputError(f"{file} holds only the metrics of the stage alone: an earlier stage was not trained on fold {fold}; train "
                              f"it, then run {train_command(name, stage, fold, plans_name, trainer, '--val')}.")
-        _check_weights(summary, place, fold, train_command(name, stage, fold, plans_name, trainer, "--val"))
+        _check_weights(summary, stage_folder, fold, train_command(name, stage, fold, plans_name, trainer, "--val"))
         for result in _results_of(summary):
             case = result["spineclue"]["case"]
             if case in owner:
@@ -121,37 +122,37 @@ def accumulate(dataset: str | int, stage: str, folds: Sequence[int | str] = (0, 
                                  "(those beyond splits_final.json are drawn by themselves); give fewer folds with -f.")
             owner[case] = fold
             results.append(result)
-    summary = {"stage": stage, "folds": folds} | summarise_stage(stage, results)
+    summary = {"stage": stage, "folds": numbers} | summarise_stage(stage, results)
     output.mkdir(parents=True, exist_ok=True)
     for case, fold in owner.items():
         for ending in (".nii.gz", ".json"):
-            source = place / f"fold_{fold}" / "validation" / f"{case}{ending}"
+            source = stage_folder / f"fold_{fold}" / "validation" / f"{case}{ending}"
             if source.is_file():
                 with atomic_path(output / source.name) as temporary:
                     shutil.copyfile(source, temporary)
-    for file in ("plans.json", "dataset.json"):
-        if (place / file).is_file():
-            with atomic_path(output / file) as temporary:
-                shutil.copyfile(place / file, temporary)
+    for description in ("plans.json", "dataset.json"):
+        if (stage_folder / description).is_file():
+            with atomic_path(output / description) as temporary:
+                shutil.copyfile(stage_folder / description, temporary)
     write_json(output / "summary.json", summary)
     return output, summary
 
 
-def _check_weights(summary: Mapping[str, Any], place: Path, fold: str, again: str) -> None:
-    """Warn when a validation was made with weights that are no longer there: its figures are those of another model.
+def _check_weights(summary: Mapping[str, Any], stage_folder: Path, fold: str, again: str) -> None:
+    """Warn when a validation was made with weights that are no longer there: its metrics are those of another model.
 
     Earlier stages may be of any trainer: which one the validation followed is not known here.
     """
-    trainer, plans_name, stage = place.name.split("__")
+    trainer, plans_name, stage = stage_folder.name.split("__")
     for name, wanted in summary.get("weights", {}).items():
-        files = place.parent.glob(f"{trainer if name == stage else '*'}__{plans_name}__{name}/fold_{fold}/checkpoint_*.pth")
+        files = stage_folder.parent.glob(f"{trainer if name == stage else '*'}__{plans_name}__{name}/fold_{fold}/checkpoint_*.pth")
         if wanted not in (weights_sha256(Checkpoint.load(file).network) for file in files):
             logger.warning("The validation of fold %s of %s was made with other weights of stage %s than those there are now; repeat it "
-                           "with %s.", fold, place.name, name, again)
+                           "with %s.", fold, stage_folder.name, name, again)
 
 
 def key_metric(stage: str, summary: Mapping[str, Any]) -> float:
-    """The one number a stage is judged by: F1 of located vertebrae, Dice of true vertebrae (a missed one counts 0), ID-rate among all
+    """The one number a stage is rated by: F1 of located vertebrae, Dice of true vertebrae (a missed one counts 0), ID-rate among all
     true vertebrae (a missed one is not named right)."""
     own = summary["spineclue"]
     if stage == "identify":
@@ -194,8 +195,8 @@ def _localize(found: OutOfFold, case: str) -> dict[str, Any]:
         if distance[i, j] <= CENTRE_RADIUS_MM:
             table[int(rows[i]["label"])] = {"found": 1, "distance_mm": float(distance[i, j])}
             hits += 1
-    figures = {"case": case, "hits": hits, "missed": len(rows) - hits, "false_positives": len(located) - hits}
-    return {"metrics": table, "spineclue": figures, "voxels": 0} | _files(found, "localize", case)
+    case_metrics = {"case": case, "hits": hits, "missed": len(rows) - hits, "false_positives": len(located) - hits}
+    return {"metrics": table, "spineclue": case_metrics, "voxels": 0} | _files(found, "localize", case)
 
 
 def _segment(found: OutOfFold, case: str) -> dict[str, Any]:
@@ -205,8 +206,9 @@ def _segment(found: OutOfFold, case: str) -> dict[str, Any]:
     value = np.array([0, *(anatomy.LABEL_OF_NAME[name] if name else 0 for name in names)], dtype=np.uint8)
     overlap = label_overlap(labels, value[instance_map(vertebrae, labels.shape)], [int(n) for n in np.unique(labels) if n])
     hits = sum(name is not None for name in names)
-    figures = {"case": case, "hits": hits, "missed": len(overlap) - hits, "false_positives": len(names) - hits, "voxels": int(labels.size)}
-    return {"metrics": overlap, "spineclue": figures, "voxels": int(labels.size)} | _files(found, "segment", case)
+    case_metrics = {"case": case, "hits": hits, "missed": len(overlap) - hits, "false_positives": len(names) - hits,
+                    "voxels": int(labels.size)}
+    return {"metrics": overlap, "spineclue": case_metrics, "voxels": int(labels.size)} | _files(found, "segment", case)
 
 
 def _identify(found: OutOfFold, case: str) -> dict[str, Any]:
@@ -217,14 +219,14 @@ def _identify(found: OutOfFold, case: str) -> dict[str, Any]:
     found.rows(case)
     vertebrae, truth = found.segmented(case), found.labels(case)
     geometry = ImageGrid.from_json(found.data("segment").properties(case)["geometry"])
-    result = identify_masks(vertebrae, found.naming_model())
+    result = identify_masks(vertebrae, found.naming_model(case), scan=found.volume("segment", case))
     prediction = Volume(label_map(result.vertebrae, geometry, geometry), geometry)
     record = case_record(result)
     write_volume(prediction, found.folder("identify") / f"{case}.nii.gz")
     write_json(found.folder("identify") / f"{case}.json", record)
-    figures = evaluate_case(Volume(truth, geometry), prediction, record, case=case) | {"voxels": int(truth.size)}
+    case_metrics = evaluate_case(Volume(truth, geometry), prediction, record, case=case) | {"voxels": int(truth.size)}
     labels = [int(n) for n in np.union1d(np.unique(truth), np.unique(prediction.array)) if n]
-    return {"metrics": label_overlap(truth, prediction.array, labels), "spineclue": figures,
+    return {"metrics": label_overlap(truth, prediction.array, labels), "spineclue": case_metrics,
             "voxels": int(truth.size)} | _files(found, "identify", case)
 
 

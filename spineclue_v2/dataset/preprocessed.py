@@ -35,7 +35,7 @@ class PreprocessedDataset:
         return _open_blosc2(self.folder / f"{case}_seg.b2nd")
 
     def properties(self, case: str) -> dict[str, Any]:
-        """{"geometry", "source_geometry": Geometry.to_json(), "vertebrae": {name: {"label", "start", "stop", "centroid",
+        """{"geometry", "source_geometry": ImageGrid.to_json(), "vertebrae": {name: {"label", "start", "stop", "centroid",
         "body_centre", "voxels", "touches_border"}}}; positions are network space indices (z, y, x), present vertebrae only."""
         if case not in self._properties:
             path = self.folder / f"{case}.json"

@@ -23,7 +23,7 @@ def load_splits(preprocessed_dataset_folder: str | Path, cases: Sequence[str],
     path = Path(preprocessed_dataset_folder) / "splits_final.json"
     cases = sorted(cases)
     if path.is_file():
-        return _checked_splits(path, cases, patients)
+        return _read_splits(path, cases, patients)
     if not cases:
         raise InputError("There is no case to split; run spineclue_plan_and_preprocess first.")
     splits = make_splits(cases, patients)
@@ -78,7 +78,7 @@ def _groups(cases: Sequence[str], patients: Mapping[str, str] | None) -> dict[st
     return {name: groups[name] for name in sorted(groups)}
 
 
-def _checked_splits(path: Path, cases: Sequence[str], patients: Mapping[str, str] | None) -> list[dict[str, list[str]]]:
+def _read_splits(path: Path, cases: Sequence[str], patients: Mapping[str, str] | None) -> list[dict[str, list[str]]]:
     content = read_json(path, "splits")
     try:
         splits = [{part: [str(case) for case in split[part]] for part in ("train", "val")} for split in content]

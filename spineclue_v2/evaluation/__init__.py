@@ -1,1 +1,1 @@
-"""How good a prediction is: matching, figures per vertebra and per scan, pooled summaries (definitions: metrics.py)."""
+"""How good a prediction is: matching, metrics per vertebra and per scan, pooled summaries (definitions: metrics.py)."""

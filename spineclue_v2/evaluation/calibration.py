@@ -16,8 +16,8 @@ def expected_calibration_error(confidence: Any, correct: Any, bins: int = 15) ->
     confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     if not confidence.size:
         return float("nan")
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.abs(np.bincount(place, correct - confidence, minlength=bins))
+    bin_index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.abs(np.bincount(bin_index, correct - confidence, minlength=bins))
     return float(gap.sum() / confidence.size)
 
 

@@ -1,4 +1,4 @@
-"""One scan: reference against prediction, every figure per vertebra, as plain JSON content."""
+"""One scan: reference against prediction, every metric per vertebra, as plain JSON content."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -41,21 +41,21 @@ def instances_of(labels: Volume, record: Mapping[str, Any] | None = None) -> Ins
             lookup[label] = label
     ids = lookup[labels.array]
     names = {label: anatomy.NAME_OF_LABEL[label] for label in anatomy.VERTEBRA_LABELS}
-    for label, centres in _repeated(record).items():
+    for label, centres in _find_repeated(record).items():
         index = np.argwhere(ids == label)
         if not len(index):
             continue
         distance = np.linalg.norm(labels.geometry.index_to_world(index)[:, None] - np.array(centres)[None], axis=2)
         owner = np.argmin(distance, axis=1)
-        for place in range(1, len(centres)):
+        for position in range(1, len(centres)):
             number = max(names) + 1
-            ids[tuple(index[owner == place].T)] = number
+            ids[tuple(index[owner == position].T)] = number
             names[number] = anatomy.NAME_OF_LABEL[label]
     boxes = {number: box for number, box in enumerate(find_objects(ids), start=1) if box is not None}
     return Instances(ids, {number: names[number] for number in boxes}, boxes)
 
 
-def _repeated(record: Mapping[str, Any] | None) -> dict[int, list[Any]]:
+def _find_repeated(record: Mapping[str, Any] | None) -> dict[int, list[Any]]:
     centres: dict[int, list[Any]] = {}
     for vertebra in (record or {}).get("vertebrae", []):
         if vertebra.get("label") and vertebra.get("body_centre_mm"):
@@ -88,7 +88,7 @@ def check_same_grid(reference: ImageGrid, prediction: ImageGrid, case: str) -> N
 def evaluate_case(reference: Volume, prediction: Volume | None, record: Mapping[str, Any] | None = None,
                   reference_centroids: Mapping[int, Any] | None = None,
                   predicted_centroids: Mapping[int, Any] | None = None, case: str = "case") -> dict[str, Any]:
-    """All figures of one scan.
+    """All metrics of one scan.
 
     `reference`, `prediction`: label maps with VerSe values on one grid, in any orientation (None: nothing was predicted, all is
     missed). `record`: content of the prediction's CASE.json, for confidences and the anchoring flag. Centroids {label: LPS mm}
@@ -179,6 +179,6 @@ def _confidences(record: Mapping[str, Any] | None) -> dict[str, list[Any]]:
 
 def _take(confidences: Mapping[str, list[Any]], guess: Instances, number: int) -> float | None:
     name = guess.names[number]
-    place = sorted(n for n, other in guess.names.items() if other == name).index(number)
+    position = sorted(n for n, other in guess.names.items() if other == name).index(number)
     values = confidences.get(name, [])
-    return values[place] if place < len(values) else None
+    return values[position] if position < len(values) else None

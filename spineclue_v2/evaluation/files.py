@@ -76,9 +76,9 @@ def pair_files(reference: str | Path, prediction: str | Path) -> tuple[list[Case
                 raise InputError(f"{path.name} fits several predictions ({', '.join(c.name for c in choices)}); "
                                  "keep one of them in the folder.")
             found = choices[0] if choices else None
-        if found in used:
-            raise InputError(f"{found.name} fits several references (one is {path.name}); keep one of them in the folder.")
         if found is not None:
+            if found in used:
+                raise InputError(f"{found.name} fits several references (one is {path.name}); keep one of them in the folder.")
             used.add(found)
         cases.append(CaseFiles(stem(found or path), path, found))
     if not used:

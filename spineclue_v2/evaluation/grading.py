@@ -1,7 +1,7 @@
-"""Figures of fracture grading, per vertebra and per patient, with bootstrap intervals over patients.
+"""Metrics of fracture grading, per vertebra and per patient, with bootstrap intervals over patients.
 
 `true` grades are Genant's 0..3, `predicted` the grades given, `score` a number that grows with how much a vertebra is thought to be
-deformed (any scale). Figures without cases to stand on (no vertebra of that grade) are NaN.
+deformed (any scale). Metrics without cases to stand on (no vertebra of that grade) are NaN.
 """
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def sensitivity_at(positive: np.ndarray, score: np.ndarray, specificity: float =
     return float(np.mean(score[positive] > bar))
 
 
-def figures(true: np.ndarray, predicted: np.ndarray, score: np.ndarray) -> dict[str, Any]:
-    """All figures of one set of vertebrae (or patients)."""
+def grading_metrics(true: np.ndarray, predicted: np.ndarray, score: np.ndarray) -> dict[str, Any]:
+    """All metrics of one set of vertebrae (or patients)."""
     fractured = true >= 1
     found = predicted >= 1
     return {"macro_f1": macro_f1(true, predicted), "recall": grade_recall(true, predicted),
@@ -78,9 +78,9 @@ def figures(true: np.ndarray, predicted: np.ndarray, score: np.ndarray) -> dict[
             f"sensitivity_at_specificity_{SPECIFICITY:g}": sensitivity_at(fractured, score)}
 
 
-def summarise(true: Sequence[int], predicted: Sequence[int], score: Sequence[float] | np.ndarray, patients: Sequence[str],
-              bootstraps: int = BOOTSTRAPS, seed: int = 0) -> dict[str, Any]:
-    """{"vertebrae", "patients": counts, "per_vertebra", "per_patient": figures, "interval": 95 % bootstrap intervals of both}.
+def summarise(true: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, score: Sequence[float] | np.ndarray,
+              patients: Sequence[str], bootstraps: int = BOOTSTRAPS, seed: int = 0) -> dict[str, Any]:
+    """{"vertebrae", "patients": counts, "per_vertebra", "per_patient": metrics, "interval": 95 % bootstrap intervals of both}.
 
     A patient has the worst grade and the highest score of the own vertebrae. The bootstrap draws patients, not vertebrae: those of one
     spine are alike.
@@ -90,14 +90,14 @@ def summarise(true: Sequence[int], predicted: Sequence[int], score: Sequence[flo
     members = [np.flatnonzero(owner == i) for i in range(len(names))]
     worst = [np.array([values[m].max() for m in members]) for values in (true, predicted, score)]
     result: dict[str, Any] = {"vertebrae": len(true), "patients": len(names), "counts": {str(g): int((true == g).sum()) for g in GRADES},
-                              "per_vertebra": figures(true, predicted, score), "per_patient": figures(*worst)}
+                              "per_vertebra": grading_metrics(true, predicted, score), "per_patient": grading_metrics(*worst)}
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[dict[str, float]]] = {"per_vertebra": [], "per_patient": []}
     for _ in range(bootstraps):
         chosen = rng.integers(0, len(names), len(names))
         rows = np.concatenate([members[i] for i in chosen])
-        drawn["per_vertebra"].append(_flat(figures(true[rows], predicted[rows], score[rows])))
-        drawn["per_patient"].append(_flat(figures(*(values[chosen] for values in worst))))
+        drawn["per_vertebra"].append(_flat(grading_metrics(true[rows], predicted[rows], score[rows])))
+        drawn["per_patient"].append(_flat(grading_metrics(*(values[chosen] for values in worst))))
     result["interval"] = {what: {key: _interval([sample[key] for sample in samples]) for key in samples[0]}
                           for what, samples in drawn.items() if samples}
     return result
@@ -113,10 +113,10 @@ def _interval(values: list[float]) -> list[float]:
 
 
 def grading_of(cases: Sequence[CaseFiles]) -> dict[str, Any] | None:
-    """Figures of the grades in the predictions' `CASE.json` against the reference's `gradesTr/CASE.json` (gradesTs beside labelsTs, or
+    """Metrics of the grades in the predictions' `CASE.json` against the reference's `gradesTr/CASE.json` (gradesTs beside labelsTs, or
     `CASE_grades.json` beside the label map); None when no case has reference grades.
 
-    "heights" judges the grade that heights imply, "network" the stage grade's, "both" their combination, where there are any. A graded
+    "heights" rates the grade that heights imply, "network" the stage grade's, "both" their combination, where there are any. A graded
     vertebra that the prediction does not have, or could not measure, counts as grade 0 and is counted in "without_grade".
     """
     rows: dict[str, list[tuple[int, int, float, str]]] = {"heights": [], "network": [], "both": []}
@@ -136,8 +136,8 @@ def grading_of(cases: Sequence[CaseFiles]) -> dict[str, Any] | None:
                 given.append((grade, *(value or (0, 0.0)), patient))
     if not rows["heights"]:
         return None
-    return {source: summarise(*zip(*given, strict=True)) | {"without_grade": missing[source]}  # type: ignore[arg-type]
-            for source, given in rows.items() if source in used}
+    return {source: summarise([row[0] for row in given], [row[1] for row in given], [row[2] for row in given], [row[3] for row in given])
+            | {"without_grade": missing[source]} for source, given in rows.items() if source in used}
 
 
 def reference_grades(labels: Path) -> dict[str, int]:

@@ -13,8 +13,7 @@ def instance_map(vertebrae: list[Vertebra], shape: tuple[int, ...]) -> np.ndarra
     """uint8 (z, y, x): number 1..n of the vertebra that owns a voxel, in the order given."""
     result = np.zeros(shape, np.uint8)
     for number, vertebra in enumerate(vertebrae, start=1):
-        box = tuple(slice(a, a + n) for a, n in zip(vertebra.mask_start, vertebra.mask.shape, strict=True))
-        result[box][vertebra.mask] = number
+        result[vertebra.mask_box][vertebra.known_mask] = number
     return result
 
 
@@ -24,7 +23,8 @@ def match_true_names(vertebrae: list[Vertebra], labels: np.ndarray) -> list[str 
     `labels`: true VerSe values on the grid of the masks.
     """
     overlaps = count_overlaps(labels, instance_map(vertebrae, labels.shape))
-    dice, names = overlaps.dice, [None] * len(vertebrae)  # type: list[str | None]
+    dice = overlaps.dice
+    names: list[str | None] = [None] * len(vertebrae)
     for row, column in match_by_dice(dice):
         if dice[row, column] >= HIT_DICE:
             names[overlaps.prediction_ids[column] - 1] = anatomy.NAME_OF_LABEL[overlaps.reference_ids[row]]

@@ -1,4 +1,4 @@
-"""nnU-Net's own figures: overlap of equal label values, with the keys and means of its `summary.json`."""
+"""nnU-Net's own metrics: overlap of equal label values, with the keys and means of its `summary.json`."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence

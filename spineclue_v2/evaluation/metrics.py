@@ -1,4 +1,4 @@
-"""Figures of identification and detection, exactly as published. Pure functions on names, points and counts.
+"""Metrics of identification and detection, exactly as published. Pure functions on names, points and counts.
 
 In all functions `true` lists the names of the reference vertebrae and `predicted` the name each of them was given,
 None where it was missed. A ratio over nothing is NaN.
@@ -32,7 +32,7 @@ def identification_rate(true: Sequence[str], predicted: Sequence[str | None]) ->
 def level_error(true: str, predicted: str) -> int:
     """Levels the prediction lies too low (+) or too high (-) in the regular numbering.
 
-    T13 and L6 count as one below T12 and L5, so T13 and L1 share a place: the confusion of these two counts as 1.
+    T13 and L6 count as one below T12 and L5, so T13 and L1 share a position: the confusion of these two counts as 1.
     """
     steps = anatomy.level_distance(true, predicted)
     if steps == 0 and true != predicted:
@@ -47,7 +47,7 @@ def level_mse(true: Sequence[str], predicted: Sequence[str | None]) -> float:
 
 
 def confusion_matrix(true: Sequence[str], predicted: Sequence[str | None]) -> np.ndarray:
-    """(24, 24) counts over anatomy.LEVELS, rows true, columns predicted; missed vertebrae, T13 and L6 have no place in it."""
+    """(24, 24) counts over anatomy.LEVELS, rows true, columns predicted; missed vertebrae, T13 and L6 are not in it."""
     counts = np.zeros((anatomy.NUM_LEVELS, anatomy.NUM_LEVELS), dtype=int)
     for t, p in zip(true, predicted, strict=True):
         if t in anatomy.LEVEL_INDEX and p in anatomy.LEVEL_INDEX:

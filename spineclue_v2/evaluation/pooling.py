@@ -1,4 +1,4 @@
-"""From scans to one answer: figures pooled over all vertebrae of a set of scans."""
+"""From scans to one answer: metrics pooled over all vertebrae of a set of scans."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ REGIONS = ("cervical", "thoracic", "lumbar")
 
 
 def pool(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every figure over the results of `case.evaluate_case`: rates pool vertebrae (as the VerSe pages do), shares count scans."""
+    """Every metric over the results of `case.evaluate_case`: rates pool vertebrae (as the VerSe pages do), shares count scans."""
     rows = [row for case in cases for row in case["vertebrae"]]
     counts = {name: sum(case["counts"][name] for case in cases) for name in
               ("reference", "matched", "detected", "missed", "false_positives", "weak_pairs", "verse_hits", "verse_vertebrae")}
     true, given = _names(rows)
-    judged = [case for case in cases if case["all_right"] is not None]
+    rated = [case for case in cases if case["all_right"] is not None]
     distances = [d for case in cases for d in case["verse_distances_mm"]]
     scan_dice = [np.mean([row["dice_same_label"] for row in case["vertebrae"]]) for case in cases if case["vertebrae"]]
     return {
@@ -36,9 +36,9 @@ def pool(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "verse_d_mean_mm": ratio(sum(distances), len(distances)),
         "verse_misses": counts["verse_vertebrae"] - counts["verse_hits"],
         "dice_same_label_mean_over_scans": _mean(scan_dice),
-        "all_right_rate": ratio(sum(case["all_right"] for case in judged), len(judged)),
+        "all_right_rate": ratio(sum(case["all_right"] for case in rated), len(rated)),
         "all_right_rate_without_false_positives":
-            ratio(sum(case["all_right_without_false_positives"] for case in judged), len(judged)),
+            ratio(sum(case["all_right_without_false_positives"] for case in rated), len(rated)),
         **_overlap(rows),
         "regions": {region: _part([row for row in rows if anatomy.region(row["level"]) == region]) for region in REGIONS},
         "levels": {name: _part(part) for name in anatomy.ANATOMICAL_ORDER

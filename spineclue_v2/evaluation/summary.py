@@ -1,4 +1,4 @@
-"""Evaluate a folder of predictions: nnU-Net's `summary.json`, with the vertebra figures under "spineclue"."""
+"""Evaluate a folder of predictions: nnU-Net's `summary.json`, with the vertebra metrics under "spineclue"."""
 from __future__ import annotations
 
 import logging
@@ -28,7 +28,7 @@ def evaluate(reference_folder: str | Path, prediction_folder: str | Path, output
              num_processes: int = 0, groups: Mapping[str, str] | None = None, centroids: str = "mask",
              executor: Executor | None = None, cases: Collection[str] | None = None,
              progress: bool = False) -> dict[str, Any]:
-    """Compare the label maps of two folders (or two files) case by case and pool the figures.
+    """Compare the label maps of two folders (or two files) case by case and pool the metrics.
 
     Args:
         reference_folder: label maps with VerSe values, `CASE.nii.gz` or any readable format; or one file.
@@ -36,14 +36,14 @@ def evaluate(reference_folder: str | Path, prediction_folder: str | Path, output
             them gives confidences and `numbering_anchored`. Or one file.
         output: where `summary.json` is written (None: nowhere).
         num_processes: worker processes; 0 works in this process.
-        groups: {case: group}, or several groups with ";" between; every figure is repeated per group.
+        groups: {case: group}, or several groups with ";" between; every metric is repeated per group.
         centroids: 'mask' takes centroids of whole masks for VerSe's id.rate (VerSe 2020), 'body' takes body centres from
             `CASE_ctd.json` beside both label maps or in `centroidsTr`/`centroidsTs` beside the reference folder (VerSe 2019).
         executor: any concurrent.futures.Executor to use instead of own processes.
         cases: names to which the evaluation is restricted.
         progress: show a progress bar.
 
-    Returns nnU-Net's `foreground_mean`, `mean`, `metric_per_case`, and `spineclue` (figures of `pooling.pool`, `groups`, `cases`,
+    Returns nnU-Net's `foreground_mean`, `mean`, `metric_per_case`, and `spineclue` (metrics of `pooling.pool`, `groups`, `cases`,
     `failed`, `without_prediction`, `without_reference`, `settings`). A case that cannot be evaluated is listed in `failed` and
     does not stop the others. Raises InputError when nothing can be compared at all.
     """
@@ -120,7 +120,7 @@ def read_verse_labels(path: Path, values: Mapping[int, int] | None = None) -> Vo
 
 
 def evaluate_files(files: CaseFiles, centroids: str = "mask", values: Mapping[int, int] | None = None) -> dict[str, Any]:
-    """Figures of one case from its files: {'spineclue': `evaluate_case`, 'metrics': nnU-Net's per label, file names}.
+    """Metrics of one case from its files: {'spineclue': `evaluate_case`, 'metrics': nnU-Net's per label, file names}.
 
     `values` maps the values of the reference map to VerSe's (None: they are VerSe's).
     """
@@ -132,11 +132,11 @@ def evaluate_files(files: CaseFiles, centroids: str = "mask", values: Mapping[in
         record = record if isinstance(record, dict) else None
     if centroids == "body":
         found["reference_centroids"] = _body_centres(files.reference, reference)
-        found["predicted_centroids"] = _body_centres(files.prediction, prediction) if prediction is not None else {}
-    figures = evaluate_case(reference, prediction, record, case=files.case, **found)
+        found["predicted_centroids"] = {} if files.prediction is None or prediction is None else _body_centres(files.prediction, prediction)
+    of_vertebrae = evaluate_case(reference, prediction, record, case=files.case, **found)
     predicted = np.zeros_like(reference.array) if prediction is None else prediction.array
     labels = np.union1d(np.unique(reference.array), np.unique(predicted))
-    return {"spineclue": figures, "metrics": label_overlap(reference.array, predicted, [int(n) for n in labels if n]),
+    return {"spineclue": of_vertebrae, "metrics": label_overlap(reference.array, predicted, [int(n) for n in labels if n]),
             "voxels": int(reference.array.size), "reference_file": str(files.reference),
             "prediction_file": str(files.prediction) if files.prediction else None}
 
@@ -158,16 +158,16 @@ def summarise(results: list[dict[str, Any]], groups: Mapping[str, str] | None = 
     """Content of `summary.json` from the results of `evaluate_files`."""
     labels = sorted({label for result in results for label in result["metrics"]})
     per_label = [{label: result["metrics"].get(label) or absent(result["voxels"]) for label in labels} for result in results]
-    figures = [result["spineclue"] for result in results]
+    cases = [result["spineclue"] for result in results]
     summary = label_means(per_label, labels)
     summary["metric_per_case"] = [
         {"metrics": {str(label): values for label, values in metrics.items()}, "prediction_file": result["prediction_file"],
          "reference_file": result["reference_file"]} for metrics, result in zip(per_label, results, strict=True)]
-    summary["spineclue"] = pool(figures) | {"cases": figures}
+    summary["spineclue"] = pool(cases) | {"cases": cases}
     if groups is not None:
         by_key = {case_key(case): group for case, group in groups.items()}
         named: dict[str, list[dict[str, Any]]] = {}
-        for case in figures:
+        for case in cases:
             for group in (by_key.get(case_key(case["case"])) or "(no group)").split(GROUP_SEPARATOR):
                 named.setdefault(group, []).append(case)
         summary["spineclue"]["groups"] = {group: pool(members) for group, members in named.items()}
@@ -175,7 +175,7 @@ def summarise(results: list[dict[str, Any]], groups: Mapping[str, str] | None = 
 
 
 def absent(voxels: int) -> dict[str, float]:
-    """nnU-Net's figures of a label that neither map of a case holds."""
+    """nnU-Net's metrics of a label that neither map of a case holds."""
     return {"Dice": float("nan"), "IoU": float("nan"), "TP": 0, "FP": 0, "FN": 0, "TN": voxels, "n_pred": 0, "n_ref": 0}
 
 
@@ -217,19 +217,20 @@ def evaluate_simple(reference_folder: str | Path, prediction_folder: str | Path,
     missing = [pair.case for pair in pairs if pair.prediction is None]
     if missing and not chill:
         raise InputError(f"{len(missing)} of {len(pairs)} references lack a prediction (first {missing[0]}); --chill skips them.")
-    tasks = {pair.case: (pair, labels, ignore_label) for pair in pairs if pair.prediction is not None}
+    compared = {pair.case: (pair.reference, pair.prediction) for pair in pairs if pair.prediction is not None}
+    tasks = {case: (case, *files, labels, ignore_label) for case, files in compared.items()}
     results, failed = run_tasks(_simple_case, tasks, None, num_processes, "evaluate", num_processes > 0)
     summary = label_means(list(results.values()), labels)
     summary["metric_per_case"] = [
-        {"metrics": {str(label): values for label, values in metrics.items()}, "prediction_file": str(tasks[case][0].prediction),
-         "reference_file": str(tasks[case][0].reference)} for case, metrics in results.items()]
+        {"metrics": {str(label): values for label, values in metrics.items()}, "prediction_file": str(compared[case][1]),
+         "reference_file": str(compared[case][0])} for case, metrics in results.items()]
     summary = {key: summary[key] for key in sorted(summary)}
     if output is not None:
         write_json(output, summary)
     return summary, failed
 
 
-def _simple_case(files: CaseFiles, labels: list[int], ignore_label: int | None) -> dict[int, dict[str, float]]:
-    reference, prediction = read_labels(files.reference).reoriented("LPS"), read_labels(files.prediction).reoriented("LPS")
-    check_same_grid(reference.geometry, prediction.geometry, files.case)
-    return label_overlap(reference.array, prediction.array, labels, ignore_label)
+def _simple_case(case: str, reference: Path, prediction: Path, labels: list[int], ignore_label: int | None) -> dict[int, dict[str, float]]:
+    true, predicted = read_labels(reference).reoriented("LPS"), read_labels(prediction).reoriented("LPS")
+    check_same_grid(true.geometry, predicted.geometry, case)
+    return label_overlap(true.array, predicted.array, labels, ignore_label)

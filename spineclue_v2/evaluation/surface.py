@@ -35,8 +35,8 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: An
     first, second = surface_points(reference, spacing), surface_points(prediction, spacing)
     if not len(first) or not len(second):
         return {"hd_mm": float("nan"), "hd95_mm": float("nan"), "nsd": 0.0}
-    there = cKDTree(second).query(first)[0]
-    back = cKDTree(first).query(second)[0]
+    there = np.asarray(cKDTree(second).query(first)[0])
+    back = np.asarray(cKDTree(first).query(second)[0])
     near = int((there <= tolerance_mm + 1e-9).sum()) + int((back <= tolerance_mm + 1e-9).sum())
     return {"hd_mm": float(max(there.max(), back.max())),
             "hd95_mm": float(max(np.percentile(there, 95), np.percentile(back, 95))),

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from .. import anatomy
 from ..anatomy.vertebra import BodyHeights, Vertebra
-from ..results import SpineResult
+from .labelled_spine import LabelledSpine
+from .structures import NO_STRUCTURE
 
 NO_VERTEBRA = "no vertebra found"
 
@@ -20,7 +21,7 @@ REMARKS = ("heights: [anterior, middle, posterior] of the body in the mask, mm; 
            "trabecular_hu: median CT number in the middle of the body; intravenous contrast raises it, tube voltage and scanner shift it.")
 
 
-def case_record(result: SpineResult, plans: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Content of `CASE.json`. Points are LPS mm (x, y, z), `extent_mm` is (z, y, x); numbers unknown to a stage are null. `extra`: what
     stages say besides, by stage."""
     return {
@@ -33,8 +34,20 @@ def case_record(result: SpineResult, plans: Mapping[str, Any] | None = None) -> 
         "extra": dict(result.extra),
         "plans": dict(plans or {}),
         "versions": versions(),
-        "seconds": {stage: round(float(value), 3) for stage, value in result.seconds.items()},
+        "seconds": rounded_seconds(result.seconds),
     }
+
+
+def mr_case_record(structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any],
+                   seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Content of `CASE.json` of an MR scan: `structures` as `structure_records` gives them, `stage` that made the label map."""
+    return {"status": "ok" if structures else NO_STRUCTURE, "stage": stage, "structures": [dict(row) for row in structures],
+            "plans": dict(plans), "versions": versions(), "seconds": rounded_seconds(seconds)}
+
+
+def rounded_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds are enough."""
+    return {stage: round(float(value), 3) for stage, value in seconds.items()}
 
 
 def _vertebra_record(vertebra: Vertebra) -> dict[str, Any]:
@@ -61,7 +74,8 @@ def _heights_record(heights: BodyHeights | None) -> dict[str, Any] | None:
     """Millimetres and shares in the order anterior, middle, posterior."""
     if heights is None:
         return None
-    def rounded(values: tuple[float, float, float] | None, decimals: int) -> list[float] | None:
+
+    def rounded(values: tuple[float, ...] | None, decimals: int) -> list[float] | None:
         return None if values is None else [round(value, decimals) for value in values]
 
     return {"measured_mm": rounded(heights.measured, 2), "expected_mm": rounded(heights.expected, 2), "reference": heights.reference,

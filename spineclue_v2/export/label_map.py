@@ -21,20 +21,20 @@ def label_map(vertebrae: Iterable[Vertebra], network_grid: ImageGrid, geometry: 
     voxel belongs to the vertebra with the highest value of at least 0.5. Vertebrae without mask or level leave no trace.
     """
     labels = np.zeros(geometry.shape, dtype=np.uint8)
-    drawn = [(v, box) for v in vertebrae if v.mask is not None and v.level is not None
+    drawn = [(v, v.level, box) for v in vertebrae if v.mask is not None and v.level is not None
              and (box := target_box(v, network_grid, geometry)) is not None]
     if not drawn:
         return labels
     # Values of the current owners, 8 bit, only where vertebrae are: no float volume of the whole scan.
-    start = np.min([low for _, (low, _) in drawn], axis=0)
-    stop = np.max([high for _, (_, high) in drawn], axis=0)
+    start = np.min([low for _, _, (low, _) in drawn], axis=0)
+    stop = np.max([high for _, _, (_, high) in drawn], axis=0)
     owned = np.zeros(stop - start, dtype=np.uint8)
-    for vertebra, (low, high) in drawn:
+    for vertebra, level, (low, high) in drawn:
         value = np.round(interpolated(vertebra, network_grid, geometry, low, high) * 255).astype(np.uint8)
         best = owned[_slices(low - start, high - start)]
         wins = (value >= THRESHOLD * 255) & (value > best)
         best[wins] = value[wins]
-        labels[_slices(low, high)][wins] = anatomy.LABEL_OF_NAME[vertebra.level]
+        labels[_slices(low, high)][wins] = anatomy.LABEL_OF_NAME[level]
     return labels
 
 
@@ -45,7 +45,7 @@ def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
 def target_box(vertebra: Vertebra, model: ImageGrid, target: ImageGrid) -> tuple[np.ndarray, np.ndarray] | None:
     """Index box [low, high) of `target` that the mask reaches, half-open; None when it lies outside."""
     first = np.array(vertebra.mask_start) - 1
-    last = np.array(vertebra.mask_start) + np.array(vertebra.mask.shape)
+    last = np.array(vertebra.mask_start) + np.array(_mask(vertebra).shape)
     corners = np.stack(np.meshgrid(*zip(first, last, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
     index = target.world_to_index(model.index_to_world(corners))
     low = np.maximum(np.floor(index.min(axis=0)), 0).astype(int)
@@ -65,7 +65,7 @@ def interpolated(vertebra: Vertebra, model: ImageGrid, target: ImageGrid, low: n
         ends = np.moveaxis(mask, axis, 0)
         if start[axis] == 0:
             ends[0] = ends[1]
-        if start[axis] + vertebra.mask.shape[axis] == model.shape[axis]:
+        if start[axis] + _mask(vertebra).shape[axis] == model.shape[axis]:
             ends[-1] = ends[-2]
     # Affine map from target index (from `low` on) to index in the padded mask.
     origin = model.world_to_index(target.index_to_world(low)) - (start - 1)
@@ -78,10 +78,17 @@ def interpolated(vertebra: Vertebra, model: ImageGrid, target: ImageGrid, low: n
     return affine_transform(mask, steps, origin, tuple(high - low), order=1, mode="constant", prefilter=False)
 
 
+def _mask(vertebra: Vertebra) -> np.ndarray:
+    """The mask of a vertebra that was segmented; ValueError for one that was not."""
+    if vertebra.mask is None:
+        raise ValueError("the vertebra has no mask")
+    return vertebra.mask
+
+
 def _field(vertebra: Vertebra) -> np.ndarray:
     """Values to interpolate, float32, one voxel wider than the mask on every side; the probability places the surface between voxels."""
     if vertebra.mask_probability is None:
-        return np.pad(vertebra.mask.astype(np.float32), 1)
+        return np.pad(_mask(vertebra).astype(np.float32), 1)
     # What the tight box cuts off: the fall goes on, and the surface lies at most half a voxel outside the last voxel of the mask.
     probability = vertebra.mask_probability.astype(np.float32) / 255
     fall, nearest = np.pad(probability, 1, mode="reflect", reflect_type="odd"), np.pad(probability, 1, mode="edge")

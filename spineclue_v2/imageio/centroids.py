@@ -34,11 +34,11 @@ def write_ctd(path: str | Path, vertebrae: Iterable[Vertebra], geometry: ImageGr
     Where a level was given twice the more confident one comes first.
     """
     named = [v for v in vertebrae if v.level is not None and v.body_centre is not None]
-    named.sort(key=lambda v: (anatomy.ORDER_INDEX[v.level], -(v.confidence or 0.0)))
+    named.sort(key=lambda v: (anatomy.ORDER_INDEX[v.known_level], -(v.confidence or 0.0)))
     content: list[dict[str, Any]] = [{"direction": list(DIRECTION)}]
     for vertebra in named:
-        voxel = to_voxels(np.array(vertebra.body_centre), geometry, DIRECTION)
-        content.append({"label": anatomy.LABEL_OF_NAME[vertebra.level]}
+        voxel = to_voxels(np.array(vertebra.known_body_centre), geometry, DIRECTION)
+        content.append({"label": anatomy.LABEL_OF_NAME[vertebra.known_level]}
                        | {axis: round(float(value), DECIMALS) for axis, value in zip("XYZ", voxel, strict=True)})
     write_json(path, content)
 

@@ -90,13 +90,13 @@ def _slice_step(folder: Path, reader: Any, count: int) -> float | None:
     if not all(reader.HasMetaDataKey(i, position) for i in range(count)) or not reader.HasMetaDataKey(0, orientation):
         return None
     try:
-        places = np.array([[float(v) for v in reader.GetMetaData(i, position).split("\\")] for i in range(count)]).reshape(count, 3)
+        positions = np.array([[float(v) for v in reader.GetMetaData(i, position).split("\\")] for i in range(count)]).reshape(count, 3)
         cosines = np.array([float(v) for v in reader.GetMetaData(0, orientation).split("\\")]).reshape(2, 3)
     except ValueError:
         raise InputError(f"The DICOM series in {folder} has slices whose position or orientation is no list of numbers.") from None
-    if not (np.isfinite(places).all() and np.isfinite(cosines).all()):
+    if not (np.isfinite(positions).all() and np.isfinite(cosines).all()):
         raise InputError(f"The DICOM series in {folder} has slices whose position or orientation is not finite.")
-    moves = np.diff(places, axis=0)
+    moves = np.diff(positions, axis=0)
     along = np.abs(moves @ np.cross(cosines[0], cosines[1]))
     step = float(np.median(along))
     if along.min() < 0.01:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..utilities.triples import float_triple, int_triple
+
 _POSITIVE, _NEGATIVE = "LPS", "RAI"
 
 
@@ -53,7 +55,7 @@ class ImageGrid:
     @property
     def extent_mm(self) -> tuple[float, float, float]:
         """Field of view (z, y, x) in mm."""
-        return tuple(n * s for n, s in zip(self.shape, self.spacing, strict=True))  # type: ignore[return-value]
+        return float_triple(n * s for n, s in zip(self.shape, self.spacing, strict=True))
 
     def same_grid(self, other: ImageGrid, tolerance: float = 1e-2) -> bool:
         """True when both grids have the same shape and their corners lie within `tolerance` mm of each other."""
@@ -63,13 +65,13 @@ class ImageGrid:
         return bool(np.abs(self.index_to_world(corners) - other.index_to_world(corners)).max() <= tolerance)
 
     def cropped(self, start: Any, shape: Any) -> ImageGrid:
-        """Geometry of the box that begins at index `start` (z, y, x) and has `shape` voxels; `start` may lie outside."""
-        return replace(self, shape=tuple(int(s) for s in shape), origin=tuple(float(o) for o in self.index_to_world(start)))
+        """Grid of the box that begins at index `start` (z, y, x) and has `shape` voxels; `start` may lie outside."""
+        return replace(self, shape=int_triple(shape), origin=float_triple(self.index_to_world(start)))
 
     def reoriented(self, orientation: str) -> tuple[ImageGrid, tuple[int, int, int], tuple[int, ...]]:
         """Permute and flip the index axes so that they run towards `orientation`, e.g. 'LPS'.
 
-        Returns the new geometry, and what an array (z, y, x) needs to follow it: `array.transpose(axes)`, then
+        Returns the new grid, and what an array (z, y, x) needs to follow it: `array.transpose(axes)`, then
         `numpy.flip(array, flips)`. Raises ValueError when the letters do not name the three axes.
         """
         wanted = [_side(letter) for letter in orientation]
@@ -79,14 +81,14 @@ class ImageGrid:
         source = [next(axis for axis, (row, _) in enumerate(own) if row == wanted_row) for wanted_row, _ in wanted]
         signs = [wanted[new][1] * own[old][1] for new, old in enumerate(source)]
         # From (x, y, z) axis numbers to positions in (z, y, x) arrays: both count from the other end.
-        axes = tuple(2 - source[2 - position] for position in range(3))
+        axes = int_triple(2 - source[2 - position] for position in range(3))
         flips = tuple(position for position in range(3) if signs[2 - position] < 0)
         first = np.zeros(3)
         for position in flips:
             first[axes[position]] = self.shape[axes[position]] - 1
-        geometry = ImageGrid(tuple(self.shape[a] for a in axes), tuple(self.spacing[a] for a in axes),  # type: ignore[arg-type]
-                            tuple(float(o) for o in self.index_to_world(first)), self.direction[:, source] * np.array(signs))
-        return geometry, axes, flips  # type: ignore[return-value]
+        grid = ImageGrid(int_triple(self.shape[a] for a in axes), float_triple(self.spacing[a] for a in axes),
+                         float_triple(self.index_to_world(first)), self.direction[:, source] * np.array(signs))
+        return grid, axes, flips
 
     def resampled(self, spacing: tuple[float, float, float]) -> ImageGrid:
         """Grid of `spacing` (z, y, x) mm over the same field of view (the first voxels' outer faces stay in place)."""
@@ -94,8 +96,7 @@ class ImageGrid:
         new = np.asarray(spacing, dtype=float)
         shape = np.maximum(1, np.round(np.asarray(self.shape) * old / new)).astype(int)
         first = ((new - old) / 2) / old
-        return ImageGrid(tuple(int(n) for n in shape), tuple(float(s) for s in new),  # type: ignore[arg-type]
-                        tuple(float(o) for o in self.index_to_world(first)), np.asarray(self.direction))
+        return ImageGrid(int_triple(shape), float_triple(new), float_triple(self.index_to_world(first)), np.asarray(self.direction))
 
     def to_json(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "spacing": list(self.spacing), "origin": list(self.origin),
@@ -104,11 +105,11 @@ class ImageGrid:
     @staticmethod
     def from_json(content: dict[str, Any]) -> ImageGrid:
         return ImageGrid(tuple(content["shape"]), tuple(content["spacing"]), tuple(content["origin"]),
-                        np.array(content["direction"], dtype=float).reshape(3, 3))
+                         np.array(content["direction"], dtype=float).reshape(3, 3))
 
 
 def resample_grid(geometry: ImageGrid, spacing: tuple[float, float, float]) -> ImageGrid:
-    """Grid of `spacing` (z, y, x) mm that covers the same field of view (see `Geometry.resampled`)."""
+    """Grid of `spacing` (z, y, x) mm that covers the same field of view (see `ImageGrid.resampled`)."""
     return geometry.resampled(spacing)
 
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -20,8 +19,9 @@ MAX_PACKING = 1040
 SPACING_RANGE_MM = (1e-3, 100.0)
 
 
-def check_grid(path: Path, size: Sequence[int], spacing: Sequence[float], voxel_bytes: int, stored_bytes: int) -> None:
-    """Refuse what is no 3D scan. `size` and `spacing` in the file's order (x, y, z, ...); `stored_bytes`: where the voxels lie."""
+def check_grid(path: object, size: Sequence[int], spacing: Sequence[float], voxel_bytes: int, stored_bytes: int) -> None:
+    """Refuse what is no 3D scan. `size` and `spacing` in the file's order (x, y, z, ...); `stored_bytes`: where the voxels lie; `path`:
+    the file, or what else the messages call it."""
     size = [int(n) for n in size]
     if len(size) < 3:
         raise InputError(f"{path} is {len(size)}D with size {tuple(size)}; expected a 3D scan.")
@@ -36,13 +36,13 @@ def check_grid(path: Path, size: Sequence[int], spacing: Sequence[float], voxel_
     lowest, highest = SPACING_RANGE_MM
     if not all(np.isfinite(s) and lowest <= s <= highest for s in spacing[:3]):
         raise InputError(f"{path} has spacing {tuple(float(s) for s in spacing[:3])} mm; expected {lowest:g} to {highest:g} mm "
-                         "along each axis. Mend the header.")
+                         "along each axis. Fix the header.")
     if voxels * voxel_bytes > stored_bytes * MAX_PACKING:
         raise InputError(f"{path} claims {voxels} voxels but its {stored_bytes} bytes cannot hold them; is it truncated? "
                          "Copy it again.")
 
 
-def check_placement(path: Path, geometry: ImageGrid) -> None:
+def check_placement(path: object, geometry: ImageGrid) -> None:
     if not (np.isfinite(geometry.origin).all() and np.isfinite(geometry.direction).all()):
         raise InputError(f"{path} has an origin or orientation that is not finite; fix the header.")
     if abs(abs(np.linalg.det(geometry.direction)) - 1) > 0.02:

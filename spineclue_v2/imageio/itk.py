@@ -1,6 +1,7 @@
 """Formats that ITK reads (NRRD, MetaImage), after their header was checked."""
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,14 +51,28 @@ def direction_3d(reader: Any) -> np.ndarray:
     return np.array(reader.GetDirection(), dtype=float).reshape(side, side)[:3, :3]
 
 
+_silence = threading.Lock()
+_silent_users, _shown_before = 0, True
+
+
 @contextmanager
 def itk_silent() -> Iterator[None]:
-    """Keep ITK's C++ warnings off the user's screen: what matters is checked and said here."""
+    """Keep ITK's C++ warnings off the user's screen: what matters is checked and said here.
+
+    The switch is one for the whole process: the first of several threads turns it off, the last one turns it back to what it was.
+    """
+    global _silent_users, _shown_before
     import SimpleITK as sitk
 
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    with _silence:
+        if _silent_users == 0:
+            _shown_before = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        _silent_users += 1
     try:
         yield
     finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+        with _silence:
+            _silent_users -= 1
+            if _silent_users == 0:
+                sitk.ProcessObject.SetGlobalWarningDisplay(_shown_before)

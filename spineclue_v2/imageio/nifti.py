@@ -6,8 +6,9 @@ import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -24,7 +25,7 @@ MAX_HEADER_BYTES = 64 << 20  # NIfTI extensions included
 
 def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
     try:
-        with _unpacked(path) as stream:
+        with _open(path) as stream:
             header = _nifti_header(path, stream.read(540))
         dtype, size = header.get_data_dtype(), [int(n) for n in header["dim"][1:1 + int(header["dim"][0])]]
         if dtype.kind not in "iuf":
@@ -33,7 +34,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
         check_grid(path, size, header["pixdim"][1:4], dtype.itemsize, path.stat().st_size)
         shape = (size[2], size[1], size[0])
         array = _nifti_voxels(path, header, shape)
-        geometry = _nifti_geometry(path, header, shape)
+        geometry = nifti_geometry(path, header, shape)
         check_placement(path, geometry)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         why = "it ends too early; is it truncated?" if isinstance(error, EOFError) else "its checksum or content is wrong."
@@ -44,12 +45,12 @@ def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     """The file's bytes; whether it is packed says its content, since files get renamed."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path, "rb") if packed else open(path, "rb") as stream:
-        yield stream
+        yield cast("IO[bytes]", stream)
 
 
 def _nifti_header(path: Path, head: bytes) -> Any:
@@ -73,8 +74,8 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
     wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
     offset = float(header["vox_offset"])
     if not 0 <= offset <= MAX_HEADER_BYTES:
-        raise InputError(f"{path} says that its voxels begin at byte {offset:g}; expected 0 to {MAX_HEADER_BYTES}. Mend the header.")
-    with _unpacked(path) as stream:
+        raise InputError(f"{path} says that its voxels begin at byte {offset:g}; expected 0 to {MAX_HEADER_BYTES}. Fix the header.")
+    with _open(path) as stream:
         stream.read(max(int(offset), int(header["sizeof_hdr"])))
         content = stream.read(wanted)
         if len(content) < wanted:
@@ -82,19 +83,26 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
         while stream.read(1 << 22):  # only at its end does gzip compare the checksum
             pass
     array = np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    return rescale(array, float(header["scl_slope"]), float(header["scl_inter"]), path)
+
+
+def rescale(array: np.ndarray, slope: float, intercept: float, what: object) -> np.ndarray:
+    """`array` times `slope` plus `intercept` as the header of a NIfTI file means it: int32 where whole numbers stay whole, else float32.
+
+    Raises InputError for a scaling of `what` that is not finite.
+    """
     if not np.isfinite(slope) or slope == 0 or (slope == 1 and intercept == 0):
         return array  # as the standard says: a slope of 0 means no scaling
     if not np.isfinite(intercept):
-        raise InputError(f"{path} has a scaling that is not finite; fix the header.")
+        raise InputError(f"{what} has a scaling that is not finite; fix the header.")
     whole = slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2 ** 15
-    if dtype.kind in "iu" and dtype.itemsize <= 2 and whole:
+    if array.dtype.kind in "iu" and array.dtype.itemsize <= 2 and whole:
         return array.astype(np.int32) * np.int32(slope) + np.int32(intercept)
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which read_volume refuses
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is refused later
         return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
-def _nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> ImageGrid:
+def nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> ImageGrid:
     """The grid as ITK (and so nnU-Net) understands the header."""
     import SimpleITK as sitk
 
@@ -120,7 +128,7 @@ def _nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> Ima
     spacing, (lowest, highest) = reader.GetSpacing()[:3], SPACING_RANGE_MM
     if not all(lowest <= s <= highest for s in spacing):  # ITK heeds the header's unit: metres make a voxel of 1 a voxel of 1000 mm
         raise InputError(f"{path} has spacing {spacing} mm in the unit that its header names; expected {lowest:g} to {highest:g} mm. "
-                         "Mend the header's unit (xyzt_units).")
+                         "Fix the header's unit (xyzt_units).")
     return ImageGrid(shape, tuple(spacing[::-1]), tuple(reader.GetOrigin()[:3]), direction_3d(reader))
 
 
@@ -131,9 +139,15 @@ def _nearest_orthonormal(path: Path, header: Any, shape: tuple[int, int, int]) -
     lowest, highest = SPACING_RANGE_MM
     if not np.isfinite(affine).all() or (spacing < lowest).any() or (spacing > highest).any():
         raise InputError(f"{path} has an unusable orientation matrix; fix the header.")
-    left, singular, right = np.linalg.svd(affine[:3, :3] / spacing)
-    if singular[-1] < 0.5:
-        raise InputError(f"{path} has index axes that lie almost in one plane; fix the header.")
-    logger.warning("%s: its axes are not at right angles; the nearest orthonormal ones are used.", path.name)
+    direction = nearest_orthonormal(affine[:3, :3] / spacing, path)
     return ImageGrid(shape, tuple(float(s) for s in spacing[::-1]), tuple(float(o) for o in affine[:3, 3]),  # type: ignore[arg-type]
-                    left @ right)
+                    direction)
+
+
+def nearest_orthonormal(direction: np.ndarray, what: object) -> np.ndarray:
+    """The orthonormal axes (3 x 3, columns) nearest to `direction`; InputError where its columns lie almost in one plane."""
+    left, singular, right = np.linalg.svd(direction)
+    if singular[-1] < 0.5:
+        raise InputError(f"{what} has index axes that lie almost in one plane; fix the header.")
+    logger.warning("%s: its axes are not at right angles; the nearest orthonormal ones are used.", getattr(what, "name", what))
+    return left @ right

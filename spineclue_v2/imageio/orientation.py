@@ -23,10 +23,10 @@ def check_same_grid(image: ImageGrid, label: ImageGrid, case: str, path: str | P
     label = label.reoriented(image.orientation)[0]
     if not image.same_grid(label, tolerance=0.1 * min(image.spacing)):
         raise InputError(f"Case '{case}': the label map {Path(path).name} lies on another grid than its image (shape "
-                         f"{label.shape} against {image.shape}, spacing {_rounded(label.spacing)} against "
-                         f"{_rounded(image.spacing)}, origin {_rounded(label.origin)} against {_rounded(image.origin)}); "
+                         f"{label.shape} against {image.shape}, spacing {_round(label.spacing)} against "
+                         f"{_round(image.spacing)}, origin {_round(label.origin)} against {_round(image.origin)}); "
                          "resample it onto the image.")
 
 
-def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+def _round(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(float(v), 3) for v in values)

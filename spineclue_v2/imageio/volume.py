@@ -18,6 +18,7 @@ from ..utilities.files import atomic_path
 from .dicom import is_dicom_folder
 from .grid import ImageGrid, resample_grid
 from .grid_checks import FILE_ENDINGS, MIN_SLICES
+from .intensities import scan_values
 from .reading import read_scan
 
 __all__ = ["FILE_ENDINGS", "MIN_SLICES", "ImageGrid", "Volume", "is_dicom_folder", "read_labels", "read_volume",
@@ -26,7 +27,6 @@ __all__ = ["FILE_ENDINGS", "MIN_SLICES", "ImageGrid", "Volume", "is_dicom_folder
 logger = logging.getLogger(__name__)
 
 THICK_SLICE_MM = 5.0
-AIR_HU = -500
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,24 +108,11 @@ def read_volume(path: str | Path, check_intensities: bool = True) -> Volume:
     """
     path = Path(path)
     array, geometry = read_scan(path)
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite and is counted below
-            array = array.astype(np.float32, copy=False)
-        bad = int(array.size - np.isfinite(array).sum())
-        if bad:
-            raise InputError(f"{path} holds {bad} voxels that are NaN or infinite; replace them with air (-1024 HU) first.")
-    elif array.dtype != np.int16:
-        array = np.clip(array, -32768, 32767).astype(np.int16)
-    if check_intensities:
-        highest = float(array.max())
-        if highest <= AIR_HU:
-            raise InputError(f"{path} holds nothing but air (highest value {highest:g} HU); expected a CT in Hounsfield units.")
-        if highest == float(array.min()):
-            raise InputError(f"{path} holds the single value {highest:g} everywhere; expected a CT in Hounsfield units.")
+    array = scan_values(array, path, check_intensities)
     thickest = max(geometry.spacing)
     if thickest > THICK_SLICE_MM:
         logger.warning("%s has slices %.1f mm apart; results are unreliable above %.0f mm.", path.name, thickest, THICK_SLICE_MM)
-    return Volume(np.ascontiguousarray(array), geometry)
+    return Volume(array, geometry)
 
 
 def read_labels(path: str | Path) -> Volume:

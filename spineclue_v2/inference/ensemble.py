@@ -19,14 +19,14 @@ from ..anatomy.morphology import fill_holes, largest_component
 from ..anatomy.vertebra import Vertebra, on_the_masks_side, vertebra_from_record
 from ..errors import InputError
 from ..evaluation.matching import match_by_centroid
-from ..export.case_files import export_case
+from ..export.case_files import export_case, remove_earlier
 from ..export.label_map import interpolated, target_box
+from ..export.probabilities import write_probabilities
 from ..imageio.volume import ImageGrid, read_labels
 from ..results import SpineResult
 from ..stages.plan_files import load_plans
 from ..utilities.files import read_json
 from .pipeline import Options
-from .predict_folder import remove_earlier, save_probabilities_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,16 +97,16 @@ def _ensemble_case(case: str, folders: list[Path], output: Path, penalties: dict
             raise OtherOptions(f"Case '{case}' was predicted with other --classifiers or --forbid_anomalies in {folder} than in "
                                f"{folders[0]}; predict it with the same ones to merge it.")
     vertebrae, geometry = merge([(member.vertebrae, member.geometry) for member in members])
-    result = named(vertebrae, penalties, options.forbid_anomalies)
+    result = replace(named(vertebrae, penalties, options.forbid_anomalies), grid=scans[0], mask_grid=geometry)
     remove_earlier(output, case)
     if save_probabilities:
-        save_probabilities_of(result, geometry, output / f"{case}.npz", options)
+        write_probabilities(result, output / f"{case}.npz", options.classifiers, options.forbid_anomalies)
     sources = [read_json(folder / f"{case}.json", "prediction").get("plans", {}) for folder in folders]
-    export_case(result, geometry, scans[0], output, case, {"name": "ensemble", "members": sources})
+    export_case(result, output, case, {"name": "ensemble", "members": sources})
 
 
 def read_member(file: Path) -> Member:
-    """What `save_probabilities_of` wrote; InputError when `file` is none of ours."""
+    """What `write_probabilities` wrote; InputError when `file` is none of ours."""
     try:
         with np.load(file, allow_pickle=False) as content:
             record = json.loads(str(content["record"]))
@@ -193,7 +193,7 @@ def _merge(group: list[tuple[Vertebra, ImageGrid]], mask: np.ndarray, probabilit
                                            "grade_probabilities", "combined_grade_probabilities")}
     log_mean = np.logaddexp.reduce([v.log_probabilities for v in own], axis=0) - np.log(len(own))
     known = [v.variant_log_probabilities for v in own if v.variant_log_probabilities is not None]
-    variants = tuple(map(float, np.logaddexp.reduce(known, axis=0) - np.log(len(known)))) if known else None
+    variants = tuple(map(float, np.log(np.mean(np.exp(known), axis=0)))) if known else None
     voxel = float(np.prod(grid.spacing))
     return replace(own[0], **means, log_probabilities=log_mean, variant_log_probabilities=variants, mask=mask,
                    mask_start=tuple(int(n) for n in first),

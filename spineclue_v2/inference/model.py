@@ -12,6 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
+from ..stages.method import method_fingerprint
 from ..stages.plan_files import load_plans, plans_from_json
 from ..stages.registry import (
     default_trainer_name,
@@ -211,7 +212,9 @@ def _assemble(files: Mapping[str, list[Path]], plans: Plans | None, device: torc
     _warn_about_upstream(models, files)
     record = {"name": plans.plans_name, "dataset": plans.dataset_name, "source": source,
               "fingerprints": {name: plans.stage(name).model_fingerprint for name in ordered},
-              "weights": {name: models[name].sha256 for name in ordered}}
+              "weights": {name: models[name].sha256 for name in ordered},
+              "method": {stage.name: method_fingerprint(stage) for stage in pipeline_of(modality_of(loaded))
+                         if stage.name in loaded or not stage.trainable}}
     if stand_ins:
         record["shipped_stands_in"] = sorted(stand_ins)
     return Model(plans, device, models, source, record)
@@ -224,10 +227,10 @@ def load_stage(file: Path, stage: str, device: torch.device) -> tuple[StageModel
     return stage_model(stage, [checkpoint], [file], plans, device), plans
 
 
-def load_shipped_geometry(device: torch.device) -> StageModel | None:
-    """The package's own geometry classifier; None where it is not installed."""
-    file = paths.weights_folder() / "geometry.pth"
-    return load_stage(file, "geometry", device)[0] if file.exists() else None
+def load_stand_in(stage: str, device: torch.device) -> StageModel | None:
+    """The package's own weights of a stage that may be stood in for; None for other stages and where they are not installed."""
+    file = paths.weights_folder() / f"{stage}.pth"
+    return load_stage(file, stage, device)[0] if stage_of(stage).shipped_stands_in and file.exists() else None
 
 
 def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], plans: Plans, device: torch.device) -> StageModel:

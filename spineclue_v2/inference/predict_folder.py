@@ -1,31 +1,30 @@
 """From paths to result folders: list the cases, predict each, go on after a failure, end with a table of what failed."""
 from __future__ import annotations
 
-import json
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..anatomy.vertebra import vertebra_record
 from ..errors import InputError
-from ..export.case_files import export_case
-from ..imageio.volume import FILE_ENDINGS, ImageGrid, is_dicom_folder, read_volume
+from ..export.run_files import check_target, write_run_files
+from ..imageio.volume import FILE_ENDINGS, is_dicom_folder, read_volume
 from ..results import SpineResult
-from ..utilities.files import atomic_path, write_json
+from ..utilities.files import read_json
 from ..utilities.parallel import run_tasks
 from .model import Model, ModelSource, model_of
-from .mr_pipeline import predict_mr_case
-from .pipeline import Options, predict_volume
+from .pipeline import Options
+from .predict_scan import check_mr_options, predict_scan, provenance
 
 logger = logging.getLogger(__name__)
+
+_LOADING = threading.Lock()  # threads of one worker begin together: the first loads the model, the others wait for it
 
 
 @dataclass(frozen=True)
@@ -87,22 +86,18 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     _check_output(output, cases)
     cases = cases[part_id::num_parts]
     outcome: dict[str, str | None] = {}
-    is_mr = model.modality == "MR"
-    if is_mr:
-        _check_mr_options(options or Options(), save_probabilities)
+    if model.modality == "MR":
+        check_mr_options(options or Options(), save_probabilities, "--")
     if executor is not None and not single:
         return _predict_elsewhere(cases, output, model, options, continue_prediction, save_probabilities, report, progress, executor,
                                   model_source or ModelSource())
     describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
-        if continue_prediction and _complete(output, case.name, is_mr, save_probabilities, report):
+        if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
             outcome[case.name] = None
             continue
         try:
-            if is_mr:
-                predict_mr_case(case.path, case.name, output, model, (options or Options()).mirror, report, describe)
-            else:
-                predict_case(case, output, model, options, save_probabilities, report, describe)
+            predict_case(case, output, model, options, save_probabilities, report, describe)
             outcome[case.name] = None
         except InputError as error:
             if single:
@@ -120,22 +115,21 @@ def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: O
                        save_probabilities: bool, report: bool, progress: bool, executor: Executor,
                        source: ModelSource) -> dict[str, str | None]:
     """The same through an executor; what the output was made with is written before the first case is sent out."""
-    is_mr = model.modality == "MR"
-    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, is_mr, save_probabilities, report))]
+    mr = model.modality == "MR"
+    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report))]
     if waiting:
         _describe(output, model, options, cases[0].path.parent)
-    tasks = {case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options, save_probabilities, report)
-             for case in waiting}
+    tasks: dict[Hashable, tuple[Any, ...]] = {
+        case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options, save_probabilities, report)
+        for case in waiting}
     _, failures = run_tasks(_predict_remote, tasks, executor, description="predicting", progress=progress)
     return {case.name: failures.get(case.name) for case in cases}
 
 
 def _predict_remote(case: Case, output: Path, source: ModelSource, options: Options | None, save_probabilities: bool, report: bool) -> None:
-    model = model_of(source)
-    if model.modality == "MR":
-        predict_mr_case(case.path, case.name, output, model, (options or Options()).mirror, report, lambda: None)
-    else:
-        predict_case(case, output, model, options, save_probabilities, report)
+    with _LOADING:
+        model = model_of(source)
+    predict_case(case, output, model, options, save_probabilities, report)
 
 
 def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
@@ -146,58 +140,20 @@ def predict_case(case: Case, output: Path, model: Model, options: Options | None
     read = time.perf_counter() - started
     if on_read is not None:
         on_read()
-    result = predict_volume(volume, model, options)
-    geometry = result.mask_grid
-    assert geometry is not None
-    result.seconds["read"] = read
-    remove_earlier(output, case.name)
-    if report:
-        from ..visualization.report import write_report
-
-        drawing = time.perf_counter()
-        write_report(result, geometry, volume, output / f"{case.name}.png", case.name)
-        result.seconds["report"] = time.perf_counter() - drawing
-    if save_probabilities:
-        save_probabilities_of(result, geometry, output / f"{case.name}.npz", options or Options())
-    result.seconds["total"] = time.perf_counter() - started
-    export_case(result, geometry, volume.geometry, output, case.name, model.record)
-    return result
+    result = predict_scan(volume, model, options, None, str(case.path), {"read": read}, keep_scan=report)
+    result.save(output, case.name, report, save_probabilities, describe=False)
+    return result.without_scan()
 
 
-def remove_earlier(output: Path, name: str) -> None:
-    """Take away what an earlier run left of a case and this one may not write again: CASE.json first, which vouches for the rest."""
-    for ending in (".json", ".npz", ".png"):
-        (output / f"{name}{ending}").unlink(missing_ok=True)
+def cases_without_finding(output: str | Path, names: Iterable[str]) -> list[str]:
+    """The cases of `names` whose `CASE.json` in `output` says that nothing was found."""
+    return [name for name in names if read_json(Path(output) / f"{name}.json", "prediction").get("status") != "ok"]
 
 
-def _complete(output: Path, name: str, is_mr: bool, save_probabilities: bool, report: bool) -> bool:
+def _complete(output: Path, name: str, mr: bool, save_probabilities: bool, report: bool) -> bool:
     """Whether every file that is asked for is there."""
-    endings = [".json", ".nii.gz"] + [".png"] * report + ([] if is_mr else ["_ctd.json"] + [".npz"] * save_probabilities)
+    endings = [".json", ".nii.gz"] + [".png"] * report + ([] if mr else ["_ctd.json"] + [".npz"] * save_probabilities)
     return all((output / f"{name}{ending}").exists() for ending in endings)
-
-
-def save_probabilities_of(result: SpineResult, geometry: ImageGrid, path: Path, options: Options) -> None:
-    """`probabilities` (n, 24) over C1..L5 and `body_centre_mm` (n, 3), one row per vertebra in cranio-caudal order; for `ensemble` also
-    `log_probabilities` (n, 25) of all classifiers together and `mask_0`, ... (uint8, 255 = 1) on tight crops of the grid that `record`
-    (JSON) describes with the vertebrae's other values and the options that decide what the classifiers' rows mean."""
-    rows = {name: np.array([getattr(v, name) for v in result.vertebrae], dtype=np.float32).reshape(-1, width)
-            for name, width in (("probabilities", 24), ("log_probabilities", 25))}
-    masks = {f"mask_{i}": v.mask_probability if v.mask_probability is not None else v.mask.astype(np.uint8) * 255
-             for i, v in enumerate(result.vertebrae) if v.mask is not None}
-    record = json.dumps({"geometry": geometry.to_json(), "vertebrae": [vertebra_record(v) for v in result.vertebrae],
-                         "options": {"classifiers": sorted(options.classifiers), "forbid_anomalies": options.forbid_anomalies}})
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **masks, **rows, record=np.array(record),
-                            body_centre_mm=np.array([v.body_centre for v in result.vertebrae], dtype=np.float32).reshape(-1, 3))
-
-
-def _check_mr_options(options: Options, save_probabilities: bool) -> None:
-    """InputError for what only the vertebrae of CT know."""
-    given = {"--save_probabilities": save_probabilities, "--forbid_anomalies": options.forbid_anomalies,
-             "--classifiers": set(options.classifiers) != set(Options().classifiers)}
-    for flag, wanted in given.items():
-        if wanted:
-            raise InputError(f"{flag} has no meaning for a model of MR, which writes labels alone; leave it out.")
 
 
 def _check_output(output: Path, cases: list[Case]) -> None:
@@ -210,13 +166,9 @@ def _check_output(output: Path, cases: list[Case]) -> None:
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"Output {output} cannot be written: {place} is not writable; give another folder.")
     for case in cases:
-        target = output / f"{case.name}.nii.gz"
-        if target.exists() and target.samefile(case.path):
-            raise InputError(f"The labels of {case.path} would replace the scan itself; give another output folder than {output}.")
+        check_target(output, case.name, case.path)
 
 
 def _describe(output: Path, model: Model, options: Options | None, source: str | Path) -> None:
-    """predict_args.json and plans.json: what was asked for, and by which numbers it was done."""
-    arguments: dict[str, Any] = {"input": str(source), "model": model.record, "options": vars(options or Options())}
-    write_json(output / "predict_args.json", arguments)
-    model.plans.save(output / "plans.json")
+    """predict_args.json and plans.json, once for the whole run."""
+    write_run_files(output, provenance(model, options or Options(), str(source)))

@@ -23,6 +23,7 @@ from ..preprocessing.resampling import labels_to_network_space, network_grid
 from ..results import SpineResult
 from ..stages.segment.spine import mark_border
 from ..utilities.files import write_json
+from ..utilities.triples import box_slices, float_triple, int_triple
 from .model import Model
 from .pipeline import Options, identify_masks
 
@@ -108,8 +109,8 @@ def find_bodies(labels: Volume, smallest_ml: float, ignore: Collection[int] = ()
         for members in _join(large, boxes, sizes):
             low = np.min([[s.start for s in boxes[i]] for i in members], axis=0)
             high = np.max([[s.stop for s in boxes[i]] for i in members], axis=0)
-            part = pieces[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-            bodies.append(Body(tuple(int(n) for n in origin + low), np.isin(part, members), int(value)))
+            part = pieces[box_slices(low, high - low)]
+            bodies.append(Body(int_triple(origin + low), np.isin(part, members), int(value)))
     return bodies, dropped
 
 
@@ -136,7 +137,8 @@ def name_bodies(bodies: list[Body], geometry: ImageGrid, model: Model, options: 
     """Result of stage 3 for bodies of a map on grid `geometry` (and its CT, where it is known), and each named body with its level."""
     data = model.plans.stage("identify").data
     view = geometry.reoriented("LPS")[0]
-    vertebrae, kept = [], []
+    vertebrae: list[Vertebra] = []
+    kept: list[Body] = []
     for body in bodies:
         vertebra = to_vertebra(body, view, data, hits=len(kept))
         if vertebra is not None:
@@ -166,15 +168,15 @@ def to_vertebra(body: Body, geometry: ImageGrid, data: Data, hits: int = 0) -> V
         return None
     inside = np.argwhere(mask)
     begin, end = inside.min(0), inside.max(0) + 1
-    mask = np.ascontiguousarray(mask[tuple(slice(a, b) for a, b in zip(begin, end, strict=True))])
+    mask = np.ascontiguousarray(mask[box_slices(begin, end - begin)])
     origin = first + begin
     spacing = data.spacing_mm
 
     def world(index: np.ndarray) -> tuple[float, float, float]:
-        return tuple(float(c) for c in model.index_to_world(index))  # type: ignore[return-value]
+        return float_triple(model.index_to_world(index))
 
-    vertebra = Vertebra(world(origin + (np.array(mask.shape) - 1) / 2), tuple(float(n * spacing) for n in mask.shape), 1.0, hits, mask,
-                        tuple(int(o) for o in origin), world(inside.mean(0) + first),
+    vertebra = Vertebra(world(origin + (np.array(mask.shape) - 1) / 2), float_triple(n * spacing for n in mask.shape), 1.0, hits, mask,
+                        int_triple(origin), world(inside.mean(0) + first),
                         world(origin + np.array(body_centre(mask, (spacing,) * 3))), float(mask.sum()) * spacing ** 3 / 1000)
     return mark_border(vertebra, model, geometry)
 

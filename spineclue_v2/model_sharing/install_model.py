@@ -145,7 +145,8 @@ def _read_manifest(archive: Path, content: zipfile.ZipFile, entries: dict[str, z
     folds, fingerprints = manifest.get("folds"), manifest.get("fingerprints")
     if not (all(isinstance(manifest.get(key), str) for key in texts) and isinstance(files, dict)
             and all(isinstance(f, dict) and isinstance(f.get("bytes"), int) and isinstance(f.get("sha256"), str) for f in files.values())
-            and all(isinstance(d, dict) and all(isinstance(v, str) for v in d.values()) for d in (stages, fingerprints))
+            and isinstance(stages, dict) and isinstance(fingerprints, dict)
+            and all(isinstance(v, str) for d in (stages, fingerprints) for v in d.values())
             and set(stages) == set(fingerprints) and is_whole_model(stages)
             and isinstance(folds, list) and folds and all(isinstance(fold, str) for fold in folds)):
         raise wrong

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..anatomy import LEVEL_INDEX, LEVEL_INDEX_OF_LABEL, LEVELS
 from ..errors import InputError
+from ..utilities.triples import int_triple
 from .canvas import Canvas, one_thread
 from .fields import distance_fields
 from .sampling import PhantomCase
@@ -72,12 +73,12 @@ class ShapeBank:
             low, high = centres.min(0) - 75, centres.max(0) + 75
             for v in subject.placed:
                 v.centre = v.centre - low
-            size = tuple(int(n) for n in np.ceil((high - low)[::-1] / spacing))
+            size = int_triple(np.ceil((high - low)[::-1] / spacing))
             canvas = Canvas(size, (spacing,) * 3, (0.0,) * 3, 0.5, torch.Generator().manual_seed(int(rng.integers(2**31))))
             with one_thread():
                 for v, _, field in distance_fields(canvas, subject, canvas.generator):
                     if v.name in wanted:
-                        stored.append(_centred(field, shape))
+                        stored.append(_centre(field, shape))
                         index.append(LEVEL_INDEX[v.name])
                         spines.append(number)
         return ShapeBank(torch.stack(stored), torch.tensor(index), torch.tensor(spines), spacing)
@@ -100,7 +101,7 @@ class ShapeBank:
                 inner, outer = (distance_transform_edt(m, sampling=case.spacing) for m in (mask, ~mask))
                 field = torch.from_numpy(zoom(np.where(mask, half - inner, outer - half), factor, order=1, grid_mode=True, mode="nearest"))
                 corner = np.rint(low * factor).astype(int)
-                stored.append(_centred(field.float(), shape))
+                stored.append(_centre(field.float(), shape))
                 middle = _middle(field) + corner
                 pictures.append(_cut(picture, middle, shape, AIR).round().to(torch.int16))
                 index.append(LEVEL_INDEX_OF_LABEL[label])
@@ -223,7 +224,7 @@ def _cut(volume: Tensor, middle: np.ndarray, shape: tuple[int, ...], fill: float
     return out
 
 
-def _centred(field: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _centre(field: Tensor, shape: tuple[int, ...]) -> Tensor:
     return (_cut(field, _middle(field), shape, BEYOND) * PER_MM).round().clamp(-127, 127).to(torch.int8)
 
 

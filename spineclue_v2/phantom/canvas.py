@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .primitives import Points
+from ..utilities.triples import Box, Ints3, box_slices
+from .primitives import Points, Vector
 
 SLAB_VOXELS = 250_000
 
@@ -64,15 +65,13 @@ def smooth(field: Tensor, sigma: float, axis: int) -> Tensor:
     return out
 
 
-def smooth_field(
-    shape: tuple[int, int, int], cells: tuple[int, int, int], generator: torch.Generator, channels: int = 1
-) -> Tensor:
+def smooth_field(shape: Sequence[int], cells: Sequence[int], generator: torch.Generator, channels: int = 1) -> Tensor:
     """Coarse normal noise of `cells` points stretched over `shape`: (channels, z, y, x)."""
     coarse = torch.randn((1, channels, *[max(c, 2) for c in cells]), generator=generator)
-    return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)[0]
+    return F.interpolate(coarse, size=tuple(shape), mode="trilinear", align_corners=True)[0]
 
 
-def average(volume: Tensor, factor: tuple[int, int, int]) -> Tensor:
+def average(volume: Tensor, factor: Ints3) -> Tensor:
     """Mean of blocks of `factor` voxels: the slice profile of supersampled axes."""
     if factor == (1, 1, 1):
         return volume
@@ -85,7 +84,7 @@ class Canvas:
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: Ints3,
         spacing: tuple[float, float, float],
         origin: tuple[float, float, float],
         psf: float,
@@ -96,6 +95,11 @@ class Canvas:
         self.axes = tuple(o + s * torch.arange(n, dtype=torch.float32) for o, s, n in zip(origin, spacing, shape, strict=True))
         self.sigma = float(np.sqrt(psf**2 + (float(np.mean(spacing)) * 0.35) ** 2))
 
+    @property
+    def whole(self) -> Box:
+        """Index slices of all voxels."""
+        return box_slices((0, 0, 0), self.shape)
+
     def slabs(self) -> Iterator[tuple[slice, Canvas]]:
         """The canvas in slabs of rows that fit a processor's cache: (rows, a canvas of them that shares the voxels)."""
         step = max(int(SLAB_VOXELS / (self.shape[1] * self.shape[2])), 1)
@@ -105,36 +109,37 @@ class Canvas:
             slab.shape, slab.origin = (rows.stop - start, *self.shape[1:]), (float(slab.axes[0][0]), *self.origin[1:])
             yield rows, slab
 
-    def box(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, slice, slice] | None:
+    def box(self, low: np.ndarray, high: np.ndarray) -> Box | None:
         """Index slices of the LPS box low..high (x, y, z mm), or None outside the grid."""
-        out = []
+        start, stop = [], []
         for axis, (a, b) in enumerate(zip(low[::-1], high[::-1], strict=True)):
             i = max(int(np.floor((a - self.origin[axis]) / self.spacing[axis])), 0)
             j = min(int(np.ceil((b - self.origin[axis]) / self.spacing[axis])) + 1, self.shape[axis])
             if i >= j:
                 return None
-            out.append(slice(i, j))
-        return tuple(out)
+            start.append(i)
+            stop.append(j)
+        return box_slices(start, np.subtract(stop, start))
 
-    def points(self, box: tuple[slice, slice, slice]) -> Points:
+    def points(self, box: Box) -> Points:
         """World coordinates of a box, broadcastable."""
         z, y, x = (axis[s] for axis, s in zip(self.axes, box, strict=True))
         return Points(x.view(1, 1, -1), y.view(1, -1, 1), z.view(-1, 1, 1))
 
-    def local(self, box: tuple[slice, slice, slice], centre: np.ndarray, frame: np.ndarray) -> Points:
+    def local(self, box: Box, centre: np.ndarray, frame: np.ndarray) -> Points:
         """Coordinates of a box in a frame: frame.T @ (world - centre), three (z, y, x) tensors."""
         q = self.points(box)
         r = q.x - centre[0], q.y - centre[1], q.z - centre[2]
         return Points(*((r[0] * frame[0, k] + r[1] * frame[1, k] + r[2] * frame[2, k]).float() for k in range(3)))
 
-    def local_box(self, centre: np.ndarray, frame: np.ndarray, low: tuple, high: tuple):
-        """Index box round the rotated box low..high (x, y, z mm in the frame) and its local coordinates; (None, None) outside."""
+    def local_box(self, centre: np.ndarray, frame: np.ndarray, low: Vector, high: Vector) -> tuple[Box, Points] | None:
+        """Index box round the rotated box low..high (x, y, z mm in the frame) and its local coordinates; None outside."""
         corners = np.array([[a, b, c] for a in (low[0], high[0]) for b in (low[1], high[1]) for c in (low[2], high[2])])
         corners = corners @ frame.T + centre
         box = self.box(corners.min(0), corners.max(0))
-        return (None, None) if box is None else (box, self.local(box, centre, frame))
+        return None if box is None else (box, self.local(box, centre, frame))
 
-    def fill(self, box: tuple[slice, slice, slice], d: Tensor, value: Tensor | float, sigma: float | None = None) -> None:
+    def fill(self, box: Box, d: Tensor, value: Tensor | float, sigma: float | None = None) -> None:
         """Paint soft tissue of `value` HU where d < 0, with a blurred edge."""
         target = self.hu[box]
         weight = occupancy(d, -(sigma or self.sigma))
@@ -143,9 +148,7 @@ class Canvas:
         else:  # the common case, without temporaries
             target.mul_(1 - weight).add_(weight, alpha=value)
 
-    def bone(
-        self, box: tuple[slice, slice, slice], d: Tensor, inner: Tensor | float, shell: Tensor | float, cortex: float
-    ) -> None:
+    def bone(self, box: Box, d: Tensor, inner: Tensor | float, shell: Tensor | float, cortex: float) -> None:
         """Paint bone: `cortex` HU in a shell of `shell` mm under the surface d = 0, `inner` HU (cancellous) below it."""
         target = self.hu[box]
         outer = occupancy(d, -self.sigma)

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..anatomy import LABEL_OF_NAME
+from ..utilities.triples import Box, Floats3, Ints3
 from . import shapes
 from .canvas import Canvas, average, smooth_field
 from .pathology import shift_slices
 from .primitives import Points, superellipse_radius
 from .spine import Placed, Subject
 
-Box = tuple[slice, slice, slice]
+Field = tuple[Placed, Box, Tensor]
 
 
 def world_extent(v: Placed) -> np.ndarray:
@@ -43,7 +44,7 @@ def distance(v: Placed, local: Points, seed: int) -> Tensor:
     half = shapes.half_distance(v.name, v.params, q, v.bifid)
     cells = tuple(int((h - a) / (12 * s)) + 2 for a, h in zip(low[::-1], high[::-1], strict=True))
     own = torch.Generator().manual_seed(seed)
-    # two scales of warp, less in the slender neck; trilinear stretching of a coarse field lowers its deviation to some 2/3
+    # two scales of warp, less in slender cervical vertebrae; trilinear stretching of a coarse field lowers its deviation to some 2/3
     slender = 0.45 if v.name[0] == "C" else 1.0
     fine = smooth_field(local.x.shape, cells, own, 3) * (0.75 * slender)
     move = fine + smooth_field(local.x.shape, tuple(max(c // 3, 2) for c in cells), own, 3) * (0.55 * slender)
@@ -57,14 +58,15 @@ def distance(v: Placed, local: Points, seed: int) -> Tensor:
     return F.grid_sample(half[None, None], grid[None], align_corners=True, padding_mode="border")[0, 0] * s
 
 
-def distance_fields(canvas: Canvas, subject: Subject, generator: torch.Generator) -> list[tuple[Placed, tuple, Tensor]]:
+def distance_fields(canvas: Canvas, subject: Subject, generator: torch.Generator) -> list[Field]:
     """Signed distance (mm) of every vertebra in its own box, warped at random, joint spaces cut between neighbours."""
     fields = []
     for v in subject.placed:
         low, high = corners(v)
         seed = int(torch.randint(0, 2**31, (1,), generator=generator))
-        box, local = canvas.local_box(v.centre, v.rotation, tuple(low), tuple(high))
-        if box is not None:
+        window = canvas.local_box(v.centre, v.rotation, low, high)
+        if window is not None:
+            box, local = window
             fields.append((v, box, distance(v, local, seed)))
     original = [f[2].clone() for f in fields]
     for i in range(len(fields)):
@@ -75,7 +77,7 @@ def distance_fields(canvas: Canvas, subject: Subject, generator: torch.Generator
     return fields
 
 
-def _separate(a: tuple, a_original: Tensor, b: tuple, b_original: Tensor, gap: float) -> None:
+def _separate(a: Field, a_original: Tensor, b: Field, b_original: Tensor, gap: float) -> None:
     """Cut a where b is nearer than a, leaving `gap` mm between them."""
     low = [max(s.start, t.start) for s, t in zip(a[1], b[1], strict=True)]
     high = [min(s.stop, t.stop) for s, t in zip(a[1], b[1], strict=True)]
@@ -87,7 +89,7 @@ def _separate(a: tuple, a_original: Tensor, b: tuple, b_original: Tensor, gap: f
 
 
 def label_volume(
-    canvas: Canvas, subject: Subject, fields: list, shape: tuple, factor: tuple, cut_share: float | None = None
+    canvas: Canvas, subject: Subject, fields: list[Field], shape: Ints3, factor: Ints3, cut_share: float | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """Label volume on the scan's grid, and the names of vertebrae that the border cuts.
 
@@ -123,8 +125,8 @@ def label_volume(
     return labels.numpy(), partial
 
 
-def discs(canvas: Canvas, subject: Subject) -> Iterator[tuple[Box | None, Points | None, float, float, float]]:
-    """Of every disc, C2-C3 down to the sacrum: box, local coordinates, half width, half depth, half height (mm)."""
+def discs(canvas: Canvas, subject: Subject) -> Iterator[tuple[tuple[Box, Points] | None, float, float, float]]:
+    """Of every disc, C2-C3 down to the sacrum: box with local coordinates (None outside), half width, half depth, half height (mm)."""
     for upper, lower in [*zip(subject.placed[1:-1], subject.placed[2:], strict=True), (subject.placed[-1], None)]:
         p, s = upper.params, upper.scale
         a = upper.world((0, 0, -(p["ha"] + p["hp"]) / 4))
@@ -135,16 +137,17 @@ def discs(canvas: Canvas, subject: Subject) -> Iterator[tuple[Box | None, Points
         u, _, w = np.linalg.svd(upper.rotation + frame)
         half = float(np.linalg.norm(a - b)) / 2 + 2.0
         wide, deep = p["wi"] / 2 * s, p["dm"] / 2 * 1.05 * s
-        box, q = canvas.local_box((a + b) / 2, u @ w, (-wide - 3, -deep - 3, -half - 3), (wide + 3, deep + 3, half + 3))
-        yield box, q, wide, deep, half
+        window = canvas.local_box((a + b) / 2, u @ w, (-wide - 3, -deep - 3, -half - 3), (wide + 3, deep + 3, half + 3))
+        yield window, wide, deep, half
 
 
-def region_volume(labels: np.ndarray, spacing: tuple, subject: Subject, shifts: np.ndarray) -> np.ndarray:
+def region_volume(labels: np.ndarray, spacing: Floats3, subject: Subject, shifts: np.ndarray) -> np.ndarray:
     """uint8 (z, y, x): 1 body (with dens), 2 arch of the labelled vertebrae, 3 discs. `shifts`: (y, x) voxels of each slice."""
     regions = np.zeros(labels.shape, np.uint8)
-    canvas = Canvas(labels.shape, tuple(spacing), (0.0, 0.0, 0.0), 0.5, torch.Generator())
-    for box, q, wide, deep, half in discs(canvas, subject):
-        if box is not None:
+    canvas = Canvas(labels.shape, spacing, (0.0, 0.0, 0.0), 0.5, torch.Generator())
+    for window, wide, deep, half in discs(canvas, subject):
+        if window is not None:
+            box, q = window
             inside = (superellipse_radius(q.x, q.y, wide, deep, 2.5) < 1) & (q.z.abs() < half)
             regions[box][inside.numpy()] = 3
     if shifts.any():

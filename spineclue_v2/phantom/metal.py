@@ -30,7 +30,8 @@ def screw_lines(v: Placed, rng: np.random.Generator) -> list[tuple[np.ndarray, n
 def paint_screws(canvas: Canvas, placed: list[Placed], rng: np.random.Generator) -> Tensor:
     """Screws in `placed` joined by a rod each side; returns the metal mask (z, y, x) in 0..1."""
     metal = torch.zeros(canvas.shape)
-    radius, heads = rng.uniform(2.4, 3.5), ([], [])
+    radius = rng.uniform(2.4, 3.5)
+    heads: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for v in placed:
         for side, (entry, tip) in enumerate(screw_lines(v, rng)):
             _rod(canvas, metal, entry, tip, radius)

@@ -6,6 +6,7 @@ are drawn round textbook contrast, not fitted to a scanner.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def _sample(seed: int, rng: np.random.Generator, generator: torch.Generator, con
     fractures = spine.draw_fractures(rng, lumbar, 1 if rng.random() < 0.15 else 0)
     subject = spine.draw_subject(rng, None, float(rng.uniform(0, 12)), fractures, float(rng.uniform(0, 1) ** 2))
     thick = thick or float(rng.uniform(4.0, 4.8))
-    canvas, shape = _grid(rng, generator, subject, top, plane, thick)
+    canvas = _grid(rng, generator, subject, top, plane, thick)
     tissue = {name: value * float(rng.uniform(0.88, 1.12)) for name, value in CONTRASTS[contrast].items()}
     tissue["marrow"] *= 1 + {"t2": 0.25, "water": -0.35, "fat": 0.5}[contrast] * (subject.age - 55) / 40
     canvas.hu.zero_()
@@ -101,7 +102,7 @@ def _sample(seed: int, rng: np.random.Generator, generator: torch.Generator, con
     return MRCase(image.round().clamp(0, 32767).to(torch.int16).numpy(), middle.contiguous().numpy(), (plane, plane, thick), meta)
 
 
-def _grid(rng, generator, subject: Subject, top: str, plane: float, thick: float) -> tuple[Canvas, tuple[int, int, int]]:
+def _grid(rng: np.random.Generator, generator: torch.Generator, subject: Subject, top: str, plane: float, thick: float) -> Canvas:
     """Field of view round the lumbar spine, subject moved so that voxel 0 is the origin, slices split into sub-slices."""
     shown = [v for v in subject.placed if v.name in spine.level_names(None)[spine.level_names(None).index(top):]]
     centres = np.array([v.centre for v in shown] + [subject.sacrum[0]])
@@ -118,12 +119,12 @@ def _grid(rng, generator, subject: Subject, top: str, plane: float, thick: float
     subject.sacrum = subject.sacrum[0] - low, subject.sacrum[1]
     fine = thick / SUBSLICES
     canvas = Canvas((shape[0], shape[1], count * SUBSLICES), (plane, plane, fine), (0.0, 0.0, 0.5 * (fine - thick)), 0.6, generator)
-    return canvas, shape
+    return canvas
 
 
 def _paint_soft(canvas: Canvas, subject: Subject, tissue: dict[str, float], rng: np.random.Generator) -> None:
     """Muscle, organs and bowel in front, fat behind and between, great vessels, canal with fluid, cord and roots."""
-    whole = tuple(slice(0, n) for n in canvas.shape)
+    whole = canvas.whole
     frame, q = Frame(canvas, subject, 1.0), canvas.points(whole)
     cx, cy = frame.line()
     x, y = q.x - cx, q.y - cy
@@ -159,10 +160,11 @@ def _paint_soft(canvas: Canvas, subject: Subject, tissue: dict[str, float], rng:
 def _paint_discs(canvas: Canvas, subject: Subject, tissue: dict[str, float], rng: np.random.Generator, labels: Tensor) -> None:
     """Annulus and nucleus; degenerated discs are dark and narrow at the waist. Labels run where no bone lies yet."""
     pairs = [*zip(subject.placed[1:-1], subject.placed[2:], strict=True), (subject.placed[-1], None)]
-    for (upper, lower), (box, q, wide, deep, half) in zip(pairs, discs(canvas, subject), strict=True):
+    for (upper, lower), (window, wide, deep, half) in zip(pairs, discs(canvas, subject), strict=True):
         degenerated = float(rng.beta(1.2 + (subject.age - 20) / 30, 2.2))
-        if box is None or q is None:
+        if window is None:
             continue
+        box, q = window
         rho = superellipse_radius(q.x, q.y, wide, deep, 2.5)
         d = torch.maximum((rho - 1) * deep, q.z.abs() - half)
         bright = tissue["annulus"] + (tissue["nucleus"] - tissue["annulus"]) * (1 - degenerated)
@@ -176,18 +178,18 @@ def _paint_discs(canvas: Canvas, subject: Subject, tissue: dict[str, float], rng
 def _paint_sacrum(canvas: Canvas, subject: Subject, tissue: dict[str, float], labels: Tensor) -> None:
     """The sacral bodies, tilted segments fused into one; the label runs over the first three."""
     (centre, frame), s = subject.sacrum, subject.scale
-    box, q = canvas.local_box(centre, frame, (-40 * s, -30 * s, -95 * s), (40 * s, 45 * s, 25 * s))
-    if box is None or q is None:
+    window = canvas.local_box(centre, frame, (-40 * s, -30 * s, -95 * s), (40 * s, 45 * s, 25 * s))
+    if window is None:
         return
+    box, q = window
     q = Points(q.x / s, q.y / s, q.z / s)
-    whole = None
+    segments = []
     for (y0, z0), wide, deep, high, tilt in (((0, 0), 25, 15.5, 14.2, 0.0), ((5, -27), 19, 11, 13, 0.25), ((13, -51), 15, 8.5, 11.7, 0.3),
                                              ((18, -71), 12, 7, 10.5, 0.1)):
         y, z = q.y - y0, q.z - z0
         y, z = y * np.cos(tilt) + z * np.sin(tilt), z * np.cos(tilt) - y * np.sin(tilt)
-        d = smooth_max((superellipse_radius(q.x, y, float(wide), float(deep), 2.6) - 1) * deep, z.abs() - high, 3.0)
-        whole = d if whole is None else smooth_min(whole, d, 2.5)
-    whole = whole * s
+        segments.append(smooth_max((superellipse_radius(q.x, y, float(wide), float(deep), 2.6) - 1) * deep, z.abs() - high, 3.0))
+    whole = reduce(lambda a, b: smooth_min(a, b, 2.5), segments) * s
     canvas.bone(box, whole, tissue["marrow"], 0.9, tissue["cortex"])
     labels[box][(whole < 0) & (q.z > -64)] = VALUE[SACRUM]
 
@@ -198,7 +200,7 @@ def _paint_vertebrae(canvas: Canvas, subject: Subject, tissue: dict[str, float],
     for v, box, d in distance_fields(canvas, subject, generator):
         q = canvas.local(box, v.centre, v.rotation)
         cells = tuple(max(2, int(n * s / 7)) for n, s in zip(d.shape, canvas.spacing, strict=True))
-        islands = smooth_field(tuple(d.shape), cells, generator)[0]
+        islands = smooth_field(d.shape, cells, generator)[0]
         inner = tissue["marrow"] * float(rng.uniform(0.92, 1.08)) * (1 + 0.12 * islands)
         vein = (q.x / 6).square() + (q.z / 2.2).square() + ((q.y - v.params["dm"] * 0.38 * v.scale) / 6).square()
         inner = inner + 0.5 * (tissue["csf"] - tissue["marrow"]) * torch.exp(-vein)

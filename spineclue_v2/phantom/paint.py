@@ -12,7 +12,7 @@ from ..anatomy import EMITTING_LEVEL, LEVEL_INDEX
 from . import metal as metal_module
 from . import surroundings as around
 from .canvas import Canvas, noise
-from .fields import discs
+from .fields import Field, discs
 from .primitives import superellipse_radius
 from .spine import Subject
 
@@ -51,10 +51,11 @@ def paint_soft(canvas: Canvas, subject: Subject, rng: np.random.Generator, size:
 
 def _paint_discs(canvas: Canvas, subject: Subject, rng: np.random.Generator) -> None:
     disc_hu = rng.uniform(60, 105)
-    for box, q, wide, deep, half in discs(canvas, subject):
+    for window, wide, deep, half in discs(canvas, subject):
         degenerated, hu = rng.random(), disc_hu + rng.normal(0, 8)
-        if box is None:
+        if window is None:
             continue
+        box, q = window
         rho = superellipse_radius(q.x, q.y, wide, deep, 2.5)
         d = torch.maximum((rho - 1) * deep, q.z.abs() - half)
         canvas.fill(box, d, hu - 15 * (1 - rho.square()).clamp_min(0))
@@ -73,7 +74,7 @@ def paint_other_bone(canvas: Canvas, subject: Subject, rng: np.random.Generator,
     around.paint_shoulders(canvas, subject, rng, size)
 
 
-def paint_vertebrae(canvas: Canvas, subject: Subject, fields: list, rng: np.random.Generator) -> None:
+def paint_vertebrae(canvas: Canvas, subject: Subject, fields: list[Field], rng: np.random.Generator) -> None:
     grain = tuple(1.0 / s for s in canvas.spacing)
     texture = noise(canvas.shape, tuple(0.8 * g for g in grain), canvas.generator)
     strength, cortex = rng.uniform(20, 75), rng.uniform(850, 1600)

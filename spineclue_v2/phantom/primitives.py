@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Vector = Sequence[float] | np.ndarray
 
 
 class Points(NamedTuple):
@@ -30,8 +33,8 @@ def smooth_max(a: Tensor, b: Tensor, k: float) -> Tensor:
 
 def capsule(
     q: Points,
-    a: Sequence[float],
-    b: Sequence[float],
+    a: Vector,
+    b: Vector,
     r0: float,
     r1: float | None = None,
     stretch: Sequence[float] = (1.0, 1.0, 1.0),
@@ -50,7 +53,7 @@ def capsule(
     return d.mul_(min(stretch))
 
 
-def ellipsoid(q: Points, centre: Sequence[float], radii: Sequence[float]) -> Tensor:
+def ellipsoid(q: Points, centre: Vector, radii: Vector) -> Tensor:
     """Ellipsoid; first-order distance k0 (k0 - 1) / k1, exact for spheres."""
     px, py, pz = q.x - centre[0], q.y - centre[1], q.z - centre[2]
     k0 = ((px / radii[0]).square() + (py / radii[1]).square() + (pz / radii[2]).square()).sqrt_()

@@ -10,6 +10,7 @@ import torch
 
 from ..anatomy import LABEL_OF_NAME
 from ..errors import InputError
+from ..utilities.triples import Floats3, Ints3, float_triple, int_triple
 from . import paint, pathology, scanner, spine
 from .canvas import Canvas, one_thread
 from .fields import distance_fields, label_volume, region_volume, world_extent
@@ -166,10 +167,10 @@ def _sample_spine(seed: int, rng: np.random.Generator, generator: torch.Generato
         regions = region_volume(labels, spacing, subject, shifts)
     meta = implants | {"scan": scan, "first": first, "last": last, "contrast": contrast, "wide": scan["wide"], "lesions": lesions}
     case = _case(seed, ct, labels, partial, spacing, subject, shifts, meta, tilt, regions)
-    return _padded(case, o["padding"], extra) if o["padding"] else case
+    return _pad(case, o["padding"], extra) if o["padding"] else case
 
 
-def _padded(case: PhantomCase, most: float, rng: np.random.Generator) -> PhantomCase:
+def _pad(case: PhantomCase, most: float, rng: np.random.Generator) -> PhantomCase:
     """Constant voxels round the scan, up to `most` mm on each side, of one of the values that public datasets hold there."""
     if not 0 <= most <= 200:
         raise InputError(f"Phantom padding can be 0 to 200 mm, found {most:g}.")
@@ -230,7 +231,8 @@ def _levels(rng: np.random.Generator, o: dict[str, Any]) -> tuple[str, str, str 
     return first, last, variant
 
 
-def _grid(rng, generator, subject: Subject, visible: list[str], o: dict[str, Any], scan: dict[str, Any]):
+def _grid(rng: np.random.Generator, generator: torch.Generator, subject: Subject, visible: list[str], o: dict[str, Any],
+          scan: dict[str, Any]) -> tuple[Canvas, Ints3, Ints3, Floats3]:
     """Choose the field of view, move the subject so that voxel 0 is the origin, and make the canvas (supersampled where coarse)."""
     shown = [v for v in subject.placed if v.name in visible]
     top, bottom = world_extent(shown[0])[:, 2].max(), world_extent(shown[-1])[:, 2].min()
@@ -259,18 +261,19 @@ def _grid(rng, generator, subject: Subject, visible: list[str], o: dict[str, Any
     high = np.array([centres[:, 0].max() + left, back + behind, top + up])
     size = (high - low)[::-1]
     spacing = scanner.draw_spacing(rng, size, o, scan)
-    shape = tuple(int(max(np.ceil(s / d), 8)) for s, d in zip(size, spacing, strict=True))
-    factor = tuple(int(np.ceil(d / scanner.FINEST)) for d in spacing)
+    shape = int_triple(max(np.ceil(s / d), 8) for s, d in zip(size, spacing, strict=True))
+    factor = int_triple(np.ceil(d / scanner.FINEST) for d in spacing)
     for v in subject.placed:
         v.centre = v.centre - low
     subject.sacrum = subject.sacrum[0] - low, subject.sacrum[1]
-    fine = tuple(d / f for d, f in zip(spacing, factor, strict=True))
-    origin = tuple(0.5 * (a - b) for a, b in zip(fine, spacing, strict=True))
-    canvas = Canvas(tuple(n * f for n, f in zip(shape, factor, strict=True)), fine, origin, scan["psf"], generator)
+    fine = float_triple(d / f for d, f in zip(spacing, factor, strict=True))
+    origin = float_triple(0.5 * (a - b) for a, b in zip(fine, spacing, strict=True))
+    canvas = Canvas(int_triple(n * f for n, f in zip(shape, factor, strict=True)), fine, origin, scan["psf"], generator)
     return canvas, shape, factor, spacing
 
 
-def _case(seed, ct, labels, partial, spacing, subject, shifts, meta, direction, regions) -> PhantomCase:
+def _case(seed: int, ct: np.ndarray, labels: np.ndarray, partial: list[str], spacing: Floats3, subject: Subject, shifts: np.ndarray,
+          meta: dict[str, Any], direction: np.ndarray, regions: np.ndarray | None) -> PhantomCase:
     centroids, grades = {}, {}
     flat = labels.ravel()
     index = np.flatnonzero(flat)

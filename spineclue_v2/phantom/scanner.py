@@ -9,6 +9,7 @@ import torch
 
 from ..anatomy import EMITTING_LEVEL, LEVEL_INDEX
 from ..errors import InputError
+from ..utilities.triples import Floats3, Ints3, float_triple
 from .canvas import Canvas, average, noise, smooth
 from .pathology import add_streaks, remap
 from .spine import Subject
@@ -24,12 +25,12 @@ def draw_scanner(rng: np.random.Generator, o: dict[str, Any]) -> dict[str, Any]:
     kernel = o["kernel"] or str(rng.choice(["soft", "medium", "bone"], p=[0.35, 0.35, 0.3]))
     if kernel not in ("soft", "medium", "bone"):
         raise InputError(f"Phantom kernel '{kernel}' is unknown; choose soft, medium or bone.")
-    psf, sd, grain, edge = {
+    psf, noise_range, grain, edge = {
         "soft": ((0.55, 0.75), (10, 40), (0.7, 1.0), (0, 0.1)),
         "medium": ((0.45, 0.6), (18, 70), (0.5, 0.8), (0.1, 0.5)),
         "bone": ((0.35, 0.5), (35, 110), (0.25, 0.55), (0.4, 1.1)),
     }[kernel]
-    sd = rng.uniform(*sd)
+    sd = rng.uniform(*noise_range)
     return {
         "kernel": kernel,
         "psf": rng.uniform(*psf),
@@ -44,7 +45,8 @@ def draw_scanner(rng: np.random.Generator, o: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw_spacing(rng, size: np.ndarray, o: dict[str, Any], scan: dict[str, Any]) -> tuple[float, float, float]:
+def draw_spacing(rng: np.random.Generator, size: np.ndarray, o: dict[str, Any], scan: dict[str, Any]) -> Floats3:
+    """Spacing (z, y, x) mm of a scan of `size` (z, y, x) mm; what the switches `o` give is kept."""
     given = o["spacing"]
     plane, thick = rng.uniform(0.8, 1.15), rng.uniform(2, 3.2)
     iso, slices = rng.uniform(0.8, 1.6), rng.uniform(0.9, 3.0)
@@ -52,7 +54,7 @@ def draw_spacing(rng, size: np.ndarray, o: dict[str, Any], scan: dict[str, Any])
         spacing = np.broadcast_to(np.asarray(given, float), 3)
         if not (np.isfinite(spacing).all() and (spacing > 0.1).all()):
             raise InputError(f"Phantom spacing {given} must be one or three positive numbers (mm).")
-        return tuple(float(s) for s in spacing)
+        return float_triple(spacing)
     spacing = np.array(
         (plane, plane, thick) if scan["grid"] < 0.4 else (iso,) * 3 if scan["grid"] < 0.8 else (slices, plane, plane)
     )
@@ -61,12 +63,12 @@ def draw_spacing(rng, size: np.ndarray, o: dict[str, Any], scan: dict[str, Any])
     if o["thick"] is not None:
         if not 0.3 <= o["thick"] <= 10:
             raise InputError(f"Phantom slices of {o['thick']:g} mm are not possible; choose 0.3 to 10.")
-        return tuple(float(s) for s in np.round((o["thick"], plane, plane), 4))
+        return float_triple(np.round((o["thick"], plane, plane), 4))
     for _ in range(40):
         if np.prod(np.ceil(size / spacing) * np.ceil(spacing / FINEST)) <= MAX_VOXELS or spacing.min() > 1.95:
             break
         spacing = np.where(spacing < 2, np.minimum(spacing * 1.04, 2.0), spacing)
-    return tuple(float(s) for s in np.round(spacing, 4))
+    return float_triple(np.round(spacing, 4))
 
 
 def scan(
@@ -74,7 +76,7 @@ def scan(
     subject: Subject,
     rng: np.random.Generator,
     settings: dict[str, Any],
-    factor: tuple,
+    factor: Ints3,
     extra: np.random.Generator,
 ) -> np.ndarray:
     """Slice averaging, kernel, noise, clipping and padding of the painted volume -> int16 HU."""

@@ -57,7 +57,7 @@ def half_distance(name: str, p: dict[str, float], q: Points, bifid: bool | None 
     back = p["dm"] / 2 + 0.4
     # the canal opens by some 8 % towards both ends of the arch
     flare = 1 + 0.08 * (q.z / max(p["ha"], 12.0)).square().clamp(0, 1)
-    # between straight laminae the canal narrows backwards, most in the neck
+    # between straight laminae the canal narrows backwards, most in the cervical spine
     deep = ((q.y - back) / p["cd"]).clamp(0, 1) * 2 - 1
     taper = 1 - {"C": 0.2, "T": 0.05, "L": 0.12}[level[0]] * deep
     canal = (

@@ -112,7 +112,8 @@ def draw_subject(
     return Subject(placed, scale, age, trabecular, variant, cobb, sacrum)
 
 
-def _curve(rng: np.random.Generator, names: list[str], cobb: float | None):
+def _curve(rng: np.random.Generator, names: list[str], cobb: float | None
+           ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Sagittal and coronal angles (deg) of the n links downwards, and axial turns of the n vertebrae."""
     n = len(names)
     index = np.linspace(0, 23, n)
@@ -127,8 +128,8 @@ def _curve(rng: np.random.Generator, names: list[str], cobb: float | None):
 
     kyphosis = rng.normal(0, 11) * (np.clip((14.5 - index) / 8, -0.5, 0.5))
     lordosis = rng.normal(0, 9) * np.clip((index - 19) / 4, -0.5, 1)
-    neck = rng.normal(0, 13) * np.clip((6 - index) / 6, 0, 1)
-    sagittal = mean + kyphosis + lordosis + neck + smooth(4) + rng.normal(0, 4)
+    cervical = rng.normal(0, 13) * np.clip((6 - index) / 6, 0, 1)
+    sagittal = mean + kyphosis + lordosis + cervical + smooth(4) + rng.normal(0, 4)
     if cobb is None:
         low, high = [(0, 8), (8, 18), (18, 35), (35, 60)][rng.choice(4, p=[0.66, 0.19, 0.11, 0.04])]
         cobb = rng.uniform(low, high)
@@ -151,7 +152,8 @@ def rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
     return y_rot @ x_rot @ z_rot
 
 
-def _place(rng, names, params, gaps, sagittal, coronal, turn, scale, bifid, grades) -> list[Placed]:
+def _place(rng: np.random.Generator, names: list[str], params: list[dict[str, float]], gaps: list[float], sagittal: np.ndarray,
+           coronal: np.ndarray, turn: np.ndarray, scale: float, bifid: dict[str, bool], grades: dict[str, int]) -> list[Placed]:
     placed, point = [], np.zeros(3)
     for i, name in enumerate(names):
         above, below = max(i - 1, 0), min(i, len(names) - 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from copy import copy
+from functools import reduce
 
 import numpy as np
 import torch
@@ -57,11 +58,8 @@ class Frame:
 
     def line(self) -> tuple[Tensor, Tensor]:
         """x and y of the body centres' line, (z, 1, 1) each."""
-        return tuple(torch.from_numpy(v).float().view(-1, 1, 1) for v in (self.x, self.y))
-
-
-def _whole(canvas: Canvas) -> tuple[slice, slice, slice]:
-    return tuple(slice(0, n) for n in canvas.shape)
+        x, y = (torch.from_numpy(v).float().view(-1, 1, 1) for v in (self.x, self.y))
+        return x, y
 
 
 def _ellipse(x: Tensor, y: Tensor, a: Tensor | float, b: Tensor | float, n: float = 2.0) -> Tensor:
@@ -90,7 +88,7 @@ def paint_trunk(canvas: Canvas, frame: Frame, rng: np.random.Generator, contrast
     vessels = rng.uniform(0.85, 1.25), rng.random() < 0.4
     for rows, slab in canvas.slabs():
         part, blob = frame.rows(rows), blobs[:, rows]
-        box, q = _whole(slab), slab.points(_whole(slab))
+        box, q = slab.whole, slab.points(slab.whole)
         cx, cy = part.line()
         x, y = q.x - (0.75 * cx + aside), q.y - cy
         width, front, back = part.at(_WIDTH), part.at(_FRONT), part.at(_BACK)
@@ -113,7 +111,7 @@ def paint_trunk(canvas: Canvas, frame: Frame, rng: np.random.Generator, contrast
 def _midline_fat(canvas: Canvas, x: Tensor, y: Tensor, skin: Tensor, fat_hu: float) -> None:
     """Fat between the back muscles, behind the spinous tips."""
     d = torch.maximum(x.abs() - 2.0 - 0.12 * (y - 40).clamp_min(0), 50 - y).maximum(skin + 3)
-    canvas.fill(_whole(canvas), d, fat_hu, 2.0)
+    canvas.fill(canvas.whole, d, fat_hu, 2.0)
 
 
 def _rows(mask: np.ndarray) -> slice:
@@ -121,7 +119,8 @@ def _rows(mask: np.ndarray) -> slice:
     return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
-def _abdomen(canvas, frame, low, x, y, flesh, blobs, draws, fat_hu, contrast) -> None:
+def _abdomen(canvas: Canvas, frame: Frame, low: np.ndarray, x: Tensor, y: Tensor, flesh: Tensor, blobs: Tensor, draws: np.ndarray,
+             fat_hu: float, contrast: float) -> None:
     rows = _rows(low)
     box = (rows, slice(None), slice(None))
     xs, ys, inner = x[rows], y[rows], flesh[rows]
@@ -146,7 +145,7 @@ def _abdomen(canvas, frame, low, x, y, flesh, blobs, draws, fat_hu, contrast) ->
         canvas.fill(box, psoas - (grow <= 0) * -50.0, 54.0)
 
 
-def _chest(canvas, frame, x, y, blobs) -> None:
+def _chest(canvas: Canvas, frame: Frame, x: Tensor, y: Tensor, blobs: Tensor) -> None:
     rows = _rows((frame.level > 6.5) & (frame.level < 18.8))
     box = (rows, slice(None), slice(None))
     xs, ys = x[rows], y[rows]
@@ -169,7 +168,7 @@ def _chest(canvas, frame, x, y, blobs) -> None:
     canvas.fill(box, heart, 45.0)
 
 
-def _neck(canvas, frame, x, y, calibre: float, gullet_air: bool) -> None:
+def _neck(canvas: Canvas, frame: Frame, x: Tensor, y: Tensor, calibre: float, gullet_air: bool) -> None:
     """Air in pharynx and trachea down to the carina (T4-T5), gullet beside it."""
     if not ((frame.level > -2) & (frame.level < 11)).any():
         return
@@ -183,7 +182,7 @@ def _neck(canvas, frame, x, y, calibre: float, gullet_air: bool) -> None:
     canvas.fill(box, _ellipse(x[rows] - 6, y[rows] - shift * 0.68, 5.0, 3.0), -300.0 if gullet_air else 35.0)
 
 
-def _vessels(canvas, frame, x, y, calibre: float, calcified: bool, blood: float) -> None:
+def _vessels(canvas: Canvas, frame: Frame, x: Tensor, y: Tensor, calibre: float, calcified: bool, blood: float) -> None:
     z = slice(None)
     knots = (6, 9, 10.5, 12, 15, 18, 20, 22.2, 23.2)
     aorta_x = frame.at((10, 12, 24, 24, 20, 9, 8, 6, 6), knots, False)
@@ -257,17 +256,18 @@ def paint_pelvis(canvas: Canvas, subject: Subject, rng: np.random.Generator, tra
     """Sacrum with alae, crest and canal; coccyx; wings of the iliac bones."""
     centre, frame = subject.sacrum
     s = subject.scale
-    box, q = canvas.local_box(centre, frame, (-72 * s, -45 * s, -125 * s), (72 * s, 70 * s, 35 * s))
-    if box is not None:
+    window = canvas.local_box(centre, frame, (-72 * s, -45 * s, -125 * s), (72 * s, 70 * s, 35 * s))
+    if window is not None:
+        box, q = window
         q = Points(q.x.abs() / s, q.y / s, q.z / s)
-        bodies, canal = None, None
+        segments = []
         points = [(0, 0, 0), (0, 5, -27), (0, 13, -51), (0, 18, -71), (0, 16, -88), (0, 6, -104)]
         widths, depths, heights = (25, 19, 15, 12, 9, 6), (15.5, 11, 8.5, 7, 6, 4.5), (14.2, 13, 11.7, 10.5, 9, 9)
         for c, w, b, h, tilt in zip(points, widths, depths, heights, (0, 0.25, 0.3, 0.1, -0.25, -0.5), strict=True):
             y, z = q.y - c[1], q.z - c[2]
             yy, zz = y * math.cos(tilt) + z * math.sin(tilt), z * math.cos(tilt) - y * math.sin(tilt)
-            d = smooth_max(_ellipse(q.x, yy, float(w), float(b), 2.6), zz.abs() - h, 3.0)
-            bodies = d if bodies is None else smooth_min(bodies, d, 2.5)
+            segments.append(smooth_max(_ellipse(q.x, yy, float(w), float(b), 2.6), zz.abs() - h, 3.0))
+        bodies = reduce(lambda a, b: smooth_min(a, b, 2.5), segments)
         wing = smooth_min(
             capsule(q, (20, 4, -2), (46, 12, -10), 13, 10, (1, 0.9, 1.1)),
             capsule(q, (18, 14, -26), (40, 20, -28), 10, 8, (1, 0.8, 1.6)),
@@ -290,9 +290,10 @@ def paint_pelvis(canvas: Canvas, subject: Subject, rng: np.random.Generator, tra
 
 def _iliac(canvas: Canvas, centre: np.ndarray, frame: np.ndarray, s: float, trabecular: float, keep: Tensor) -> None:
     upright = np.eye(3)
-    box, q = canvas.local_box(centre, upright, (-150 * s, -110 * s, -130 * s), (150 * s, 75 * s, 60 * s))
-    if box is None:
+    window = canvas.local_box(centre, upright, (-150 * s, -110 * s, -130 * s), (150 * s, 75 * s, 60 * s))
+    if window is None:
         return
+    box, q = window
     x, y, z = q.x.abs() / s, q.y / s, q.z / s
     sheet = 64 + 0.55 * (z + 20).clamp_min(-30) - 0.5 * (y - 25)
     edge = (torch.hypot((y - 0.35 * (z + 20) * -1 + 5) / 72, (z + 25) / 62) - 1) * 62
@@ -306,9 +307,10 @@ def paint_skull(canvas: Canvas, subject: Subject, trabecular: float, keep: Tenso
     atlas = subject.find("C1")
     s, c = subject.scale, atlas.centre
     frame = np.eye(3)
-    box, q = canvas.local_box(c, frame, (-95 * s, -130 * s, -75 * s), (95 * s, 110 * s, 130 * s))
-    if box is None:
+    window = canvas.local_box(c, frame, (-95 * s, -130 * s, -75 * s), (95 * s, 110 * s, 130 * s))
+    if window is None:
         return
+    box, q = window
     q = Points(q.x.abs() / s, q.y / s, q.z / s)
     outer = ellipsoid(q, (0, -8, 78), (73, 92, 68))
     base = ellipsoid(q, (0, 10, 66), (66, 74, 54))

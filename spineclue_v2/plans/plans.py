@@ -1,8 +1,9 @@
 """Plans: every number of every stage, typed and frozen, read from and written to `SpineCLUEPlans.json`.
 
 Each number belongs to one of three groups. `data`: how the preprocessed volumes look. `network`: what the weights were
-made for, crop sizes included. `run`: what may change without invalidating anything. Fingerprints are sha256 over canonical
-JSON of values only (6 significant digits, no reasons): data = H(data), model = H(data, network).
+made for, crop sizes included. `run`: what may change without invalidating anything, the free keys of `extra` included. What the
+fields of a group are stands in the `plan.py` of its stage. Fingerprints are sha256 over canonical JSON of values only
+(6 significant digits, no reasons): data = H(data), model = H(data, network).
 """
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from ..utilities.plugins import package_of
 
 GROUPS = ("data", "network", "run")
 
-FORMAT = 1
+FORMAT = 2            # 1: names of version 0.1, no optimizer, classifier_batch_size or extra
 
 DEFAULT_PLANS_NAME = "SpineCLUEPlans"
 
@@ -69,7 +70,7 @@ class Plans:
         stages: dict[str, Any] = {}
         for name, stage in self.stages.items():
             stages[name] = {group: {key: {"value": value} | stage.reasons.get(f"{group}.{key}", {})
-                                    for key, value in dataclasses.asdict(getattr(stage, group)).items()} for group in GROUPS}
+                                    for key, value in _values(getattr(stage, group)).items()} for group in GROUPS}
             # Of another package: so that those who lack it learn which one to install.
             if package := package_of(type(stage.network)):
                 stages[name] = {"package": package} | stages[name]
@@ -80,6 +81,13 @@ class Plans:
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())
+
+
+def _values(group: Any) -> dict[str, Any]:
+    """A group's fields as they are written: its own first, then what every group of its kind has, and `extra` where it holds something."""
+    values = dataclasses.asdict(group)
+    names = [field.name for field in sorted(dataclasses.fields(group), key=lambda field: bool(field.kw_only))]
+    return {name: values[name] for name in names if name != "extra" or values[name]}
 
 
 def _canonical(value: Any) -> Any:

@@ -1,121 +1,151 @@
-"""Reading plan files: types, ranges, and a sentence for what does not fit."""
+"""Reading plan groups: pydantic checks what the fields say of themselves, here it becomes one sentence that names the place."""
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import reprlib
 import typing
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
+import pydantic
+import pydantic.dataclasses
+from pydantic.fields import FieldInfo
+
 from ..errors import InputError
+from .fields import CONFIG
 
-OLD_KEYS = {"min_samples_share": "min_samples_fraction", "decoder_prices": "decoder_penalties", "witness_weights": "classifier_weights",
-            "label_shares": "soft_labels", "kind_weight": "tissue_class_weight", "class_placed_share": "class_centred_fraction"}
+PLAN_AGAIN = "; plan again with spineclue_plan_experiment"
+# What pydantic's limits read as in "expected a number ..."; the names are those of its errors' contexts.
+LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "tuple": "a list",
+         "dict": "names with a value each", "mapping": "names with a value each"}
 
 
-def parse_group(kind: type, groups: Any, stage: str, group: str, reasons: dict[str, dict[str, Any]], source: str) -> Any:
-    """Group `group` of a stage as `kind`, its dataclass; rules and their inputs are added to `reasons`. InputError names the place."""
+def parse_group(kind: type, groups: Any, stage: str, group: str, reasons: dict[str, dict[str, Any]], source: str,
+                renamed: dict[str, str] | None = None) -> Any:
+    """Group `group` of a stage as `kind`, its dataclass, from JSON. InputError names the place.
+
+    Rules and their inputs are added to `reasons`; old names of fields that were read as their new ones to `renamed`.
+    """
     place = f"{source}: stages.{stage}.{group}"
     entries = groups.get(group) if isinstance(groups, dict) else None
     if not isinstance(entries, dict):
         raise InputError(f"{place} is missing.")
-    hints = typing.get_type_hints(kind)
+    known, old = fields_of(kind), old_names(kind)
     values: dict[str, Any] = {}
-    for key, entry in entries.items():
-        key = OLD_KEYS.get(key, key)
-        if key not in hints:
-            raise InputError(f"{place}: unknown key '{key}'{nearest(key, hints)}.")
-        value = entry["value"] if isinstance(entry, dict) and "value" in entry else entry
-        values[key] = _typed(value, hints[key], f"{place}.{key}")
-        _check_range(values[key], key, f"{place}.{key}")
-        if key in getattr(kind, "KNOWN_KEYS", {}):
-            for name in values[key]:
-                if name not in kind.KNOWN_KEYS[key]:
-                    raise InputError(f"{place}.{key}: unknown key '{name}'{nearest(name, kind.KNOWN_KEYS[key])}.")
-        if isinstance(entry, dict) and "value" in entry:
+    for given, entry in entries.items():
+        key = old.get(given, given)
+        if key not in known:
+            hint = "; free keys belong into extra of the run group" if given == "extra" else nearest(given, known)
+            raise InputError(f"{place}: unknown key '{given}'{hint}.")
+        if key in values:
+            raise InputError(f"{place}: '{given}' and '{key}' are the same number; keep '{key}'.")
+        if key != given and renamed is not None:
+            renamed[given] = key
+        reasoned = isinstance(entry, dict) and "value" in entry
+        values[key] = entry["value"] if reasoned else entry
+        if reasoned:
             reasons[f"{group}.{key}"] = {k: v for k, v in entry.items() if k != "value"}
-    missing = [f.name for f in dataclasses.fields(kind)
-               if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    if missing:
-        raise InputError(f"{place}: missing {', '.join(missing)}; plan again with spineclue_plan_experiment.")
-    return kind(**values)
+    return build_group(kind, values, place, PLAN_AGAIN)
 
 
-def _typed(value: Any, hint: Any, place: str) -> Any:
-    """`value` as the annotated type; lists become tuples; anything that does not fit is an InputError."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    wrong = InputError(f"{place} is {reprlib.repr(value)}; expected {getattr(hint, '__name__', None) or hint}.")
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise wrong
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_typed(v, arguments[0], place) for v in value)
-        if len(value) != len(arguments):
-            raise wrong
-        return tuple(_typed(v, a, place) for v, a in zip(value, arguments, strict=True))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise wrong
-        return {str(k): _typed(v, arguments[1], place) for k, v in value.items()}
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if isinstance(value, int) and abs(value) > MAX_NUMBER:
-            raise wrong
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise wrong
+def build_group(kind: type, values: Mapping[str, Any], place: str, remedy: str = "") -> Any:
+    """`kind(**values)`, lists as tuples; what does not fit is an InputError of one sentence that begins with `place`."""
+    given = {key: _tuples(value) if isinstance(value, list) else value for key, value in values.items()}
+    try:
+        checked = _checked(kind)(**given)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{place}{_sentence(error, kind, given, remedy)}.") from None
+    if type(checked) is kind:
+        return checked
+    return kind(**{field.name: getattr(checked, field.name) for field in dataclasses.fields(kind) if field.init})
 
 
-MAX_NUMBER = 10 ** 9
-
-POSITIVE = {"spacing_mm", "slice_size", "crop_size", "features", "blocks", "width", "stem_stride", "pool_grid", "hidden", "projection_dim",
-            "heatmap_sigma_mm", "batch_size", "inference_batch", "iterations_per_epoch", "slices_per_plane", "eps_mm", "axis_scale",
-            "temperature", "mc_samples", "neighbours", "spacing_between_mm"}
-
-MAY_BE_EMPTY = {"lr_drop_epochs"}
-
-ANY_SIGN = {"hu_min", "hu_max", "windows_hu", "decoder_penalties", "classifier_weights"}
-
-LARGEST = {"crop_size": 1024, "slice_size": 4096, "features": 8192, "blocks": 256, "width": 4096, "pool_grid": 1024, "hidden": 1 << 16,
-           "projection_dim": 1 << 16, "spacing_mm": 50, "batch_size": 1 << 16, "inference_batch": 1 << 16, "slices_per_plane": 1 << 16,
-           "mc_samples": 1 << 16, "dropout": 1, "nms_iou": 1, "min_score": 1, "overlap_dice": 1, "min_samples_fraction": 1}
-
-SIDES = {"L": "L", "R": "L", "P": "P", "A": "P", "S": "S", "I": "S"}
-
-CHOICES = {"contrastive_loss": ("in", "out"), "depth": (18, 34, 50, 101), "scale": ("n", "s", "m", "l", "x")}
+def fields_of(kind: type) -> dict[str, FieldInfo]:
+    """What the fields of a group say of themselves, by name."""
+    return _checked(kind).__pydantic_fields__
 
 
-def _check_range(value: Any, key: str, place: str) -> None:
-    """Refuse numbers that no stage could work with: not finite, negative or zero where it makes no sense, absurdly large."""
-    if key in CHOICES and value not in CHOICES[key]:
-        raise InputError(f"{place} is {value!r}; known: {', '.join(map(str, CHOICES[key]))}.")
-    if key == "orientation" and sorted(SIDES.get(letter, "") for letter in value) != ["L", "P", "S"]:
-        raise InputError(f"{place} is {value!r}; expected one letter for each axis, such as LPS.")
-    if key == "neighbours" and value % 2 == 0:
-        raise InputError(f"{place} is {value}; expected an odd number: the vertebra itself and as many on either side.")
-    if isinstance(value, tuple) and not value and key not in MAY_BE_EMPTY:
-        raise InputError(f"{place} is empty; expected at least one value.")
-    for number in _numbers(value):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise InputError(f"{place} holds {number}, which is not finite.")
-        if key not in ANY_SIGN and (number < 0 or (number == 0 and key in POSITIVE)):
-            raise InputError(f"{place} holds {number}; expected a number {'above' if key in POSITIVE else 'of at least'} 0.")
-        if abs(number) > LARGEST.get(key, MAX_NUMBER):
-            raise InputError(f"{place} holds a number above {LARGEST.get(key, MAX_NUMBER)}, the largest that is accepted.")
-    if key == "windows_hu" and any(low >= high for low, high in value):
-        raise InputError(f"{place} holds {value!r}; each window needs its lower limit first.")
+@cache
+def old_names(kind: type) -> dict[str, str]:
+    """{old name: present name} of a group's fields."""
+    return {old: name for name, info in fields_of(kind).items() for old in note(info, "old_names", [])}
 
 
-def _numbers(value: Any) -> list[float]:
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, tuple):
-        return [number for part in value for number in _numbers(part)]
-    return [] if isinstance(value, str | bool) else [value]
+def note(info: FieldInfo, key: str, otherwise: Any = "") -> Any:
+    """What `planned` noted of a field beside its meaning: "unit" or "old_names"."""
+    return info.json_schema_extra.get(key, otherwise) if isinstance(info.json_schema_extra, dict) else otherwise
 
 
-def nearest(word: str, known: Any) -> str:
-    """What a mistyped word may have meant, as the end of a sentence."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f" (did you mean '{close[0]}'?)" if close else f" (known: {', '.join(known)})"
+@cache
+def _checked(kind: type) -> Any:
+    """`kind`, where pydantic made it, else its checked twin: a plain dataclass is a group too, with types and without ranges."""
+    return kind if hasattr(kind, "__pydantic_fields__") else pydantic.dataclasses.dataclass(kind, frozen=True, config=CONFIG)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _sentence(failure: pydantic.ValidationError, kind: type, values: Mapping[str, Any], remedy: str) -> str:
+    """What is wrong with a group, to be read behind its place: the first mistake, and missing fields only where all others fit."""
+    errors = failure.errors(include_url=False)
+    missing = [str(e["loc"][0]) for e in errors if e["type"] == "missing" and len(e["loc"]) == 1]
+    first = next((e for e in errors if e["type"] != "missing" or len(e["loc"]) > 1), None)
+    if first is None:
+        return f": missing {', '.join(missing)}{remedy}"
+    reason = str(first.get("ctx", {}).get("error", first["msg"]))
+    if not first["loc"]:                                        # a check of the whole group names its fields itself
+        return f": {reason}"
+    field = str(first["loc"][0])
+    if first["type"] == "unexpected_keyword_argument":
+        return f": unknown key '{field}'{nearest(field, fields_of(kind))}"
+    if first["type"] in ("missing", "too_long"):
+        return f".{field} is {_show(values[field])}; expected {_describe(fields_of(kind)[field].annotation)}"
+    return f".{field} {_mistake(first, reason)}"
+
+
+def _mistake(error: Any, reason: str) -> str:
+    """One mistake of pydantic's, in a field or in one of the values it holds."""
+    wrong, context = error["type"], error.get("ctx", {})
+    found = f"{'holds' if len(error['loc']) > 1 else 'is'} {_show(error['input'])}"
+    limit = next((name for name in LIMITS if name in context), None)
+    if wrong == "value_error":
+        return f"{found}; {reason}"
+    if wrong == "too_short":
+        return "is empty; expected at least one value"
+    if wrong == "finite_number":
+        return f"{found}, which is not finite"
+    if limit is not None:
+        return f"{found}; expected a number {LIMITS[limit]} {plain(context[limit])}"
+    return f"{found}; expected {KINDS.get(wrong.split('_')[0], 'another value')}"
+
+
+def plain(number: float) -> str:
+    """A number without digits that say nothing."""
+    return str(int(number)) if number == int(number) else str(number)
+
+
+def _describe(annotation: Any) -> str:
+    """How long a list is to be, where all of its values are of one kind."""
+    parts = [typing.get_args(part)[0] if hasattr(part, "__metadata__") else part for part in typing.get_args(annotation)]
+    inner = typing.get_args(parts[0]) if parts and parts[-1] is Ellipsis else ()
+    return f"lists of {len(inner)} values" if inner else f"a list of {len(parts)} values"
+
+
+def _show(value: Any) -> str:
+    """A value as a plan file has it, if it is long only its ends."""
+    return reprlib.repr(_lists(value))
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(part) for part in value] if isinstance(value, tuple) else value
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word nearest to `word`, else all of them, as the end of a sentence."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.4)
+    return f" (did you mean '{close[0]}'?)" if close else f" (known: {', '.join(names)})"

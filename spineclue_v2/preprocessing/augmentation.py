@@ -38,16 +38,16 @@ def thick_slices(array: np.ndarray, rng: np.random.Generator, spacing: float) ->
         return array
     smooth = ndimage.uniform_filter1d(array, max(1, int(round(step))), axis=axis)
     kept = np.arange(rng.uniform(0, step), array.shape[axis] - 1, step)
-    place = np.interp(np.arange(array.shape[axis]), kept, np.arange(len(kept)))
-    low = np.floor(place).astype(int)
+    position = np.interp(np.arange(array.shape[axis]), kept, np.arange(len(kept)))
+    low = np.floor(position).astype(int)
     high = np.minimum(low + 1, len(kept) - 1)
-    share = (place - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+    weight = (position - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
     rows = np.round(kept).astype(int)
-    return np.take(smooth, rows[low], axis) * (1 - share) + np.take(smooth, rows[high], axis) * share
+    return np.take(smooth, rows[low], axis) * (1 - weight) + np.take(smooth, rows[high], axis) * weight
 
 
-def field_ends(start: Sequence[float], stop: Sequence[float], shape: Sequence[int], rng: np.random.Generator, kept_share: float
-               ) -> list[tuple[int, int]]:
+def field_ends(start: Sequence[float] | np.ndarray, stop: Sequence[float] | np.ndarray, shape: Sequence[int], rng: np.random.Generator,
+               kept_share: float) -> list[tuple[int, int]]:
     """Random field of view [first, stop) per axis of an array of `shape` that still holds `kept_share` of the box start..stop.
 
     One or two faces close in on the box, up and down most often, as in scans that end within a vertebra.

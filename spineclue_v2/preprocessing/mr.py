@@ -21,7 +21,7 @@ from ..plans.data import MRData
 from ..utilities.files import write_json
 from ..utilities.parallel import run_tasks
 from .files import prepare_folder, remove_leftovers, write_blosc2
-from .resampling import labels_to_network_space, resampled_floats
+from .resampling import labels_to_network_space, resample_floats
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +32,20 @@ LOCATIONS = 300                # voxels remembered per structure: crops are plac
 def mr_grid(geometry: ImageGrid, data: MRData) -> ImageGrid:
     """Grid of network space for a scan on `geometry`: planned in-plane spacing, own slices (or a whole number of them averaged)."""
     oriented = geometry.reoriented(data.orientation)[0]
-    together = max(1, round(data.spacing_mm[0] / oriented.spacing[0]))
-    return oriented.resampled((oriented.spacing[0] * together, data.spacing_mm[1], data.spacing_mm[2]))
+    merged = max(1, round(data.spacing_mm[0] / oriented.spacing[0]))
+    return oriented.resampled((oriented.spacing[0] * merged, data.spacing_mm[1], data.spacing_mm[2]))
 
 
 def to_mr_space(volume: Volume, data: MRData) -> Volume:
     """`volume` in network space, float32 (slices, rows, columns): resampled, clipped and z-scored on its non-zero voxels, background 0."""
     source = oriented_view(volume, data.orientation)
     target = mr_grid(volume.geometry, data)
-    array = resampled_floats(source, target)
-    inside = resampled_floats(Volume((source.array != 0).astype(np.float32), source.geometry), target, linear=True) > 0.5
-    return Volume(normalised(array, inside, data.percentiles), target)
+    array = resample_floats(source, target)
+    inside = resample_floats(Volume((source.array != 0).astype(np.float32), source.geometry), target, linear=True) > 0.5
+    return Volume(normalise(array, inside, data.percentiles), target)
 
 
-def normalised(array: np.ndarray, inside: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
+def normalise(array: np.ndarray, inside: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
     """Clip to the percentiles of the voxels `inside`, subtract their mean, divide by their standard deviation; 0 elsewhere."""
     result = np.zeros(array.shape, np.float32)
     values = array[inside]
@@ -89,16 +89,16 @@ def preprocess_mr_dataset(raw: RawDataset, data: MRData, folder: Path, executor:
     """
     numbers = class_of_value(raw.labels, data)
     failures: dict[Path, dict[str, str]] = {}
-    for place, cases in ((folder, {case: (raw.image(case), raw.label(case)) for case in raw.cases}),
+    for target, cases in ((folder, {case: (raw.image(case), raw.label(case)) for case in raw.cases}),
                          (folder / UNLABELLED, {case: (path, None) for case, path in raw.unlabelled.items()})):
         digests = {case: raw.case_digest(case) for case in cases}
-        prepare_folder(place, list(cases), digests, clean)
-        tasks = {case: (image, label, place, case, data, numbers, digests[case]) for case, (image, label) in cases.items()
-                 if not (place / f"{case}.json").is_file()}
+        prepare_folder(target, list(cases), digests, clean)
+        tasks = {case: (image, label, target, case, data, numbers, digests[case]) for case, (image, label) in cases.items()
+                 if not (target / f"{case}.json").is_file()}
         if len(tasks) < len(cases):
-            logger.info("%s: %d of %d cases are there and unchanged.", place, len(cases) - len(tasks), len(cases))
-        what = "unlabelled" if place.name == UNLABELLED else "labelled"
-        _, failures[place] = run_tasks(_quietly, tasks, executor, num_processes, f"{data.spacing_mm[1]:g} mm, {what}", progress)
+            logger.info("%s: %d of %d cases are there and unchanged.", target, len(cases) - len(tasks), len(cases))
+        what = "unlabelled" if target.name == UNLABELLED else "labelled"
+        _, failures[target] = run_tasks(_quietly, tasks, executor, num_processes, f"{data.spacing_mm[1]:g} mm, {what}", progress)
     return failures
 
 
@@ -110,8 +110,8 @@ def _locations(classes: np.ndarray, data: MRData) -> dict[str, Any]:
     """Per structure present: voxel count and up to LOCATIONS of its voxels (slice, row, column), drawn evenly."""
     found: dict[str, Any] = {}
     for number, name in enumerate(data.classes, 1):
-        places = np.argwhere(classes == number)
-        if len(places):
-            chosen = np.linspace(0, len(places) - 1, min(LOCATIONS, len(places))).astype(int)
-            found[name] = {"class": number, "voxels": len(places), "locations": places[chosen].tolist()}
+        voxels = np.argwhere(classes == number)
+        if len(voxels):
+            chosen = np.linspace(0, len(voxels) - 1, min(LOCATIONS, len(voxels))).astype(int)
+            found[name] = {"class": number, "voxels": len(voxels), "locations": voxels[chosen].tolist()}
     return found

@@ -24,14 +24,14 @@ def to_network_space(volume: Volume, data: Data) -> Volume:
     return Volume(array, geometry)
 
 
-def resampled_floats(volume: Volume, target: ImageGrid, linear: bool = False) -> np.ndarray:
+def resample_floats(volume: Volume, target: ImageGrid, linear: bool = False) -> np.ndarray:
     """`volume` on the grid `target`, which shares its directions: float32, cubic (or linear), averaged where coarser."""
     maps = _axis_maps(volume.geometry, target, _linear if linear else _cubic)
     return _apply_maps(np.ascontiguousarray(volume.array, dtype=np.float32), maps)
 
 
 def network_grid(geometry: ImageGrid, data: Data) -> ImageGrid:
-    """Grid that `to_model_space` gives a scan of `geometry`, without touching voxels."""
+    """Grid that `to_network_space` gives a scan of `geometry`, without touching voxels."""
     return resample_grid(geometry.reoriented(data.orientation)[0], (data.spacing_mm,) * 3)
 
 

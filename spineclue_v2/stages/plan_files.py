@@ -1,14 +1,19 @@
 """Reading plan files: which stages there are decides what their groups hold."""
 from __future__ import annotations
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, FORMAT, Plans, StagePlan
 from ..plans.schema import nearest, parse_group
+from ..utilities import paths
 from ..utilities.files import read_json
 from .registry import stage_names, stages
+
+logger = logging.getLogger(__name__)
 
 
 def load_plans(path: str | Path) -> Plans:
@@ -22,6 +27,8 @@ def load_plans(path: str | Path) -> Plans:
 def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
     """Typed plan from its JSON form. Unknown or missing keys and wrong types are InputErrors that name the place.
 
+    Formats 1 to FORMAT are read. Names of fields from version 0.1 are read as the present ones; the log says so once per file, unless
+    it is one of the shipped weights.
     A stage of another package that cannot be used here stays as it is written (`Plans.not_here`): the other stages do not need it.
     """
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
@@ -32,7 +39,10 @@ def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
     for key, kind in (("plans_name", str), ("planner", str), ("dataset_name", str), ("dataset_hash", str), ("budget", dict)):
         if not isinstance(content.get(key, kind()), kind):
             raise InputError(f"{source}: {key} is {content[key]!r}; expected {kind.__name__}.")
-    found, known, not_here = {}, stages(), {}
+    found: dict[str, StagePlan] = {}
+    renamed: dict[str, str] = {}
+    known = stages()
+    not_here: dict[str, Any] = {}
     for name, groups in content["stages"].items():
         if name not in known and isinstance(groups, dict) and isinstance(groups.get("package"), str):
             not_here[name] = groups
@@ -41,7 +51,16 @@ def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
             raise InputError(f"{source}: unknown stage '{name}'{nearest(name, stage_names())}; a stage of another package is known once "
                              "that package is installed.")
         reasons: dict[str, dict[str, Any]] = {}
-        parsed = {group: parse_group(kind, groups, name, group, reasons, source) for group, kind in known[name].groups.items()}
+        parsed = {group: parse_group(kind, groups, name, group, reasons, source, renamed) for group, kind in known[name].groups.items()}
         found[name] = StagePlan(**parsed, reasons=reasons)
+    if renamed and not Path(source).is_relative_to(paths.weights_folder()):
+        _warn_of_old_names(source, tuple(renamed.items()))
     return Plans(content.get("plans_name", DEFAULT_PLANS_NAME), content.get("planner", ""), content.get("dataset_name", ""),
                  content.get("dataset_hash", ""), content.get("budget", {}), found, not_here)
+
+
+@cache
+def _warn_of_old_names(source: str, renamed: tuple[tuple[str, str], ...]) -> None:
+    """Once per file and process: a training reads its plan several times."""
+    logger.warning("%s has names of version 0.1 (%s), which are read as the present ones; a later version will not.", source,
+                   ", ".join(f"{old} is now {new}" for old, new in renamed))

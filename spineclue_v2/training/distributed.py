@@ -72,7 +72,7 @@ class _Step(nn.Module):
         return self.loss(batch)
 
 
-def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
+def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
     """`network` with batch statistics over all processes where the device can do that (CUDA)."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(network) if world_size() > 1 and device.type == "cuda" else network
 
@@ -111,7 +111,7 @@ class _AllGather(torch.autograd.Function):
         return torch.stack(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(gradient)
         return gradient[rank()]

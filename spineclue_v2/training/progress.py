@@ -21,7 +21,7 @@ def open_log(folder: Path) -> logging.Handler:
 
 
 def plot_progress(history: dict[str, list[float]], path: Path, title: str) -> None:
-    """Losses (left axis), validation figure and its moving average (right axis), learning rate and seconds below."""
+    """Losses (left axis), validation metric and its moving average (right axis), learning rate and seconds below."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 9), layout="constrained")
@@ -31,9 +31,9 @@ def plot_progress(history: dict[str, list[float]], path: Path, title: str) -> No
     top.plot(epochs, history["val_loss"], label="validation loss")
     top.set_ylabel("loss")
     right = top.twinx()
-    right.plot(epochs, history["val_score"], color="tab:green", alpha=0.4, label="validation figure")
+    right.plot(epochs, history["val_score"], color="tab:green", alpha=0.4, label="validation metric")
     right.plot(epochs, history["ema_score"], color="tab:green", label="its moving average")
-    right.set_ylabel("figure")
+    right.set_ylabel("metric")
     top.set_title(title)
     lines = [line for axis in (top, right) for line in axis.get_lines()]
     top.legend(lines, [str(line.get_label()) for line in lines], loc="center right", fontsize="small")

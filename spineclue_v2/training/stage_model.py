@@ -2,18 +2,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 CHECKPOINT_NAME = "checkpoint_final.pth"
 
 
 @dataclass
-class StageModel:
+class StageModel(Generic[Network]):
     """Networks of one stage (one per fold) in evaluation mode, with the checkpoints' fitted values and extra tensors."""
 
-    networks: list[torch.nn.Module]
+    networks: list[Network]
     fitted: list[dict[str, Any]]
     extra: list[dict[str, torch.Tensor]]
     sha256: list[str]                         # of the weights, not of the files

@@ -1,7 +1,7 @@
 """One training loop for every stage, in the manner of nnU-Net: poly schedule, mixed precision, moving average of the
-validation figure, best/latest/final checkpoints by rename, resume, a log file and `progress.png`.
+validation metric, best/latest/final checkpoints by rename, resume, a log file and `progress.png`.
 
-A stage overrides a few hooks (network, loss, batches, figure); batches are pure functions of (seed, iteration), so that a
+A stage overrides a few hooks (network, loss, batches, metric); batches are pure functions of (seed, iteration), so that a
 resumed run sees exactly the data an uninterrupted one would have seen.
 """
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,8 @@ from ..utilities.plugins import package_of
 from ..version import __version__
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
-from .distributed import any_process, mean_over_processes, parallel_loss, rank, shard_of, synchronised, world_size
+from .distributed import any_process, mean_over_processes, parallel_loss, rank, shard_of, synchronise, world_size
+from .optimizers import build_optimizer, poly_schedule
 from .progress import open_log, plot_progress
 from .stage_model import StageModel
 
@@ -95,11 +96,13 @@ class BaseTrainer:
         self.epoch = 0
         self.extra: dict[str, torch.Tensor] = {}
         self.fitted: dict[str, Any] = {}
+        self.method = ""                        # fingerprint of the numbers in the stage's code, for the checkpoint
         self.upstream: EarlierFindings | None = None  # what earlier stages found in the validation cases
-        self._stop, self._parallel_loss = False, self._loss_alone
+        self._stop = False
+        self._parallel_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] = self._loss_alone
         self.set_up()
         torch.manual_seed(seed)
-        self.network = synchronised(self.build_network(plans).to(device), device)
+        self.network = synchronise(self.build_network(plans).to(device), device)
         self.passes = 1                         # 2 once memory ran out: each batch is then worked on in halves
         if self.plan.run.batch_size % world_size():
             raise InputError(f"A batch of {self.plan.run.batch_size} cannot be shared evenly by {world_size()} processes; change "
@@ -125,7 +128,7 @@ class BaseTrainer:
         return bool(cases)
 
     def batch_cases(self, training: bool) -> list[str]:
-        """Cases that batches come from: training ones, and for the epoch's figure validation ones where they have samples."""
+        """Cases that batches come from: training ones, and for the epoch's metric validation ones where they have samples."""
         return self.val_cases if not training and self.has_samples(self.val_cases) else self.train_cases
 
     def batch_sampler(self, training: bool) -> Any:
@@ -145,13 +148,14 @@ class BaseTrainer:
         raise NotImplementedError
 
     def validate_cases(self) -> dict[str, Any]:
-        """Figures over whole validation cases, given true input (true centres, true masks) where the stage needs any."""
+        """Metrics over whole validation cases, given true input (true centres, true masks) where the stage needs any."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """The plan's optimiser, and nnU-Net's schedule over all steps."""
         run = self.plan.run
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=run.initial_lr, weight_decay=run.weight_decay)
-        return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=max(1, self.epochs * self.iterations), power=0.9)
+        optimizer = build_optimizer(run.optimizer, self.network.parameters(), run.initial_lr, run.weight_decay)
+        return optimizer, poly_schedule(optimizer, self.epochs * self.iterations)
 
     def shard(self, batch: dict[str, torch.Tensor], part: int, parts: int) -> dict[str, torch.Tensor]:
         """What process `part` of `parts` works on: its samples of a batch. Other entries than samples are the stage's own matter."""
@@ -217,15 +221,15 @@ class BaseTrainer:
         if rank() != 0:
             self.epoch += 1
             return
-        figures = self._validate()
-        previous = self.history["ema_score"][-1] if self.history["ema_score"] else figures["score"]
-        ema = EMA_WEIGHT * previous + (1 - EMA_WEIGHT) * figures["score"]
-        values = (float(np.mean(losses)), figures["loss"], figures["score"], ema, self.optimizer.param_groups[0]["lr"],
+        metrics = self._validate()
+        previous = self.history["ema_score"][-1] if self.history["ema_score"] else metrics["score"]
+        ema = EMA_WEIGHT * previous + (1 - EMA_WEIGHT) * metrics["score"]
+        values = (float(np.mean(losses)), metrics["loss"], metrics["score"], ema, self.optimizer.param_groups[0]["lr"],
                   time.perf_counter() - started)
         for key, value in zip(HISTORY, values, strict=True):
             self.history[key].append(value)
         self.epoch += 1
-        logger.info("epoch %d/%d: loss %.4f, validation loss %.4f, figure %.4f (average %.4f), %.1f s",
+        logger.info("epoch %d/%d: loss %.4f, validation loss %.4f, metric %.4f (average %.4f), %.1f s",
                     self.epoch, self.epochs, *values[:4], values[5])
         if ema > self.best:
             self.best = ema
@@ -311,7 +315,7 @@ class BaseTrainer:
     def checkpoint(self, with_optimizer: bool = False) -> Checkpoint:
         meta = {"stage": self.stage, "trainer": type(self).__name__, "fold": self.fold, "epoch": self.epoch, "best_ema": self.best,
                 "history": self.history, "plans": self.plans.to_json(), "data_fingerprint": self.plan.data_fingerprint,
-                "model_fingerprint": self.plan.model_fingerprint, "fitted": self.fitted, "version": __version__,
+                "model_fingerprint": self.plan.model_fingerprint, "fitted": self.fitted, "version": __version__, "method": self.method,
                 "train_cases": self.train_cases, "val_cases": self.val_cases}
         if package := package_of(type(self)):
             meta["package"] = package  # who lacks it cannot build the network, and learns which one to install
@@ -335,12 +339,14 @@ class BaseTrainer:
         logger.info("Continuing after epoch %d.", self.epoch)
 
     def _restore_schedule(self, saved: Checkpoint) -> None:
-        """Optimiser, scheduler and scaler of `saved`; rates and decay are those of the plan, which may have been edited since."""
+        """Optimiser, scheduler and scaler of `saved`; rates, decay and kind are those of the plan, which may have been edited since."""
         planned = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         state = saved.optimizer
         if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(saved.scaler or {})
+        # Moments of Adam mean nothing to SGD, nor the other way round: the plan's optimiser then starts afresh.
+        if state is not None and ("betas" in state["optimizer"]["param_groups"][0]) == ("betas" in planned[0]):
+            self.optimizer.load_state_dict(state["optimizer"])
             unedited = all(before.get(key) == value for before, now in zip(self.optimizer.param_groups, planned, strict=True)
                            for key, value in now.items() if key != "lr")
             if unedited and _schedule(state["scheduler"]) == _schedule(self.scheduler.state_dict()):
@@ -378,7 +384,7 @@ class BaseTrainer:
         self.network.load_state_dict(own | fitting)
 
     def perform_validation(self, save_probabilities: bool = False) -> dict[str, Any]:
-        """Figures of the stage alone over the validation cases, with the current weights."""
+        """Metrics of the stage alone over the validation cases, with the current weights."""
         self.save_probabilities = save_probabilities
         self.network.eval()
         return self.validate_cases()

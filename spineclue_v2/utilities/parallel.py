@@ -11,11 +11,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
+
+Name = TypeVar("Name", bound=Hashable)
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -74,15 +77,15 @@ def _check_workers(client: Any, address: str, timeout_s: float) -> None:
                          "version on both sides.")
 
 
-def run_tasks(function: Callable[..., Any], tasks: Mapping[Hashable, tuple[Any, ...]], executor: Executor | None = None,
-              num_processes: int = 0, description: str = "", progress: bool = True) -> tuple[dict[Any, Any], dict[Any, str]]:
+def run_tasks(function: Callable[..., Result], tasks: Mapping[Name, tuple[Any, ...]], executor: Executor | None = None,
+              num_processes: int = 0, description: str = "", progress: bool = True) -> tuple[dict[Name, Result], dict[Name, str]]:
     """Run `function(*arguments)` for each name in `tasks`; results and failures (name -> sentence), in the order of `tasks`.
 
     `executor` wins over `num_processes`; 0 processes run everything in this process. `function` and its arguments must be
     picklable unless everything runs in-process. KeyboardInterrupt cancels what has not begun.
     """
-    results: dict[Any, Any] = {}
-    failures: dict[Any, str] = {}
+    results: dict[Name, Result] = {}
+    failures: dict[Name, str] = {}
     if not tasks:
         return results, failures
     if executor is None:
@@ -95,8 +98,8 @@ def run_tasks(function: Callable[..., Any], tasks: Mapping[Hashable, tuple[Any, 
             {name: failures[name] for name in sorted(failures, key=order.__getitem__)})
 
 
-def _collect(function: Callable[..., Any], tasks: Mapping[Hashable, tuple[Any, ...]], executor: Executor | None,
-             results: dict[Any, Any], failures: dict[Any, str], description: str, progress: bool) -> None:
+def _collect(function: Callable[..., Result], tasks: Mapping[Name, tuple[Any, ...]], executor: Executor | None,
+             results: dict[Name, Result], failures: dict[Name, str], description: str, progress: bool) -> None:
     from tqdm import tqdm
 
     with tqdm(total=len(tasks), desc=description, disable=not progress, unit="case") as bar:
@@ -108,7 +111,7 @@ def _collect(function: Callable[..., Any], tasks: Mapping[Hashable, tuple[Any, .
                     failures[name] = sentence(error)
                 bar.update()
             return
-        futures: dict[Future[Any], Hashable] = {executor.submit(function, *arguments): name for name, arguments in tasks.items()}
+        futures: dict[Future[Result], Name] = {executor.submit(function, *arguments): name for name, arguments in tasks.items()}
         try:
             for future in as_completed(futures):
                 name = futures[future]

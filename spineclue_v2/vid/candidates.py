@@ -1,6 +1,6 @@
 """Numberings worth considering for a VID scan: which detections are false, and which level the first true one has.
 
-A candidate gives every detection a place in `CHAIN` (C1..L5, L6) or `NONE`. The detector's mistakes are few and of a kind (a body of
+A candidate gives every detection a position in `CHAIN` (C1..L5, L6) or `NONE`. The detector's mistakes are few and of a kind (a body of
 the sacrum, a point off the line, a vertebra that VID does not label), so a short list nearly always holds the right numbering.
 """
 from __future__ import annotations
@@ -53,13 +53,21 @@ class Seen:
         return self.ctl.sum(axis=1)
 
     @cached_property
+    def sides(self) -> np.ndarray:
+        """(2, n, 3) left and right pedicle of each detection, NaN where one is missing. ValueError where the scan has none at all."""
+        left, right = self.scan.landmarks.left, self.scan.landmarks.right
+        if left is None or right is None:
+            raise ValueError(f"scan {self.scan.name} has no pedicles, which the VID method needs")
+        return np.stack([left, right])
+
+    @cached_property
     def width(self) -> np.ndarray:
         """(n,) distance of the pedicles in mm, NaN where one is missing."""
-        return np.linalg.norm(self.scan.landmarks.left - self.scan.landmarks.right, axis=1)
+        return np.linalg.norm(self.sides[0] - self.sides[1], axis=1)
 
     @cached_property
     def rank(self) -> np.ndarray:
-        """(n,) place 0..1 in the detector's list; 0.5 where the list says nothing."""
+        """(n,) position 0..1 in the detector's list; 0.5 where the list says nothing."""
         return np.nan_to_num(np.asarray(self.scan.landmarks.rank, dtype=float), nan=0.5)
 
     @cached_property
@@ -106,23 +114,23 @@ def candidates(seen: Seen, limit: int = CANDIDATES) -> tuple[np.ndarray, np.ndar
 
 
 def _false_sets(seen: Seen) -> dict[tuple[int, ...], float]:
-    """The cheapest sets of false detections (places -> penalty); one or two at an end are always tried."""
+    """The cheapest sets of false detections (indices -> penalty); one or two at an end are always tried."""
     n, penalty = len(seen.centres), seen.false_detection_penalty
     beam: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for i in range(n):
-        beam = sorted(beam + [(sum_ + penalty[i], (*places, i)) for sum_, places in beam if len(places) < n - 1])[:_BEAM]
-    sets = {places: sum_ for sum_, places in beam[:_SETS]}
+        beam = sorted(beam + [(sum_ + penalty[i], (*indices, i)) for sum_, indices in beam if len(indices) < n - 1])[:_BEAM]
+    sets = {indices: sum_ for sum_, indices in beam[:_SETS]}
     for ends in ((n - 1,), (0,), (0, n - 1), (n - 2, n - 1), (0, 1)):
         if len(set(ends)) < n and min(ends) >= 0:
-            places = tuple(sorted(set(ends)))
-            sets.setdefault(places, float(penalty[list(places)].sum()))
+            indices = tuple(sorted(set(ends)))
+            sets.setdefault(indices, float(penalty[list(indices)].sum()))
     return sets
 
 
 def _step_patterns(centres: np.ndarray) -> list[tuple[np.ndarray, float]]:
     """(k - 1,) steps between the k true detections, each with its penalty: all one, and patterns with vertebrae missed in wide gaps.
 
-    Wide by the scan's median gap or, since gaps in the neck are half of those in the lumbar spine, by the gaps around.
+    Wide by the scan's median gap or, since cervical gaps are half of lumbar ones, by the gaps around.
     """
     ones = np.ones(max(len(centres) - 1, 0), dtype=int)
     if len(centres) < 4:
@@ -134,7 +142,7 @@ def _step_patterns(centres: np.ndarray) -> list[tuple[np.ndarray, float]]:
     for k in np.argsort(-here)[:2]:
         if here[k] > _WIDEST_HERE:
             patterns.append(np.where(np.arange(len(gaps)) == k, max(2, round(here[k])), 1))
-    out = {}
+    out: dict[tuple[int, ...], tuple[np.ndarray, float]] = {}
     for steps in patterns:
         misfit = np.abs(np.log(here / steps)) - _MISFIT_FREE
         penalty = _PENALTY["step"] * int((steps > 1).sum()) + _MISFIT * np.clip(misfit, 0.0, _MISFIT_MOST).sum()
@@ -144,10 +152,10 @@ def _step_patterns(centres: np.ndarray) -> list[tuple[np.ndarray, float]]:
 
 def _starts(log_share: np.ndarray, steps: np.ndarray) -> list[tuple[np.ndarray, float]]:
     """Classes of the k true detections for the most plausible first levels: regular, T12 absent, a T13 that VID leaves out."""
-    place = np.concatenate([[0], np.cumsum(steps)])
+    position = np.concatenate([[0], np.cumsum(steps)])
     out = []
     for variant, many in (("regular", _STARTS), ("no_T12", _RARE_STARTS), ("T13", _STARTS)):
-        rows = np.arange(0, SIXTH + 2)[:, None] + place[None]
+        rows = np.arange(0, SIXTH + 2)[:, None] + position[None]
         if variant == "no_T12":
             passes = (rows == T11).any(axis=1) & (rows >= T12).any(axis=1)
             rows = np.where(rows >= T12, rows + 1, rows)
@@ -159,7 +167,7 @@ def _starts(log_share: np.ndarray, steps: np.ndarray) -> list[tuple[np.ndarray, 
         real = rows != NONE if variant == "T13" else np.ones_like(rows, dtype=bool)
         rows = rows[passes & (np.where(real, rows, 0).max(axis=1) <= SIXTH)]
         named = rows != NONE
-        each = log_share[np.arange(len(place))[None], REGION[np.minimum(rows, SIXTH)]] * named
+        each = log_share[np.arange(len(position))[None], REGION[np.minimum(rows, SIXTH)]] * named
         value = each.sum(axis=1) - _PENALTY["L6"] * (rows == SIXTH).any(axis=1) - _PENALTY.get(variant, 0.0)
         order = np.argsort(-value, kind="stable")[:many]
         out += [(rows[i], float(value[i])) for i in order]

@@ -5,6 +5,7 @@ Shapes: m candidates of one scan, n detections in cranio-caudal order. NaN = doe
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
@@ -46,11 +47,11 @@ class _Parts:
         self.region = np.where(self.named, REGION[np.minimum(classes, SIXTH)], -1)
         clipped = np.clip(seen.ctl, 1e-3, 1 - 1e-3)
         self.logit = np.log(clipped / (1 - clipped))
-        places = np.arange(self.n)[None]
+        positions = np.arange(self.n)[None]
         self.first = self.named.argmax(axis=1)
         self.last = self.n - 1 - self.named[:, ::-1].argmax(axis=1)
-        self.above = ~self.named & (places < self.first[:, None])
-        self.below = ~self.named & (places > self.last[:, None])
+        self.above = ~self.named & (positions < self.first[:, None])
+        self.below = ~self.named & (positions > self.last[:, None])
         self.between = ~self.named & ~self.above & ~self.below
         self._gaps()
 
@@ -74,7 +75,7 @@ class _Parts:
 
     def by_level(self) -> np.ndarray:
         seen = self.seen
-        pedicle = np.nanmean(np.stack([seen.scan.landmarks.left, seen.scan.landmarks.right]), axis=0) - seen.centres
+        pedicle = np.nanmean(seen.sides, axis=0) - seen.centres
         quantities = [*(self._same(self.logit[:, k]) for k in range(3)), self._same(seen.total), self._same(seen.width),
                       self._same(pedicle[:, 2]), self.ratio, self.slope, self.gap]
         table = np.full((self.m, NONE + 1, len(quantities)), np.nan)
@@ -95,9 +96,9 @@ class _Parts:
 
     def _thirteenth(self) -> np.ndarray:
         """(m,) whether one good detection between T12 and L1 is left out: a T13, which VID does not label."""
-        places = np.arange(self.n)[None]
-        upper = np.where(self.classes == T12, places, -9).max(axis=1)
-        lower = np.where(self.classes == L1, places, 99).min(axis=1)
+        positions = np.arange(self.n)[None]
+        upper = np.where(self.classes == T12, positions, -9).max(axis=1)
+        lower = np.where(self.classes == L1, positions, 99).min(axis=1)
         middle = np.clip(upper + 1, 0, self.n - 1)
         good = (self.seen.total[middle] > 0.9) & (self.seen.off_line[middle] < 40.0)
         return (lower - upper == 2) & good
@@ -120,31 +121,32 @@ class _Parts:
         return _columns(*out)
 
     def changes(self) -> np.ndarray:
-        """The detector's own changes of region (most likely place, and by how much) and what a candidate names there."""
+        """The detector's own changes of region (most likely position, and by how much) and what a candidate names there."""
         p = np.log(np.clip(self.seen.ctl, 1e-3, 1.0))
-        thorax, thorax_margin = _change(p[:, 0], np.maximum(p[:, 1], p[:, 2]))
-        loin, loin_margin = _change(p[:, 1], p[:, 2])
+        thoracic_start, thoracic_margin = _change(p[:, 0], np.maximum(p[:, 1], p[:, 2]))
+        lumbar_start, lumbar_margin = _change(p[:, 1], p[:, 2])
         lumbar_like = 1 / (1 + np.exp(self.logit[:, 1] - self.logit[:, 2]))
-        thoracic = loin - thorax if 0 < thorax < loin < self.n else np.nan
-        neck = (self.seen.ctl[:, 0] / np.maximum(self.seen.total, 0.01)).sum()
-        const = [loin_margin, self.n - loin, thorax_margin, thoracic, loin == 0, loin == self.n, lumbar_like.sum()]
-        return _columns(self._named_from(loin) - L1 if loin else np.full(self.m, np.nan),
-                        self._named_from(thorax) - 7 if 0 < thorax < self.n else np.full(self.m, np.nan),
+        thoracic = lumbar_start - thoracic_start if 0 < thoracic_start < lumbar_start < self.n else np.nan
+        cervical = (self.seen.ctl[:, 0] / np.maximum(self.seen.total, 0.01)).sum()
+        const = [lumbar_margin, self.n - lumbar_start, thoracic_margin, thoracic, lumbar_start == 0, lumbar_start == self.n,
+                 lumbar_like.sum()]
+        return _columns(self._named_from(lumbar_start) - L1 if lumbar_start else np.full(self.m, np.nan),
+                        self._named_from(thoracic_start) - 7 if 0 < thoracic_start < self.n else np.full(self.m, np.nan),
                         *(np.full(self.m, float(v)) for v in const),
-                        (self.region == 2).sum(axis=1) - lumbar_like.sum(), (self.region == 0).sum(axis=1) - neck)
+                        (self.region == 2).sum(axis=1) - lumbar_like.sum(), (self.region == 0).sum(axis=1) - cervical)
 
-    def _named_from(self, place: int) -> np.ndarray:
-        """(m,) class of the first named detection at or below `place`, NaN without one."""
-        later = self.named[:, place:]
+    def _named_from(self, first: int) -> np.ndarray:
+        """(m,) class of the first named detection at or below `first`, NaN without one."""
+        later = self.named[:, first:]
         if later.shape[1] == 0:
             return np.full(self.m, np.nan)
-        classes = self.classes[np.arange(self.m), place + later.argmax(axis=1)]
+        classes = self.classes[np.arange(self.m), first + later.argmax(axis=1)]
         return np.where(later.any(axis=1), classes, np.nan)
 
     def lower_end(self) -> np.ndarray:
         """Looks of the last named detection, how the line bends there, and how it goes on to a false one below."""
         seen, last, x = self.seen, self.last, self.seen.centres
-        pedicle = np.nanmean(np.stack([seen.scan.landmarks.left, seen.scan.landmarks.right]), axis=0) - x
+        pedicle = np.nanmean(seen.sides, axis=0) - x
         bends = np.full((self.m, 4), np.nan)
         for row in range(self.m):
             named = np.flatnonzero(self.named[row])[-3:]
@@ -162,12 +164,12 @@ class _Parts:
     def pedicles_beyond(self) -> np.ndarray:
         """Pedicles detected above the first and below the last named body."""
         height = self.seen.scan.pedicles[:, 2]
-        top, bottom = (self.seen.centres[place, 2] for place in (self.first, self.last))
+        top, bottom = (self.seen.centres[first, 2] for first in (self.first, self.last))
         return _columns(*((height[None] < bottom[:, None] - by).sum(axis=1) for by in (8.0, 20.0)),
                         *((height[None] > top[:, None] + by).sum(axis=1) for by in (12.0, 25.0)))
 
     def whole_scan(self) -> np.ndarray:
-        """Place, height and size of the whole row: how a hospital cuts its scans says which end is likely."""
+        """Position, height and size of the whole row: how a hospital cuts its scans says which end is likely."""
         x = self.seen.centres
         both = np.array([x[:, 0].mean(), x[:, 1].mean(), np.nanmean(self.seen.width), x[0, 2] - x[-1, 2],
                          (self.seen.off_line > 60.0).sum(), (self.seen.total < 0.9).sum(), len(self.seen.scan.pedicles) - 2 * self.n])
@@ -189,7 +191,7 @@ def _columns(*values: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(v, dtype=float) for v in values], axis=1)
 
 
-def _over(mask: np.ndarray, values: np.ndarray, how) -> np.ndarray:
+def _over(mask: np.ndarray, values: np.ndarray, how: Callable[..., np.ndarray]) -> np.ndarray:
     return how(np.where(mask, values, np.nan), axis=1)
 
 

@@ -59,7 +59,7 @@ class Forest:
             posterior = _softmax(score, starts, scan, np.ones_like(is_right))
             slope = weight[scan] * (_softmax(score, starts, scan, is_right) - posterior)
             curve = weight[scan] * np.maximum(posterior * (1 - posterior), LEAST_CURVATURE)
-            rows, counts = _drawn(slope, (random.random(len(tables)) < growth.scans)[scan], growth, random)
+            rows, counts = _draw_rows(slope, (random.random(len(tables)) < growth.scans)[scan], growth, random)
             if len(rows) == 0:
                 continue
             slopes, curves = slope[rows] * counts, curve[rows] * counts
@@ -121,7 +121,7 @@ def _softmax(score: np.ndarray, starts: np.ndarray, scan: np.ndarray, among: np.
     return each / np.add.reduceat(each, starts)[scan]
 
 
-def _drawn(slope: np.ndarray, seen: np.ndarray, growth: Growth, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _draw_rows(slope: np.ndarray, seen: np.ndarray, growth: Growth, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Rows that a tree is grown from, and how many rows each stands for."""
     rows = np.flatnonzero(seen)
     if len(rows) == 0:

@@ -17,7 +17,7 @@ from .candidates import NONE, Seen
 
 LEVELS_SEEN = NONE                # C1..L5 and L6
 GEOMETRY, EVERYTHING = (0, 1, 2, 3, 4), (0, 1, 2, 3, 4, 5, 6, 7)
-"""Places in `quantities`: without and with the detector's own opinion of the region."""
+"""Columns of `quantities`: without and with the detector's own opinion of the region."""
 FACTORS, ROUNDS, PARTS = 16, 30, 4
 PRIOR = 60.0                      # scans of which the prior of a loading and of a level's noise is worth
 LEAST_SCANS = 5                   # levels seen less often say nothing
@@ -29,19 +29,19 @@ _LOGIT_EDGE = 6.7e-3              # logits within 5: beyond, the detector's cert
 def quantities(seen: Seen, classes: np.ndarray) -> np.ndarray:
     """(m, levels, 8) of each level in candidates (m, n): log pedicle distance, height and depth of the pedicles over the body in mm,
     log gap to the next level, its slope in degrees, logits of cervical, thoracic and lumbar; NaN where unknown."""
-    marks, x = seen.scan.landmarks, seen.centres
+    x = seen.centres
     m, n = classes.shape
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)     # means of nothing are NaN, which is what is meant
-        pedicle = np.nanmean(np.stack([marks.left, marks.right]), axis=0) - x
+        pedicle = np.nanmean(seen.sides, axis=0) - x
         usual = (seen.width > _PEDICLES_MM[0]) & (seen.width < _PEDICLES_MM[1])
         width = np.where(usual, np.log(seen.width), np.nan)
         p = np.clip(seen.ctl, _LOGIT_EDGE, 1 - _LOGIT_EDGE)
         own = np.stack([width, pedicle[:, 2], pedicle[:, 1], *np.log(p / (1 - p)).T], axis=1)
     out = np.full((m, NONE + 1, 8), np.nan, dtype=np.float32)
     rows = np.arange(m)[:, None]
-    for place, column in zip((0, 1, 2, 5, 6, 7), own.T, strict=True):
-        out[rows, classes, place] = column
+    for k, column in zip((0, 1, 2, 5, 6, 7), own.T, strict=True):
+        out[rows, classes, k] = column
     at = np.full((m, NONE + 1), -1)
     at[rows, classes] = np.arange(n)
     here, following = at[:, :NONE - 1], at[:, 1:NONE]
@@ -128,7 +128,7 @@ class Likelihoods:
         return cls(*(Likelihood.fit(table[:, :, list(columns)]) for columns in (GEOMETRY, EVERYTHING)))
 
     @classmethod
-    def crossed(cls, right: np.ndarray, tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    def cross_fit(cls, right: np.ndarray, tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
         """(m, 2) `posteriors` of each training scan by distributions learned without it; `right` (s, levels, 8), tables (m, levels, 8)."""
         part = np.random.default_rng(seed).permutation(len(tables)) % PARTS
         models = [cls.fit(right[part != k]) for k in range(PARTS)]

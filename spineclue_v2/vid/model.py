@@ -26,7 +26,7 @@ from .features import features
 from .forest import Forest
 from .likelihood import Likelihoods, quantities
 from .origin import Origin, scan_features, with_origin
-from .scans import FOLDS, Named, folds
+from .scans import FOLDS, Answer, folds
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +130,9 @@ class VidModel:
         if not cases:
             raise InputError("The VID model cannot be trained: no scan has a right and a wrong numbering to choose from.")
         whole, collections = np.stack([case.whole for case in cases]), [case.collection for case in cases]
-        guesses = Origin.crossed(whole, collections, schedule.seed)
+        guesses = Origin.cross_fit(whole, collections, schedule.seed)
         levels, right = [case.levels for case in cases], np.stack([case.levels[case.answer] for case in cases])
-        posteriors = Likelihoods.crossed(right, levels, schedule.seed)
+        posteriors = Likelihoods.cross_fit(right, levels, schedule.seed)
         tables = [_table(case, *seen) for case, *seen in zip(cases, guesses, posteriors, strict=True)]
         table = np.concatenate(tables)
         known = np.isfinite(table)
@@ -165,7 +165,7 @@ class VidModel:
             networks = torch.stack([network(x) for network in self.networks]).mean(dim=0).double().numpy()
         return (networks + np.mean([forest.scores(table) for forest in self.forests], axis=0)) / 2
 
-    def number(self, scans: Sequence[VidScan]) -> list[Named]:
+    def number(self, scans: Sequence[VidScan]) -> list[Answer]:
         cases = [Case.of(scan) for scan in scans]
         return [answer(case, self.scores(case) / self.temperature) for case in cases]
 
@@ -186,8 +186,8 @@ class VidModel:
             origin = Origin.of_tensors(tensors, description["collections"])
             forests = [Forest.of_tensors({name.removeprefix(f"forest.{i}."): value for name, value in tensors.items()
                                           if name.startswith(f"forest.{i}.")}) for i in range(description["forests"])]
-            scale = (tensors[name].numpy() for name in ("mean", "spread", "flagged"))
-            model = cls([], forests, Likelihoods.of_tensors(tensors), origin, *scale, description["width"],
+            mean, spread, flagged = (tensors[name].numpy() for name in ("mean", "spread", "flagged"))
+            model = cls([], forests, Likelihoods.of_tensors(tensors), origin, mean, spread, flagged, description["width"],
                         description["temperature"], description["about"])
             for i in range(description["members"]):
                 network = Ranker(len(model.mean) + len(model.flagged), model.width, 0.0)
@@ -235,21 +235,21 @@ def _train(cases: Sequence[Case], inputs: Sequence[Tensor], schedule: Schedule, 
     return network.eval()
 
 
-def answer(case: Case, scores: np.ndarray) -> Named:
+def answer(case: Case, scores: np.ndarray) -> Answer:
     """The numbering with the highest posterior, exp(scores) made to add up to 1, and how sure it is.
 
     `shifted` is the posterior of candidates that give a detection which both name another level, or name nothing in common.
     """
     n = case.classes.shape[1]
     if len(case.classes) == 0:
-        return Named((None,) * n, np.zeros(n), 1.0)
+        return Answer((None,) * n, np.zeros(n), 1.0)
     posterior = np.exp(scores - np.logaddexp.reduce(scores))
     best = int(posterior.argmax())
     both = (case.classes != NONE) & (case.classes[best] != NONE)[None]
     differs = ((case.classes != case.classes[best][None]) & both).any(axis=1) | ~both.any(axis=1)
     differs[best] = False
     confidence = posterior @ (case.classes == case.classes[best][None])
-    return Named(tuple(CHAIN[k] for k in case.classes[best]), confidence, float(min(posterior[differs].sum(), 1.0)))
+    return Answer(tuple(CHAIN[k] for k in case.classes[best]), confidence, float(min(posterior[differs].sum(), 1.0)))
 
 
 def fit_temperature(scores: Sequence[np.ndarray], cases: Sequence[Case]) -> float:
@@ -278,7 +278,7 @@ def train(scans: Sequence[VidScan], schedule: Schedule | None = None, members: i
 
 
 def crossval(scans: Sequence[VidScan], schedule: Schedule | None = None, members: int = MEMBERS,
-             fold: np.ndarray | None = None) -> list[Named]:
+             fold: np.ndarray | None = None) -> list[Answer]:
     """Out-of-fold answer for every scan: networks from the other folds, temperature from the other folds' out-of-fold scores.
 
     `fold` (len(scans),) replaces the draw of `vid.folds`.
@@ -292,7 +292,7 @@ def crossval(scans: Sequence[VidScan], schedule: Schedule | None = None, members
         for i in np.flatnonzero(fold == k):
             scores[i] = model.scores(cases[i])
         logger.info("fold %d of %d: trained on %d scans", k + 1, FOLDS, model.about["scans"])
-    answers: list[Named] = []
+    answers: list[Answer] = []
     temperature = {}
     for k in range(FOLDS):
         others = np.flatnonzero(fold != k)

@@ -24,13 +24,13 @@ LEAST = 1e-3                      # a guess this small or smaller says no
 
 
 def scan_features(seen: Seen) -> np.ndarray:
-    """(q,) place, extent, size and looks of the whole row of detections, whatever its numbering; NaN where unknown."""
-    marks, x = seen.scan.landmarks, seen.centres
+    """(q,) position, extent, size and looks of the whole row of detections, whatever its numbering; NaN where unknown."""
+    x = seen.centres
     n = len(x)
     if n < 2:
         return np.full(SIZE, np.nan)
     gaps = np.linalg.norm(np.diff(x, axis=0), axis=1)
-    pedicle = np.concatenate([marks.left, marks.right]) - np.concatenate([x, x])
+    pedicle = np.concatenate(seen.sides) - np.concatenate([x, x])
     drift = np.polyfit(np.arange(n), x[:, :2], 1)[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)     # means of nothing are NaN, which is what is meant
@@ -38,7 +38,7 @@ def scan_features(seen: Seen) -> np.ndarray:
             *x.mean(axis=0), *x[0], *x[-1], n, gaps.mean(), gaps[0], gaps[-1], np.nanmean(seen.width), np.nanstd(seen.width),
             *seen.ctl.mean(axis=0), *seen.ctl.min(axis=0), *seen.ctl.max(axis=0), *x[:, :2].std(axis=0), x[0, 2] - x[-1, 2],
             (seen.total < 0.9).sum(), len(seen.scan.pedicles) - 2 * n, np.nanmean(pedicle[:, 1]), *drift,
-            np.nanmean(seen.scan.landmarks.rank), seen.total[0], seen.total[-1]], dtype=float)
+            np.nanmean(np.asarray(seen.scan.landmarks.rank, dtype=float)), seen.total[0], seen.total[-1]], dtype=float)
 
 
 def with_origin(table: np.ndarray, guess: np.ndarray) -> np.ndarray:
@@ -74,16 +74,16 @@ class Origin:
         return origin
 
     @classmethod
-    def crossed(cls, table: np.ndarray, collections: Sequence[str], seed: int) -> np.ndarray:
+    def cross_fit(cls, table: np.ndarray, collections: Sequence[str], seed: int) -> np.ndarray:
         """(s, k) guess for each training scan by networks trained without it, as honest as the guess for a new scan."""
         names = sorted(set(collections))
         part = np.random.default_rng(seed).permutation(len(table)) % PARTS
         out = np.zeros((len(table), len(names)))
         for k in range(PARTS):
             rest = np.flatnonzero(part != k)
-            origin = cls.fit(table[rest], [collections[i] for i in rest], seed)
-            places = [names.index(name) for name in origin.names]      # a part may hold a collection of its own
-            out[np.ix_(part == k, places)] = origin.guess(table[part == k])
+            origin = cls.fit(table[rest], [collections[int(i)] for i in rest], seed)
+            columns = [names.index(name) for name in origin.names]      # a part may hold a collection of its own
+            out[np.ix_(part == k, columns)] = origin.guess(table[part == k])
         return out
 
     def guess(self, table: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Named:
+class Answer:
     """The answer for one scan of n detections, cranio-caudal.
 
     `names`: level or None (false detection). `confidence` (n,): posterior of what is said of each. `shifted`: posterior of all
@@ -30,11 +30,11 @@ class Named:
     shifted: float
 
 
-def predictions(scans: Sequence[VidScan], answers: Sequence[Named]) -> dict[str, list[dict[str, Any]]]:
-    """The benchmark's output: {scan: [{"index", "level" or None, "confidence"}, ...]}, by place in the scan's `detections`."""
+def predictions(scans: Sequence[VidScan], answers: Sequence[Answer]) -> dict[str, list[dict[str, Any]]]:
+    """The benchmark's output: {scan: [{"index", "level" or None, "confidence"}, ...]}, by index in the scan's `detections`."""
     out = {}
     for scan, answer in zip(scans, answers, strict=True):
-        rows = [{"index": int(i), "level": name, "confidence": round(float(confidence), 4)}
+        rows: list[dict[str, Any]] = [{"index": int(i), "level": name, "confidence": round(float(confidence), 4)}
                 for i, name, confidence in zip(scan.index, answer.names, answer.confidence, strict=True)]
         out[scan.name] = sorted(rows, key=lambda row: row["index"])
     return out

@@ -12,10 +12,11 @@ from .. import anatomy
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..evaluation.files import VERSE_MASK, case_key, label_files, stem
+from ..export.labelled_spine import LabelledSpine
 from ..imageio.volume import FILE_ENDINGS, Volume, read_volume
-from ..results import SpineResult
 from ..utilities.files import read_json
 from ..utilities.parallel import run_tasks
+from ..utilities.triples import box_slices, float_triple, int_triple
 
 
 def vertebrae_of(labels: Volume, record: Mapping[str, Any] | None = None) -> tuple[Vertebra, ...]:
@@ -29,16 +30,15 @@ def vertebrae_of(labels: Volume, record: Mapping[str, Any] | None = None) -> tup
     spacing, found = np.array(labels.geometry.spacing), []
     for name, entry in vertebra_properties(labels).items():
         start, stop = np.array(entry["start"]), np.array(entry["stop"])
-        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         found.append(Vertebra(
-            box_centre=tuple(labels.geometry.index_to_world((start + stop - 1) / 2)),
-            extent=tuple((stop - start) * spacing), score=1.0, mask=labels.array[box] == entry["label"],
-            mask_start=tuple(int(a) for a in start),
-            mask_centroid=tuple(labels.geometry.index_to_world(entry["centroid"])),
-            body_centre=tuple(labels.geometry.index_to_world(entry["body_centre"])),
+            box_centre=float_triple(labels.geometry.index_to_world((start + stop - 1) / 2)),
+            extent=float_triple((stop - start) * spacing), score=1.0, mask=labels.array[box_slices(start, stop - start)] == entry["label"],
+            mask_start=int_triple(start),
+            mask_centroid=float_triple(labels.geometry.index_to_world(entry["centroid"])),
+            body_centre=float_triple(labels.geometry.index_to_world(entry["body_centre"])),
             volume_ml=entry["voxels"] * float(np.prod(spacing)) / 1000, touches_border=entry["touches_border"],
             level=name, confidence=confidence.get(name)))
-    return tuple(sorted(found, key=lambda v: anatomy.ORDER_INDEX[v.level]))
+    return tuple(sorted(found, key=lambda v: anatomy.ORDER_INDEX[v.known_level]))
 
 
 def plot_overlays(images: str | Path, labels: str | Path, output: str | Path, num_processes: int = 0,
@@ -71,6 +71,6 @@ def _plot(image: Path, label: Path, target: Path, case: str, verse_value: Mappin
     check_same_grid(scan.geometry, labels.geometry, case)
     beside = label.parent / f"{stem(label)}.json"
     record = read_json(beside, "record") if beside.is_file() else {}
-    result = SpineResult(vertebrae_of(labels, record), record.get("numbering_anchored", True))
+    result = LabelledSpine(vertebrae_of(labels, record), record.get("numbering_anchored", True))
     write_report(result, labels.geometry, scan, target, case)
     return target

@@ -13,9 +13,9 @@ import numpy as np
 
 from .. import anatomy
 from ..anatomy.vertebra import Vertebra
+from ..export.labelled_spine import LabelledSpine
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume
-from ..results import SpineResult
 from ..utilities.files import atomic_path
 
 BONE_WINDOW = (-300.0, 1200.0)
@@ -34,10 +34,10 @@ NAME_HEIGHT = 0.19
 DPI = 120
 
 
-def write_report(result: SpineResult, network_grid: ImageGrid, volume: Volume, path: str | Path, title: str) -> None:
+def write_report(result: LabelledSpine, network_grid: ImageGrid, volume: Volume, path: str | Path, title: str) -> None:
     """Write the picture of a predicted scan as PNG, by rename.
 
-    `volume` is the scan on any grid, `model_geometry` the grid of the vertebrae's masks. Without vertebrae the middle planes of
+    `volume` is the scan on any grid, `network_grid` the grid of the vertebrae's masks. Without vertebrae the middle planes of
     the scan are shown.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -65,7 +65,7 @@ class View:
         return (self.columns_mm[0] - half, self.columns_mm[-1] + half, self.rows_mm[-1] - half, self.rows_mm[0] + half)
 
 
-def spine_figure(result: SpineResult, network_grid: ImageGrid, volume: Volume, title: str) -> Any:
+def spine_figure(result: LabelledSpine, network_grid: ImageGrid, volume: Volume, title: str) -> Any:
     """The figure of `write_report` (a matplotlib Figure that no global state knows)."""
     from matplotlib.figure import Figure
 
@@ -126,9 +126,9 @@ def _field(vertebrae: tuple[Vertebra, ...], centres: np.ndarray, model: ImageGri
             ends = np.array([start, start + vertebra.mask.shape])
             corners = np.array(np.meshgrid(*ends.T, indexing="ij")).reshape(3, -1).T
             points.append(scan.world_to_index(model.index_to_world(corners)) * np.array(scan.spacing))
-    points = np.concatenate(points)
-    low = np.minimum(points.min(axis=0) - MARGIN_MM, centres.min(axis=0) - (BEYOND_MM, ANTERIOR_MM, LATERAL_MM))
-    high = np.maximum(points.max(axis=0) + MARGIN_MM, centres.max(axis=0) + (BEYOND_MM, MARGIN_MM, LATERAL_MM))
+    everything = np.concatenate(points)
+    low = np.minimum(everything.min(axis=0) - MARGIN_MM, centres.min(axis=0) - (BEYOND_MM, ANTERIOR_MM, LATERAL_MM))
+    high = np.maximum(everything.max(axis=0) + MARGIN_MM, centres.max(axis=0) + (BEYOND_MM, MARGIN_MM, LATERAL_MM))
     return np.maximum(low, 0), np.minimum(high, last)
 
 
@@ -138,13 +138,13 @@ def _curve(centres: np.ndarray, rows: np.ndarray, axis: int, last: np.ndarray) -
 
     if len(centres) < 3:
         return np.full(len(rows), centres[:, axis].mean() if len(centres) else last[axis] / 2)
-    z, place = centres[np.argsort(centres[:, 0])][:, (0, axis)].T
+    z, position = centres[np.argsort(centres[:, 0])][:, (0, axis)].T
     # Two centres at one height (a mistake of an earlier stage) must not stop the picture.
     distinct = np.append(True, np.diff(z) > 1.0)
-    z, place = z[distinct], place[distinct]
+    z, position = z[distinct], position[distinct]
     if len(z) < 3:
-        return np.full(len(rows), place.mean())
-    spline = UnivariateSpline(z, place, k=min(3, len(z) - 1), s=len(z) * SMOOTHING_MM ** 2)
+        return np.full(len(rows), position.mean())
+    spline = UnivariateSpline(z, position, k=3 if len(z) > 3 else 2, s=len(z) * SMOOTHING_MM ** 2)
     inside = np.clip(rows, z[0], z[-1])
     slope = np.clip(spline.derivative()(inside), -MAX_SLOPE, MAX_SLOPE)
     return np.clip(spline(inside) + slope * np.clip(rows - inside, -BEYOND_MM, BEYOND_MM), 0, last[axis])
@@ -172,8 +172,8 @@ def _draw_view(panel: Any, view: View, scan: Volume, vertebrae: tuple[Vertebra, 
     panel.set_xlim(view.extent[:2])
     panel.set_ylim(view.extent[2:])
     panel.set_axis_off()
-    for side, place, align in ((view.sides[0], 0.02, "left"), (view.sides[1], 0.98, "right")):
-        panel.text(place, 0.99, side, transform=panel.transAxes, color=TEXT, ha=align, va="top", fontsize=10, weight="bold")
+    for side, position, align in ((view.sides[0], 0.02, "left"), (view.sides[1], 0.98, "right")):
+        panel.text(position, 0.99, side, transform=panel.transAxes, color=TEXT, ha=align, va="top", fontsize=10, weight="bold")
 
 
 def _draw_vertebra(panel: Any, view: View, vertebra: Vertebra, in_model: np.ndarray) -> None:
@@ -182,15 +182,15 @@ def _draw_vertebra(panel: Any, view: View, vertebra: Vertebra, in_model: np.ndar
 
     if vertebra.mask is None:
         return
-    place = in_model - np.array(vertebra.mask_start)
-    near = ((place > -1) & (place < np.array(vertebra.mask.shape))).all(axis=-1)
+    position = in_model - np.array(vertebra.mask_start)
+    near = ((position > -1) & (position < np.array(vertebra.mask.shape))).all(axis=-1)
     if not near.any():
         return
-    rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+    seen_rows, seen_columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
     # One pixel more on each side, so that outlines close.
-    rows = slice(max(rows[0] - 1, 0), rows[-1] + 2)
-    columns = slice(max(columns[0] - 1, 0), columns[-1] + 2)
-    value = map_coordinates(vertebra.mask.astype(np.float32), np.moveaxis(place[rows, columns], -1, 0), order=1, mode="constant")
+    rows = slice(max(seen_rows[0] - 1, 0), seen_rows[-1] + 2)
+    columns = slice(max(seen_columns[0] - 1, 0), seen_columns[-1] + 2)
+    value = map_coordinates(vertebra.mask.astype(np.float32), np.moveaxis(position[rows, columns], -1, 0), order=1, mode="constant")
     if value.max() < 0.5:
         return
     x, y = view.columns_mm[columns], view.rows_mm[rows]
@@ -212,7 +212,8 @@ def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebra
     wanted = np.array([boxes[0].y0 * height + (spot[0] - views[0].extent[2]) * scale for spot in spots])
     for vertebra, spot, y in zip(vertebrae, spots, _spread(wanted, NAME_HEIGHT) / height, strict=True):
         unsure = _unsure(vertebra)
-        line = {"color": _line_colour(vertebra), "linewidth": 0.7, "alpha": 0.8, "marker": "o", "markevery": [0], "markersize": 3}
+        line: dict[str, Any] = {"color": _line_colour(vertebra), "linewidth": 0.7, "alpha": 0.8, "marker": "o", "markevery": [0],
+                                "markersize": 3}
         name = (vertebra.level or "unnamed") + (" ?" if unsure else "")
         note = "" if vertebra.confidence is None else f"{100 * vertebra.confidence:.0f} %"
         note += " cut" if vertebra.touches_border else ""
@@ -257,7 +258,7 @@ def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
     return result
 
 
-def _draw_text(figure: Any, result: SpineResult, title: str, size: tuple[float, float]) -> None:
+def _draw_text(figure: Any, result: LabelledSpine, title: str, size: tuple[float, float]) -> None:
     width, height = size
     x = SIDE / width
     figure.text(x, 1 - 0.16 / height, title, color=TEXT, fontsize=13, weight="bold", va="top")
@@ -277,7 +278,7 @@ def _draw_text(figure: Any, result: SpineResult, title: str, size: tuple[float, 
     _scale_bar(figure)
 
 
-def _summary(result: SpineResult) -> tuple[str, str]:
+def _summary(result: LabelledSpine) -> tuple[str, str]:
     if not result.vertebrae:
         return "No vertebra found", WARNING
     names = [v.level or "?" for v in result.vertebrae]

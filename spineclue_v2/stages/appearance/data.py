@@ -21,6 +21,7 @@ from ...plans.plans import StagePlan
 from ...preprocessing.crops import crop_start
 from ...preprocessing.moving_grids import moving_grid
 from ...preprocessing.resampling import to_network_space, windows
+from ...utilities.triples import box_slices
 
 NOT_A_VERTEBRA = NUM_LEVELS
 FALSE_DISTANCE_MM = 30.0
@@ -162,8 +163,8 @@ def augment(images: Tensor, rng: np.random.Generator, spacing_mm: float) -> Tens
     for i in np.flatnonzero(rng.random(count) < HIDDEN_FRACTION):
         hidden = np.rint(size * rng.uniform(0.2, 0.5, 3)).astype(int)
         start = rng.integers(0, size - hidden + 1)
-        box = tuple(slice(int(s), int(s + h)) for s, h in zip(start, hidden, strict=True))
-        moved[(i, slice(None), *box)] = torch.from_numpy(rng.random(channels).astype(np.float32))[:, None, None, None]
+        z, y, x = box_slices(start, hidden)
+        moved[i, :, z, y, x] = torch.from_numpy(rng.random(channels).astype(np.float32))[:, None, None, None]
     for i in np.flatnonzero(rng.random(count) < CUT_FRACTION):
         kept = int(rng.integers(size[0] // 2 + 1, size[0]))  # the vertebra itself stays
         moved[i, :, slice(kept, None) if rng.random() < 0.5 else slice(0, int(size[0]) - kept)] = 0

@@ -1,27 +1,29 @@
 """Plan groups of stage appearance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from ...plans.data import Box
+from pydantic.dataclasses import dataclass
+
+from ...plans.data import Spacing
+from ...plans.fields import CONFIG, Amount, Batch, Box, Channels, Count, Fraction, Run, Whole, planned
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class AppearanceNetworkPlan:
-    spacing_mm: float                 # of the crop: half a rib's width; finer would cost time, coarser would lose the ribs
-    crop_size: Box                    # voxels: two to three vertebrae up and down, the ribs' beginnings at the sides
-    widths: tuple[int, ...]           # channels per resolution
-    pool_grid: Box                    # spatial cells kept by the pooling: above and below, before and behind; left and right mean the same
-    dropout: float
+    spacing_mm: Annotated[Spacing, planned("edge of the crop's voxels", "mm")]
+    crop_size: Annotated[Box, planned("crop (z, y, x) around a vertebra", "voxels")]
+    widths: Annotated[tuple[Channels, ...], planned("channels per resolution", min_length=1)]
+    pool_grid: Annotated[Box, planned("cells (z, y, x) kept by the pooling before the classifier", "cells")]
+    dropout: Annotated[Amount, planned("part of the classifier's inputs that training drops", lt=1)]
 
 
-@dataclass(frozen=True)
-class AppearanceRun:
-    batch_size: int                   # crops, levels equally often
-    epochs: int
-    iterations_per_epoch: int
-    initial_lr: float
-    weight_decay: float
-    centre_jitter_mm: float           # located centres err by about as much
-    false_fraction: float             # crops of a batch around places that are no vertebra
-    optimizer: str = "AdamW"
+@dataclass(frozen=True, config=CONFIG)
+class AppearanceRun(Run):
+    batch_size: Annotated[Batch, planned("crops per training step, the levels equally often", "crops")]
+    epochs: Annotated[Whole, planned("length of the training", "epochs")]
+    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
+    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
+    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
+    centre_jitter_mm: Annotated[Amount, planned("training moves the centre of a crop by about this much", "mm")]
+    false_fraction: Annotated[Fraction, planned("part of a batch that lies around places that are no vertebra")]

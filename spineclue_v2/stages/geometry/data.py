@@ -58,7 +58,7 @@ class SpineBatches:
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
         self._prepare()
-        result = {}
+        result: dict[str, torch.Tensor] = {}
         for member, data in enumerate(self._members):
             generator = torch.Generator().manual_seed(int(np.random.default_rng([self.seed, index, member]).integers(2 ** 62)))
             rows = torch.randint(len(data.present), (self.plan.run.batch_size,), generator=generator)

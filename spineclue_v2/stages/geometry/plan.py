@@ -1,26 +1,36 @@
 """Plan groups of stage geometry."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from ...plans.fields import CONFIG, Amount, Batch, Channels, Count, Fraction, Run, Whole, planned
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class GeometryNetworkPlan:
-    width: int                        # channels of the transformer
-    layers: int
-    heads: int                        # of the attention; divides the width
-    dropout: float
-    members: int                      # networks whose mean probability is the classifier's
+    width: Annotated[Channels, planned("channels of the transformer, a multiple of heads")]
+    layers: Annotated[Count, planned("layers of the transformer", le=256)]
+    heads: Annotated[Count, planned("of the attention", le=256)]
+    dropout: Annotated[Amount, planned("part of the activations that training drops", lt=1)]
+    members: Annotated[Count, planned("networks whose mean probability is the classifier's", "networks", le=256)]
+
+    @model_validator(mode="after")
+    def _check(self) -> GeometryNetworkPlan:
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width} and heads {self.heads}; expected heads that divide the width")
+        return self
 
 
-@dataclass(frozen=True)
-class GeometryRun:
-    batch_size: int                   # scans a member sees per step
-    epochs: int
-    iterations_per_epoch: int
-    initial_lr: float
-    weight_decay: float
-    label_smoothing: float
-    sampled_spines: int               # spine curves of the phantom beside the dataset's own: levels that the dataset never shows
-    window: float                     # fraction of scans cut to a random run of neighbours
-    optimizer: str = "AdamW"
+@dataclass(frozen=True, config=CONFIG)
+class GeometryRun(Run):
+    batch_size: Annotated[Batch, planned("scans that a member sees per training step", "scans")]
+    epochs: Annotated[Whole, planned("length of the training", "epochs")]
+    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
+    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
+    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
+    label_smoothing: Annotated[Amount, planned("probability that the targets give to all levels alike", lt=1)]
+    sampled_spines: Annotated[Whole, planned("spine curves of the phantom beside the dataset's own", "spines")]
+    window: Annotated[Fraction, planned("part of the scans that training cuts to a random run of neighbours")]

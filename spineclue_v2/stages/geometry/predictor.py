@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ def level_probabilities(network: GeometryNetwork, scans: Sequence[Landmarks], in
     """
     if not scans:
         return []
-    known = [replace(scan, targets=None, **{name: None for name in OPTIONAL if name not in inputs}) for scan in scans]
+    hidden: dict[str, Any] = dict.fromkeys(name for name in OPTIONAL if name not in inputs)
+    known = [replace(scan, targets=None, **hidden) for scan in scans]
     batch = Batch.of(known)
     if batch.present.shape[1] == 0:
         return [np.zeros((0, CLASSES)) for _ in scans]

@@ -97,7 +97,8 @@ def fit_network(scans: Sequence[Landmarks], shape: Shape | None = None, schedule
     if not scans:
         raise InputError("The geometry classifier cannot be trained: no scan has both detections and true levels.")
     schedule, shape = schedule or Schedule(), shape or Shape()
-    network = GeometryNetwork(shape, members)
+    with torch.random.fork_rng(devices=[]):  # every weight is replaced below: the global state stays as it was
+        network = GeometryNetwork(shape, members)
     for number, member in enumerate(network.members):
         seed = schedule.seed + number
         trained = train_member(with_rare_numberings(scans, seed), shape, replace(schedule, seed=seed))

@@ -40,7 +40,7 @@ def add_heights(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid, scan: Volu
     """
     if not vertebrae:
         return vertebrae
-    axes = axes_along(np.array([v.body_centre for v in vertebrae]))
+    axes = axes_along(np.array([v.known_body_centre for v in vertebrae]))
     field, back = geometry if scan is None else scan.geometry, _backwards(vertebrae, geometry)
     bodies = [_whole_body(v, geometry, axis, back, field) for v, axis in zip(vertebrae, axes, strict=True)]
     heights = compare([v.level for v in vertebrae], [None if body is None else body.heights_mm for body in bodies])
@@ -54,8 +54,8 @@ def _backwards(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid) -> np.ndarr
     ways = []
     for v in vertebrae:
         if v.mask is not None and v.level in USUAL:
-            middle = np.argwhere(v.mask).mean(0) + np.array(v.mask_start)
-            way = (middle - geometry.world_to_index(np.array(v.body_centre))) * geometry.spacing
+            middle = np.argwhere(v.mask).mean(0) + np.array(v.known_mask_start)
+            way = (middle - geometry.world_to_index(np.array(v.known_body_centre))) * geometry.spacing
             ways.append(way / max(np.linalg.norm(way), 1e-6))
     return np.median(ways, axis=0) if len(ways) >= ENOUGH_ARCHES else np.array([0.0, 1.0, 0.0])
 
@@ -70,19 +70,19 @@ def _whole_body(vertebra: Vertebra, geometry: ImageGrid, axis: np.ndarray, back:
     half = max(body.heights_mm) / 2
     middle, deep = np.mean(body.walls_mm), 0.8 * np.ptp(body.walls_mm) / 2  # a front wall on the border is whole enough
     ends = np.array(np.meshgrid((-half, half), (middle - deep, middle + deep), (-SIDE_MM, SIDE_MM), indexing="ij")).reshape(3, -1).T
-    index = body.centre + np.array(vertebra.mask_start) + ends @ body.axes / np.array(geometry.spacing)
-    place = field.world_to_index(geometry.index_to_world(index))
-    return body if (place >= 0).all() and (place <= np.array(field.shape) - 1).all() else None
+    index = body.centre + np.array(vertebra.known_mask_start) + ends @ body.axes / np.array(geometry.spacing)
+    position = field.world_to_index(geometry.index_to_world(index))
+    return body if (position >= 0).all() and (position <= np.array(field.shape) - 1).all() else None
 
 
 def trabecular_hu(vertebra: Vertebra, body: Measurement, geometry: ImageGrid, scan: Volume) -> float | None:
     """Median HU in the middle of the body; None when a crushed body leaves too little of it. `scan` in LPS order."""
     from scipy.ndimage import map_coordinates
 
-    points = trabecular_points(vertebra.mask, geometry.spacing, body)  # type: ignore[arg-type]
+    points = trabecular_points(vertebra.known_mask, geometry.spacing, body)
     if len(points) < FEWEST_POINTS:
         return None
-    index = scan.geometry.world_to_index(geometry.index_to_world(points + np.array(vertebra.mask_start)))
+    index = scan.geometry.world_to_index(geometry.index_to_world(points + np.array(vertebra.known_mask_start)))
     low = np.maximum(np.floor(index.min(0)).astype(int), 0)
     part = scan.array[tuple(slice(a, b) for a, b in zip(low, np.ceil(index.max(0)).astype(int) + 2, strict=True))]
     return float(np.median(map_coordinates(part, (index - low).T, order=1, mode="nearest", output=np.float32, prefilter=False)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...anatomy import ANATOMICAL_ORDER, ORDER_INDEX
 from ...anatomy.vertebra import BodyHeights
+from ...utilities.triples import float_triple
 
 GRADE_LIMITS = (0.20, 0.25, 0.40)
 INTACT = 0.12            # neighbours that have lost more do not tell what is normal
@@ -32,7 +33,7 @@ USUAL = {name: np.array([back * _FRONT.get(name, 1.0), 0.91 * back * (1 + _FRONT
 """Level -> usual (anterior, middle, posterior) height, mm, of levels that can be measured: C3 downwards."""
 
 GRADED = tuple(name for name in ANATOMICAL_ORDER if name[0] in "TL")
-"""Levels that get a grade; Genant's scheme is not made for the neck."""
+"""Levels that get a grade; Genant's scheme is not made for the cervical spine."""
 
 
 def compare(levels: Sequence[str | None], heights: Sequence[tuple[float, float, float] | None]) -> list[BodyHeights | None]:
@@ -40,14 +41,16 @@ def compare(levels: Sequence[str | None], heights: Sequence[tuple[float, float, 
 
     Expected is, per height, the usual one times the weighted geometric mean of (height / usual) over the neighbours that are intact
     themselves; without enough of them, the usual proportion to the own posterior wall. A vertebra of no known level is compared with
-    nothing. Where one is far higher than it can be, its mask and its direct neighbours' are not drawn apart: they are None in the result.
+    nothing. Where one is far higher than it can be, its mask and its direct neighbours' are not separated: they are None in the result.
     """
-    known = [i for i, (level, value) in enumerate(zip(levels, heights, strict=True)) if value is not None and level in USUAL]
-    place = np.array([ORDER_INDEX[levels[i]] for i in known], dtype=float)  # type: ignore[index]
-    measured = np.array([heights[i] for i in known], dtype=float).reshape(-1, 3)
-    usual = np.array([USUAL[levels[i]] for i in known]).reshape(-1, 3)  # type: ignore[index]
-    expected, by_neighbours = _expected(place, measured, usual)
-    if (mixed := _mixed_up(place, measured, expected)).any():
+    rows = [(i, level, value) for i, (level, value) in enumerate(zip(levels, heights, strict=True))
+            if value is not None and level is not None and level in USUAL]
+    known = [i for i, _, _ in rows]
+    position = np.array([ORDER_INDEX[level] for _, level, _ in rows], dtype=float)
+    measured = np.array([value for _, _, value in rows], dtype=float).reshape(-1, 3)
+    usual = np.array([USUAL[level] for _, level, _ in rows]).reshape(-1, 3)
+    expected, by_neighbours = _expected(position, measured, usual)
+    if (mixed := _mixed_up(position, measured, expected)).any():
         left_out = {known[i] for i in np.flatnonzero(mixed)}
         return compare(levels, [None if i in left_out else value for i, value in enumerate(heights)])
     result: list[BodyHeights | None] = [None if value is None else BodyHeights(*value) for value in heights]
@@ -55,38 +58,38 @@ def compare(levels: Sequence[str | None], heights: Sequence[tuple[float, float, 
         loss = 1 - value / wanted
         graded = levels[i] in GRADED
         grade = grade_of(float(loss.max()))
-        result[i] = BodyHeights(*(float(h) for h in value), tuple(float(h) for h in wanted),  # type: ignore[arg-type]
+        result[i] = BodyHeights(*float_triple(value), float_triple(wanted),
                                 "neighbours" if neighbours else "own posterior wall", grade if graded else None,
                                 shape_of(loss) if graded and grade else None)
     return result
 
 
-def _mixed_up(place: np.ndarray, measured: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def _mixed_up(position: np.ndarray, measured: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Bool (n,): bodies that are too high by TALLER, which they must have from a neighbour, and those next to them."""
-    rank = np.argsort(np.argsort(place))  # not the place itself: between T12 and L1 there is room for a T13
+    rank = np.argsort(np.argsort(position))  # not the position itself: between T12 and L1 there is room for a T13
     high = (measured > (1 + TALLER) * expected).any(axis=1)
     return (np.abs(rank[:, None] - rank[None, high]) <= 1).any(axis=1)
 
 
-def _expected(place: np.ndarray, measured: np.ndarray, usual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _expected(position: np.ndarray, measured: np.ndarray, usual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Expected heights (n, 3) and whether neighbours (True) or the own posterior wall (False) gave them (n,)."""
     ratio = np.log(measured / usual)
-    distance = np.abs(place[:, None] - place[None, :])
+    distance = np.abs(position[:, None] - position[None, :])
     weight = np.where((distance > 0) & (distance <= REACH), np.exp(-distance / DECAY), 0.0)
-    counted = np.ones(len(place), bool)
-    expected, enough = measured.copy(), np.zeros(len(place), bool)
+    counted = np.ones(len(position), bool)
+    expected, enough = measured.copy(), np.zeros(len(position), bool)
     # First a median, which one crushed neighbour cannot move; then means over those that turned out intact.
     for step in range(4):
         share = weight * counted[None, :]
         enough = share.sum(1) >= ENOUGH
-        for i in range(len(place)):
+        for i in range(len(position)):
             if not enough[i]:
                 expected[i] = usual[i] * measured[i, 2] / usual[i, 2]
             elif step == 0:
                 expected[i] = usual[i] * np.exp([_weighted_median(ratio[:, h], share[i]) for h in range(3)])
             else:
                 expected[i] = usual[i] * np.exp(share[i] @ ratio / share[i].sum())
-        intact = (1 - measured / expected).max(1, initial=-np.inf) < INTACT if len(place) else counted
+        intact = (1 - measured / expected).max(1, initial=-np.inf) < INTACT if len(position) else counted
         if step and (intact == counted).all():
             break
         counted = intact

@@ -18,6 +18,7 @@ from ...dataset.preprocessed import PreprocessedDataset
 from ...imageio.volume import ImageGrid
 from ...preprocessing.moving_grids import rotations
 from ...preprocessing.resampling import windows
+from ...utilities.triples import box_slices, float_triple
 from .comparison import GRADED
 
 AIR_HU = -1024
@@ -30,7 +31,7 @@ NOISE = 0.05
 ERASED = 0.25             # longest side of an erased cuboid, share of the crop
 
 
-def grade_crop(image: Any, mask: np.ndarray, start: Sequence[int], size: Sequence[int], windows_hu: Sequence[tuple[float, float]],
+def grade_crop(image: Any, mask: np.ndarray, start: Sequence[int], crop_size: Sequence[int], windows_hu: Sequence[tuple[float, float]],
                turn: np.ndarray | None = None, shift: np.ndarray | None = None) -> np.ndarray:
     """Network input (windows + 1, z, y, x), float32.
 
@@ -38,8 +39,7 @@ def grade_crop(image: Any, mask: np.ndarray, start: Sequence[int], size: Sequenc
     factor on all axes, until its larger in-plane side fills the crop but for MARGIN. `turn` (3, 3) in (z, y, x) and `shift` (3,), a share
     of the crop, move what is seen (augmentation). Outside the image is air.
     """
-    size = np.asarray(size)
-    shape, start = np.array(mask.shape), np.asarray(start)
+    size, shape = np.asarray(crop_size), np.array(mask.shape)
     voxel = MARGIN * max(shape[1:]) / min(size[1:])          # image voxels per crop voxel
     linear = voxel * (np.eye(3) if turn is None else turn)
     offset = np.zeros(3) if shift is None else np.asarray(shift) * size * voxel
@@ -47,12 +47,12 @@ def grade_crop(image: Any, mask: np.ndarray, start: Sequence[int], size: Sequenc
     reach = np.ceil(np.abs(linear) @ (size / 2)).astype(int) + 1
     low = np.floor(centre - reach).astype(int)
     box = 2 * reach + 3
-    hu = crop_and_pad(image, start + low, box, pad_value=AIR_HU).astype(np.float32)
+    hu = crop_and_pad(image, np.asarray(start) + low, box, pad_value=AIR_HU).astype(np.float32)
     own = crop_and_pad(mask, low, box).astype(np.float32)
     # grid_sample wants (x, y, z) in -1..1 of the box; align_corners False puts voxel i at (2 i + 1) / n - 1.
     steps = [np.arange(n) - (n - 1) / 2 for n in size]
-    place = np.stack(np.meshgrid(*steps, indexing="ij"), -1) @ linear.T + (centre - low)
-    grid = torch.from_numpy(((2 * place + 1) / box - 1)[..., ::-1].astype(np.float32).copy())
+    position = np.stack(np.meshgrid(*steps, indexing="ij"), -1) @ linear.T + (centre - low)
+    grid = torch.from_numpy(((2 * position + 1) / box - 1)[..., ::-1].astype(np.float32).copy())
     both = torch.from_numpy(np.stack([hu, own]))[None]
     found = F.grid_sample(both, grid[None], align_corners=False, padding_mode="border")[0].numpy()
     return np.concatenate([windows(found[0], windows_hu), np.clip(found[1:], 0, 1)])
@@ -87,10 +87,10 @@ def stored_losses(folder: Path, case: str) -> dict[str, float]:
     geometry, vertebrae = ImageGrid.from_json(content["geometry"]), []
     for level, found in sorted(content["vertebrae"].items(), key=lambda item: ORDER_INDEX.get(item[0], -1)):
         box = tuple(slice(a, b) for a, b in zip(found["start"], found["stop"], strict=True))
-        centre = tuple(float(c) for c in geometry.index_to_world(np.array(found["body_centre"])))
+        centre = float_triple(geometry.index_to_world(np.array(found["body_centre"])))
         vertebrae.append(Vertebra(centre, (0.0, 0.0, 0.0), 1.0, mask=labels[box] == found["label"], mask_start=tuple(found["start"]),
                                   body_centre=centre, level=level))
-    return {v.level: max(v.heights.loss) for v in add_heights(tuple(vertebrae), geometry)  # type: ignore[misc]
+    return {v.known_level: max(v.heights.loss) for v in add_heights(tuple(vertebrae), geometry)
             if v.heights is not None and v.heights.loss is not None}
 
 
@@ -141,5 +141,6 @@ class GradeBatches:
         if rng.random() < 0.5:
             length = np.maximum(1, (rng.uniform(0.1, ERASED, 3) * self.crop_size).astype(int))
             begin = [int(rng.integers(0, n - m + 1)) for n, m in zip(self.crop_size, length, strict=True)]
-            crop[(slice(None), *(slice(a, a + m) for a, m in zip(begin, length, strict=True)))] = 0
+            z, y, x = box_slices(begin, length)
+            crop[:, z, y, x] = 0
         return crop

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...anatomy.morphology import body_centre
+from ...utilities.triples import float_triple
 
 STEP_MM = 0.75                  # samples along y' and x'
 Z_STEP_MM = 0.5
 REACH_MM = (30.0, 40.0, 9.0)    # half lengths (z', y', x') of the sampled box
 FITTED = 0.9                    # share of the depth that is looked at: the rims beyond are rounded and carry spurs
-PLACES = (-0.85, 0.0, 0.85)     # where heights are taken, as a share of half the depth: -1 anterior wall, 1 posterior wall
+HEIGHT_POSITIONS = (-0.85, 0.0, 0.85)     # where heights are taken, as a share of half the depth: -1 anterior wall, 1 posterior wall
 PATCH = 0.3                     # half length of the patch of end plate behind each height, same unit
 DEPTH_MM = (8.0, 60.0)          # plausible distance of the walls
 HOLE_MM = 2.0                   # holes of a ragged mask up to here are passed on the way to the end plates
@@ -46,12 +47,12 @@ class Measurement:
     residual_mm: float
 
 
-def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float] | None = None,
-            back: Sequence[float] = (0.0, 1.0, 0.0)) -> Measurement | None:
+def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float] | np.ndarray | None = None,
+            back: Sequence[float] | np.ndarray = (0.0, 1.0, 0.0)) -> Measurement | None:
     """Heights of the vertebra `mask` (bool or 0..1, (z, y, x), roughly LPS); None where no body with two end plates is found, or where
     the end plates are too ragged to say the same twice.
 
-    `spacing_mm` (z, y, x). `axis`: the spine's direction here (z, y, x) towards the head, where neighbours tell it; the end plates
+    `spacing_mm` (z, y, x). `axis`: the spine's cranial direction here (z, y, x), where neighbours tell it; the end plates
     themselves decide in the end. `back`: roughly where the arch must lie (z, y, x); half an arch points elsewhere. C1 (no body) and C2
     (the dens) have no heights in this sense: the caller leaves them out.
     """
@@ -59,7 +60,7 @@ def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float]
     spacing = np.asarray(spacing_mm, dtype=float)
     if not mask.any():
         return None
-    centre = np.array(body_centre(mask > 0.5, spacing))
+    centre = np.asarray(body_centre(mask > 0.5, spacing), dtype=float)
     values = np.pad(mask.astype(np.float32), 1)
     middle = np.argwhere(values > 0.5).mean(0)
     starts = [np.asarray(axis, dtype=float)] if axis is not None else []
@@ -72,7 +73,7 @@ def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float]
 
 
 def axes_along(centres_mm: np.ndarray) -> list[np.ndarray]:
-    """Directions (z, y, x) towards the head at each of the body centres (n, 3) (x, y, z) mm, ordered in cranio-caudal order."""
+    """Cranial directions (z, y, x) at each of the body centres (n, 3) (x, y, z) mm, ordered in cranio-caudal order."""
     if len(centres_mm) < 2:
         return [np.array([1.0, 0.0, 0.0])] * len(centres_mm)
     links = centres_mm[:-1] - centres_mm[1:]
@@ -168,9 +169,9 @@ def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: 
     where = np.argwhere(used & np.isfinite(upper) & np.isfinite(lower))
     if len(where) < 30:
         return None
-    place = (s[where[:, 0]], x[where[:, 1]] / REACH_MM[2])
-    (top, rough_top), (bottom, rough_bottom) = (_fit(*place, surface[tuple(where.T)]) for surface in (upper, lower))
-    heights = _heights(*place, (upper - lower)[tuple(where.T)])
+    position = (s[where[:, 0]], x[where[:, 1]] / REACH_MM[2])
+    (top, rough_top), (bottom, rough_bottom) = (_fit(*position, surface[tuple(where.T)]) for surface in (upper, lower))
+    heights = _heights(*position, (upper - lower)[tuple(where.T)])
     if heights is None:
         return None
     wide = np.arange(-40.0, 40.0 + STEP_MM, STEP_MM)
@@ -199,32 +200,32 @@ def _walls(plane: np.ndarray, z: np.ndarray, y: np.ndarray, voxel_mm: float) -> 
     apart = height[:, None] - height[None, :]
     far = apart >= 0.5 * np.ptp(height) if len(found) > 4 else np.zeros_like(apart, bool)
     slopes = [float(np.median((wall[:, None] - wall[None, :])[far] / apart[far])) if far.any() else 0.0 for wall in (front, back)]
-    places = [float(np.median(wall - slope * height)) for wall, slope in zip((front, back), slopes, strict=True)]
+    walls = [float(np.median(wall - slope * height)) for wall, slope in zip((front, back), slopes, strict=True)]
     # A wall that leans alone is no leaning body: a corner is missing.
     lean = min(slopes, key=abs) if min(slopes) > 0 or max(slopes) < 0 else 0.0
-    return places[0], places[1], lean, voxel_mm / max(float(np.ptp(height)), voxel_mm)
+    return walls[0], walls[1], lean, voxel_mm / max(float(np.ptp(height)), voxel_mm)
 
 
 def _heights(s: np.ndarray, x: np.ndarray, thickness: np.ndarray) -> tuple[float, float, float] | None:
-    """Thickness at the three PLACES, each from its own patch of both end plates; None where a patch is empty."""
+    """Thickness at the three HEIGHT_POSITIONS, each from its own patch of both end plates; None where a patch is empty."""
     found = []
-    for place in PLACES:
-        near = np.abs(s - place) <= PATCH
+    for position in HEIGHT_POSITIONS:
+        near = np.abs(s - position) <= PATCH
         if near.sum() < 12:
             return None
-        found.append(float(_fit(s[near] - place, x[near], thickness[near], curved=place == 0.0)[0][0]))
-    return tuple(found)  # type: ignore[return-value]
+        found.append(float(_fit(s[near] - position, x[near], thickness[near], curved=position == 0.0)[0][0]))
+    return float_triple(found)
 
 
 def _says_the_same(heights: tuple[float, float, float], thickness: np.ndarray) -> bool:
     """Whether heights from their own patches agree with `thickness`, the fit (a, b, c, ...) to the whole end plates: where a corner of
     the mask is missing, or where something clings to it, they part."""
-    whole = np.polynomial.polynomial.polyval(PLACES, thickness[:3])
+    whole = np.polynomial.polynomial.polyval(HEIGHT_POSITIONS, thickness[:3])
     return bool((np.abs(whole - heights) <= CONSISTENT * np.maximum(whole, heights)).all())
 
 
-def _ends(line: np.ndarray, place: np.ndarray) -> tuple[float, float] | None:
-    """Places (mm) where `line` falls below one half on both sides of its middle, interpolated; None where it is below there already."""
+def _ends(line: np.ndarray, position: np.ndarray) -> tuple[float, float] | None:
+    """Positions (mm) where `line` falls below one half on both sides of its middle, interpolated; None where it is below there already."""
     start = len(line) // 2
     if line[start] < 0.5:
         return None
@@ -233,9 +234,9 @@ def _ends(line: np.ndarray, place: np.ndarray) -> tuple[float, float] | None:
 
     def crossing(outside: int, inside: int) -> float:
         share = (line[inside] - 0.5) / max(line[inside] - line[outside], 1e-6)
-        return float(place[inside] + share * (place[outside] - place[inside]))
-    return (crossing(before[-1], before[-1] + 1) if len(before) else float(place[0]),
-            crossing(after[0], after[0] - 1) if len(after) else float(place[-1]))
+        return float(position[inside] + share * (position[outside] - position[inside]))
+    return (crossing(before[-1], before[-1] + 1) if len(before) else float(position[0]),
+            crossing(after[0], after[0] - 1) if len(after) else float(position[-1]))
 
 
 def _crossing(box: np.ndarray) -> np.ndarray:

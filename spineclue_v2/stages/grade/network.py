@@ -5,7 +5,6 @@ excitation, in basic blocks: its widths are the plan's, so that a laptop can tra
 """
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +47,7 @@ class GradeNet(nn.Module):
         return self.forward(x).float().softmax(dim=1)
 
 
-def build_network(network: GradeNetwork, windows: int) -> torch.nn.Module:  # noqa: ARG001 - as in every stage
+def build_network(network: GradeNetwork, windows: int) -> GradeNet:  # noqa: ARG001 - as in every stage
     """The plan's network with fresh weights. Its CT windows are its own, so the number of the stage's `windows` changes nothing."""
     return GradeNet(network)
 

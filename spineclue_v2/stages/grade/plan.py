@@ -1,28 +1,53 @@
 """Plan groups of stage grade."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from ...plans.data import Box
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from ...plans.fields import (
+    CONFIG,
+    Amount,
+    Batch,
+    Blocks,
+    Box,
+    Channels,
+    Count,
+    Run,
+    Whole,
+    Window,
+    check_multiples,
+    check_one_each,
+    planned,
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class GradeNetwork:
-    crop_size: Box                    # voxels (z, y, x) that a vertebra is zoomed to
-    features: tuple[int, ...]         # channels per resolution
-    blocks: tuple[int, ...]           # residual blocks with squeeze and excitation per resolution
-    projection_dim: int
-    windows_hu: tuple[tuple[float, float], ...]  # CT channels beside the mask
+    crop_size: Annotated[Box, planned("crop (z, y, x) that a vertebra is zoomed to; multiples of 2 ^ resolutions", "voxels")]
+    features: Annotated[tuple[Channels, ...], planned("channels per resolution; each halves the grid, the first one too", min_length=1)]
+    blocks: Annotated[tuple[Blocks, ...], planned("residual blocks with squeeze and excitation per resolution", min_length=1)]
+    projection_dim: Annotated[Count, planned("length of the vectors that the contrastive loss compares", le=1 << 16)]
+    windows_hu: Annotated[tuple[Window, ...], planned("CT windows beside the mask; one input channel each", "HU", min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> GradeNetwork:
+        check_one_each("resolution", features=self.features, blocks=self.blocks)
+        resolutions = len(self.features)
+        check_multiples("crop_size", self.crop_size, 2 ** resolutions, f"which {resolutions} resolutions (features) can halve")
+        return self
 
 
-@dataclass(frozen=True)
-class GradeRun:
-    batch_size: int                   # vertebrae, the four grades equally often; the contrastive loss sees each twice
-    epochs: int
-    iterations_per_epoch: int
-    initial_lr: float
-    weight_decay: float
-    contrastive_weight: float         # of the supervised contrastive loss beside cross entropy; 0 = cross entropy alone
-    temperature: float
-    detach_classifier: bool           # the classifier learns on features that it cannot change
-    ordinal: bool                     # soft targets: a far grade is a worse mistake than a neighbouring one
+@dataclass(frozen=True, config=CONFIG)
+class GradeRun(Run):
+    batch_size: Annotated[Batch, planned("vertebrae per training step, the four grades equally often; the contrastive loss sees each "
+                                         "twice", "vertebrae")]
+    epochs: Annotated[Whole, planned("length of the training", "epochs")]
+    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
+    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
+    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
+    contrastive_weight: Annotated[Amount, planned("of the supervised contrastive loss beside cross entropy; 0: cross entropy alone")]
+    temperature: Annotated[Amount, planned("of the contrastive loss", gt=0)]
+    detach_classifier: Annotated[bool, planned("the classifier learns on features that it cannot change")]
+    ordinal: Annotated[bool, planned("soft targets: a far grade is a worse mistake than a neighbouring one")]

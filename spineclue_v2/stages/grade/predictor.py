@@ -38,7 +38,7 @@ def add_grades(vertebrae: tuple[Vertebra, ...], image: Volume, model: StageModel
     rows = [np.zeros((0, 4))] * len(model.networks)
     for begin in range(0, len(chosen), INFERENCE_BATCH):
         part = [vertebrae[i] for i in chosen[begin:begin + INFERENCE_BATCH]]
-        crops = torch.from_numpy(np.stack([grade_crop(image.array, v.mask, v.mask_start, plan.network.crop_size,
+        crops = torch.from_numpy(np.stack([grade_crop(image.array, v.known_mask, v.known_mask_start, plan.network.crop_size,
                                            plan.network.windows_hu)
                                            for v in part])).to(device)
         with torch.inference_mode(), autocast(device):
@@ -49,13 +49,14 @@ def add_grades(vertebrae: tuple[Vertebra, ...], image: Volume, model: StageModel
     combined = np.mean([both.probabilities(row, losses) for row, both in weighed], axis=0) if weighed else None
     result = list(vertebrae)
     for number, i in enumerate(chosen):
-        result[i] = replace(vertebrae[i], grade_probabilities=_plain(np.mean([row[number] for row in rows], axis=0)),
-                            combined_grade_probabilities=None if combined is None else _plain(combined[number]))
+        result[i] = replace(vertebrae[i], grade_probabilities=_four(np.mean([row[number] for row in rows], axis=0)),
+                            combined_grade_probabilities=None if combined is None else _four(combined[number]))
     return tuple(result)
 
 
-def _plain(row: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(p) for p in row)
+def _four(row: np.ndarray) -> tuple[float, float, float, float]:
+    zero, one, two, three = (float(p) for p in row)
+    return zero, one, two, three
 
 
 def grade_given(vertebra: Vertebra) -> int | None:

@@ -28,7 +28,7 @@ VALIDATION_CROPS = 8
 
 
 class GradeTrainer(BaseTrainer):
-    """L = contrastive_weight * L_supcon + L_ce (Wei et al., arXiv 2208.10698); the epoch figure is the AUC of grade >= 1."""
+    """L = contrastive_weight * L_supcon + L_ce (Wei et al., arXiv 2208.10698); the epoch metric is the AUC of grade >= 1."""
 
     stage = "grade"
     network: GradeNet

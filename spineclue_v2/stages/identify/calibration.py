@@ -5,7 +5,7 @@ together count beside what the decoder knows about order and gaps: one weight pe
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class EvidenceRows:
     steps: np.ndarray
 
 
-def weighted(logs: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+def weigh(logs: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
     """(n, 25) log-probabilities of the classifiers together: the weighted sum of their logs, rows normalised."""
     total = sum(weights[name] * rows for name, rows in logs.items())
     return total - np.logaddexp.reduce(total, axis=1, keepdims=True)
@@ -59,22 +59,22 @@ def fit_weights(scans: Sequence[EvidenceRows], penalties: Penalties | None = Non
     return {name: round(float(value), 3) for name, value in zip(names, found.x, strict=True)}
 
 
-def _row_cost(scans: Sequence[EvidenceRows], names: Sequence[str]):  # noqa: ANN202 - a function of the weights
+def _row_cost(scans: Sequence[EvidenceRows], names: Sequence[str]) -> Callable[[np.ndarray], float]:
     stacked = {name: np.concatenate([scan.logs[name] for scan in scans]) for name in names}
     targets = np.array([LEVEL_INDEX.get(name, -1) if name else -1 for scan in scans for name in scan.names])
     known = targets >= 0
     stacked, targets = {name: rows[known] for name, rows in stacked.items()}, targets[known]
 
     def cost(values: np.ndarray) -> float:
-        rows = weighted(stacked, dict(zip(names, values, strict=True)))
+        rows = weigh(stacked, dict(zip(names, values, strict=True)))
         return -float(rows[np.arange(len(targets)), targets].sum())
 
     return cost
 
 
-def _path_cost(scans: Sequence[EvidenceRows], names: Sequence[str], penalties: Penalties):  # noqa: ANN202 - a function of the weights
+def _path_cost(scans: Sequence[EvidenceRows], names: Sequence[str], penalties: Penalties) -> Callable[[np.ndarray], float]:
     def cost(values: np.ndarray) -> float:
         weights = dict(zip(names, map(float, values), strict=True))
-        return -len(scans) * mean_log_posterior(penalties, [Case(weighted(scan.logs, weights), scan.names, scan.steps) for scan in scans])
+        return -len(scans) * mean_log_posterior(penalties, [Case(weigh(scan.logs, weights), scan.names, scan.steps) for scan in scans])
 
     return cost

@@ -22,7 +22,8 @@ class MaskBatches:
 
     i < `contrastive_batches`: {"image" (2T, 1, z, y, x), "level" (2T,)}, views t and T + t of one mask; levels equally often, and as
     many as leave two masks or more of each, for a mask whose only positive is itself learns nothing about its level.
-    Otherwise whole spines in order: {"image" (n, 1, z, y, x), "level" (n,), "spine" (n,)} with about `batch_size` vertebrae.
+    Otherwise whole spines in order: {"image" (n, 1, z, y, x), "level" (n,), "spine" (n,)} with `classifier_batch_size` vertebrae (0:
+    `batch_size`), filled up to a whole spine.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class MaskBatches:
     contrastive_batches: int
     seed: int
     augment: bool = True
+    classifier_batch_size: int = 0
     variants: bool = False      # T13 and L6 too: for `inputs_of` only, training batches know the regular levels
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class MaskBatches:
         """Network inputs (n, C, z, y, x), float32 in 0..1, of these rows."""
         return torch.from_numpy(np.stack([self._mask(n) for n in numbers])).float()[:, None]
 
-    def augmented(self, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    def augment_images(self, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Random variants of `inputs`."""
         return augment_masks(images, rng, self.spacing)
 
@@ -87,13 +89,13 @@ class MaskBatches:
         else:
             chosen = []
             cases = sorted(self._by_case)
-            while len(chosen) < self.batch_size:
+            while len(chosen) < (self.classifier_batch_size or self.batch_size):
                 own = self._by_case[cases[int(rng.integers(len(cases)))]]
                 spines += [len(set(spines))] * len(own)
                 chosen += own
         images = self.inputs(chosen)
         if self.augment:
-            images = self.augmented(images, rng)
+            images = self.augment_images(images, rng)
         batch = {"image": images, "level": torch.tensor([LEVEL_INDEX_OF_LABEL[self._rows[n][1]] for n in chosen])}
         if not contrastive:
             batch["spine"] = torch.tensor(spines)

@@ -148,9 +148,9 @@ class Decoder:
         reached = [one]
         for _ in range(NAMES - 1):
             reached.append((reached[-1][:, :, None] + one[None]).max(axis=1) + self.penalties.missed)
-        penalty = np.stack(reached)
-        ways = np.argsort(~np.isfinite(penalty), axis=0, kind="stable")[:3]
-        return ways + 1, np.exp(np.take_along_axis(penalty, ways, axis=0))
+        logs = np.stack(reached)
+        ways = np.argsort(~np.isfinite(logs), axis=0, kind="stable")[:3]
+        return ways + 1, np.exp(np.take_along_axis(logs, ways, axis=0))
 
 
 @dataclass(frozen=True)
@@ -233,14 +233,14 @@ class _Lattice:
             score[j] += emission[j]
         path = np.full(n, NAMES)
         ends = score + drop[1:-1, -1, None]
-        place = int(ends.argmax())
-        if ends.flat[place] <= drop[0, -1]:
+        cell = int(ends.argmax())
+        if ends.flat[cell] <= drop[0, -1]:
             return path, float(drop[0, -1])
-        best = float(ends.flat[place])
-        while place >= 0:
-            j, name = divmod(place, NAMES)
+        best = float(ends.flat[cell])
+        while cell >= 0:
+            j, name = divmod(cell, NAMES)
             path[j] = name
-            place = int(origin[j, name])
+            cell = int(origin[j, name])
         return path, best
 
     def best_shift(self, path: np.ndarray, direction: int) -> float:

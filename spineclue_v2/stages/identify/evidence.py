@@ -24,7 +24,7 @@ def fold_variants(evidence: Evidence) -> np.ndarray:
     logs = evidence.logs.copy()
     if evidence.variants is not None:
         for column, own in zip(STARTS, evidence.variants.T, strict=True):
-            logs[:, column] = np.where(np.isnan(own), logs[:, column], np.logaddexp(logs[:, column], own))
+            logs[:, column] = np.logaddexp(logs[:, column], np.nan_to_num(own, nan=-np.inf))
     return logs
 
 

@@ -30,8 +30,8 @@ def sequence_loss_exact(levels: Sequence[int]) -> int:
     """L_se (Eq. 3) of one spine's predicted indices, cranio-caudal: n minus the longest strictly increasing subsequence."""
     smallest_end: list[int] = []                          # smallest_end[k]: least end of an increasing run of length k + 1
     for level in levels:
-        place = bisect_left(smallest_end, level)
-        smallest_end[place:place + 1] = [level]
+        index = bisect_left(smallest_end, level)
+        smallest_end[index:index + 1] = [level]
     return len(levels) - len(smallest_end)
 
 

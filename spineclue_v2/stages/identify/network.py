@@ -54,10 +54,10 @@ class ResidualBlock(nn.Module):
         else:
             layers = [conv_norm(inputs, planes, 3, stride), conv_norm(planes, outputs, 3)]
         self.layers = nn.ModuleList(layers)
-        self.shortcut = nn.Identity() if stride == 1 and inputs == outputs else conv_norm(inputs, outputs, 1)
+        self.shortcut: nn.Module = nn.Identity() if stride == 1 and inputs == outputs else conv_norm(inputs, outputs, 1)
         if stride == 2:                                   # a strided 1x1x1 convolution would skip seven of eight cells
             self.shortcut = nn.Sequential(Halve(), self.shortcut)
-        nn.init.zeros_(self.layers[-1][1].weight)         # each block starts as its shortcut: deep stacks train from the start
+        nn.init.zeros_(layers[-1][1].get_parameter("weight"))         # each block starts as its shortcut: deep stacks train from the start
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -130,7 +130,7 @@ class LevelNetwork(nn.Module):
         device = weight.device if generator is None else generator.device
         masks = []
         for layer in (self.projection[1], self.classifier):
-            drawn = torch.rand((*shape, layer.in_features), generator=generator, device=device) >= self.dropout
+            drawn = torch.rand((*shape, layer.get_parameter("weight").shape[1]), generator=generator, device=device) >= self.dropout
             masks.append((drawn / (1.0 - self.dropout)).to(weight))
         return masks
 

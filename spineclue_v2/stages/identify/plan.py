@@ -2,13 +2,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import ClassVar
+from dataclasses import asdict, field, fields
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated
 
-from ...plans.data import Box
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
+
+from ...plans.fields import CONFIG, Amount, Batch, Box, Count, Real, Run, Whole, one_of, planned
+from ...plans.schema import nearest
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class Penalties:
     """Log weights of what is rare, learned from held-out scans by `decoder_fit.fit_prices`; more negative = rarer."""
 
@@ -36,36 +41,61 @@ class Penalties:
         return asdict(self)
 
 
-@dataclass(frozen=True)
+def _check_penalties(values: dict[str, float]) -> dict[str, float]:
+    known = [entry.name for entry in fields(Penalties)]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"unknown key '{unknown[0]}'{nearest(unknown[0], known)}")
+    return values
+
+
+def _check_odd(number: int) -> int:
+    if number % 2 == 0:
+        raise ValueError("expected an odd number: the vertebra itself and as many on either side")
+    return number
+
+
+@dataclass(frozen=True, config=CONFIG)
 class IdentifyNetwork:
-    depth: int                        # 18, 34, 50 or 101
-    width: int                        # channels of the first stage
-    stem_stride: int
-    crop_size: Box
-    pool_grid: Box                    # spatial cells kept by the pooling before the head
-    hidden: int
-    projection_dim: int
-    dropout: float
+    depth: Annotated[int, one_of(18, 34, 50, 101), planned("layers of the ResNet")]
+    width: Annotated[int, planned("channels of the first stage; each later one has twice as many", gt=0, le=4096)]
+    stem_stride: Annotated[int, one_of(1, 2, 4), planned("the stem makes the grid this much coarser")]
+    crop_size: Annotated[Box, planned("crop (z, y, x) of the mask around a vertebra", "voxels")]
+    pool_grid: Annotated[Box, planned("cells (z, y, x) kept by the pooling before the head; 1, 1, 1: the mean alone", "cells")]
+    hidden: Annotated[Count, planned("width of the projection head's hidden layer", le=1 << 16)]
+    projection_dim: Annotated[Count, planned("length of the vectors that the contrastive loss compares", le=1 << 16)]
+    dropout: Annotated[Amount, planned("part of the head's inputs that is dropped, in prediction too (Monte-Carlo dropout)", lt=1)]
 
 
-@dataclass(frozen=True)
-class IdentifyRun:
-    batch_size: int
-    contrastive_epochs: int
-    classifier_epochs: int
-    iterations_per_epoch: int
-    contrastive_lr: float
-    classifier_lr: float
-    weight_decay: float
-    contrastive_loss: str             # "in" (as printed in the paper) or "out"
-    temperature: float
-    loss_weights: tuple[float, float, float]  # alpha (sequence), beta (level distance), gamma (cross entropy)
-    freeze_backbone: bool
-    mc_samples: int
-    theta: float
-    hops: int
-    neighbours: int                   # including the target
-    decoder_penalties: dict[str, float] = field(default_factory=dict)  # empty: the decoder's own defaults
-    classifier_weights: dict[str, float] = field(default_factory=dict)  # weight of each classifier's log probabilities
+@dataclass(frozen=True, config=CONFIG)
+class IdentifyRun(Run):
+    batch_size: Annotated[Batch, planned("vertebrae per training step; the contrastive phase sees two views of each", "vertebrae")]
+    contrastive_epochs: Annotated[Whole, planned("length of the contrastive phase", "epochs")]
+    classifier_epochs: Annotated[Whole, planned("length of the classifier's phase", "epochs")]
+    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
+    contrastive_lr: Annotated[Amount, planned("first learning rate of the contrastive phase; it falls to 0 as (1 - t) ^ 0.9")]
+    classifier_lr: Annotated[Amount, planned("first learning rate of the classifier's phase; it falls to 0 as (1 - t) ^ 0.9")]
+    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
+    contrastive_loss: Annotated[str, one_of("in", "out"), planned(
+        "where the mean over positives stands: in the logarithm, as the paper prints it, or out of it")]
+    temperature: Annotated[Amount, planned("of the contrastive loss", gt=0)]
+    loss_weights: Annotated[tuple[Amount, Amount, Amount], planned(
+        "alpha (order of the sequence), beta (squared distance of levels), gamma (cross entropy)")]
+    freeze_backbone: Annotated[bool, planned("the classifier's phase leaves the backbone as it is")]
+    mc_samples: Annotated[Count, planned("passes of Monte-Carlo dropout", "passes", le=1 << 16)]
+    theta: Annotated[Amount, planned("weight of the neighbours' messages in the fusion")]
+    hops: Annotated[Whole, planned("how often messages are passed on")]
+    neighbours: Annotated[Count, AfterValidator(_check_odd), planned("vertebrae that exchange messages, the target included; odd")]
+    decoder_penalties: Annotated[dict[str, Real], AfterValidator(_check_penalties), planned(
+        "log weights of the sequence decoder, by name; those left out keep its defaults", old_names=["decoder_prices"])] = field(
+        default_factory=dict)
+    classifier_weights: Annotated[dict[str, Real], planned(
+        "weight of each classifier's log probabilities: shape, geometry, appearance", old_names=["witness_weights"])] = field(
+        default_factory=dict)
+    classifier_batch_size: Annotated[int, planned(
+        "vertebrae per step of the classifier's phase, filled up to whole spines; 0: as many as batch_size", "vertebrae", ge=0,
+        le=1 << 16)] = 0
 
-    KNOWN_KEYS: ClassVar[dict[str, tuple[str, ...]]] = {"decoder_penalties": tuple(entry.name for entry in fields(Penalties))}
+    @property
+    def classifier_batch(self) -> int:
+        """Vertebrae per step of the classifier's phase."""
+        return self.classifier_batch_size or self.batch_size

@@ -56,13 +56,13 @@ def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str,
     with torch.inference_mode(), autocast(device):
         features = torch.cat([network.features(crops[i:i + INFERENCE_BATCH].to(device)).float()
                               for i in range(0, len(crops), INFERENCE_BATCH)])
-    mean, entropy, _ = monte_carlo(network, features, plan.run.mc_samples, fitted.get("temperature", 1.0))
+    mean, entropy = monte_carlo(network, features, plan.run.mc_samples, fitted.get("temperature", 1.0))
     return mean.cpu().clone(), entropy.cpu().clone()
 
 
 def mask_crops(vertebrae: Sequence[Vertebra], plan: StagePlan) -> torch.Tensor:
     """The network's input (n, 1, z, y, x)."""
-    return torch.from_numpy(np.stack([mask_crop(v.mask, plan.network.crop_size) for v in vertebrae]))[:, None]
+    return torch.from_numpy(np.stack([mask_crop(v.known_mask, plan.network.crop_size) for v in vertebrae]))[:, None]
 
 
 def shape_probabilities(vertebrae: Sequence[Vertebra], model: StageModel, plan: StagePlan, device: torch.device,

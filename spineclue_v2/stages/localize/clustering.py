@@ -1,6 +1,6 @@
 """From 2D boxes to vertebrae: dual-factor density clustering (SpineCLUE, stage 1).
 
-Every box is a 3D point (slice position and a place in the slice, mm) with a height and a width. Factor 1: density clustering on
+Every box is a 3D point (slice position and a position in the slice, mm) with a height and a width. Factor 1: density clustering on
 the positions; the number of clusters is not assumed. Factor 2: inside a cluster, density clustering on (height, width) finds the
 usual size, and boxes that cover several vertebrae or only a part of one are dropped.
 
@@ -26,7 +26,7 @@ BODY_DEPTH_FRACTION = 0.42       # of a section's depth from the front of the bo
 NEAR_MM = 20.0                # boxes this near along the spine tell where the front of the bodies is
 FEW = 4                       # sagittal boxes needed to tell it at all
 LEAST_BOXES = 3
-ONE_PLANE = 0.6               # what the support in a single plane is worth
+ONE_PLANE = 0.6               # what hits in a single plane are worth
 SIZE_RANGE = (0.5, 1.6)       # heights that belong to one vertebra, relative to the densest size
 WIDTH_RANGE = (0.4, 2.5)
 SPACING_PER_HEIGHT = 1.15     # distance of neighbours from the height of a body: body and disc
@@ -75,18 +75,18 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Bodies:
-    """What each box says about the vertebral body it cuts: `place` (N, 3) (z, y, x) mm, local body `height` (N,) mm, and whether it
+    """What each box says about the vertebral body it cuts: `centre` (N, 3) (z, y, x) mm, local body `height` (N,) mm, and whether it
     cuts a body at all (`usable`, (N,))."""
 
-    place: np.ndarray
+    centre: np.ndarray
     height: np.ndarray
     usable: np.ndarray
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A located vertebra: `start` and `stop` corners (z, y, x) mm in network space, score 0..1, the place and height of its body, and
-    the indices of the boxes that support it."""
+    """A located vertebra: `start` and `stop` corners (z, y, x) mm in network space, score 0..1, the centre and height of its body, and
+    the indices of its hits."""
 
     start: np.ndarray
     stop: np.ndarray
@@ -119,7 +119,7 @@ def cluster_boxes(boxes: Boxes, run: LocalizeRun, slice_gap_mm: Mapping[str, flo
     bodies = body_places(boxes)
     index = np.flatnonzero(bodies.usable)
     scale = linked_scale(run, slice_gap_mm)
-    labels = position_clusters(bodies.place[index], scale, run.eps_mm, max(2, round(needed * expected)))
+    labels = position_clusters(bodies.centre[index], scale, run.eps_mm, max(2, round(needed * expected)))
     groups = []
     for label in range(labels.max(initial=-1) + 1):
         members = index[labels == label]
@@ -148,16 +148,6 @@ def hits(planes: np.ndarray, slice_gap_mm: Mapping[str, float], folds: int = 1) 
     return max(float(found.sum() / wanted[np.isfinite(wanted)].sum()), ONE_PLANE * float((found / wanted).max()))
 
 
-def density(points: np.ndarray, eps: float, expected: float) -> np.ndarray:
-    """rho(b, eps) = N_eps / l for scaled points (N, 3): share of the expected boxes that lie within eps (the point included)."""
-    from sklearn.neighbors import NearestNeighbors
-
-    if not len(points):
-        return np.zeros(0)
-    graph = NearestNeighbors(radius=eps).fit(points).radius_neighbors_graph(points)
-    return np.asarray(graph.sum(axis=1)).ravel() / expected
-
-
 def linked_scale(run: LocalizeRun, slice_gap_mm: Mapping[str, float]) -> np.ndarray:
     """The plan's axis scale (z, y, x), in y and x made larger where this scan's slices lie so far apart that the next one would be
     out of reach (coronal slices follow each other along y, sagittal ones along x)."""
@@ -171,10 +161,10 @@ def body_places(boxes: Boxes) -> Bodies:
     The sagittal boxes near a box tell where the bodies' front is and how deep the bodies are; coronal boxes between front and back
     of the bodies are body sections as they are, and tell the bodies' height. A sagittal box has its body at its upper front corner.
     """
-    place, height, usable = boxes.points, boxes.z1 - boxes.z0, np.ones(len(boxes), dtype=bool)
+    centre, height, usable = boxes.points, boxes.z1 - boxes.z0, np.ones(len(boxes), dtype=bool)
     sagittal = boxes.plane == 0
     if sagittal.sum() < FEW:
-        return Bodies(place, height, usable)
+        return Bodies(centre, height, usable)
     tops = boxes.z1[sagittal]
     front = _local_quantile(boxes.z1, tops, boxes.low[sagittal], 0.3, NEAR_MM)
     depth = BODY_DEPTH_FRACTION * _local_quantile(boxes.z1, tops, (boxes.high - boxes.low)[sagittal], 0.7, NEAR_MM)
@@ -184,9 +174,9 @@ def body_places(boxes: Boxes) -> Bodies:
         body_height = _local_quantile(boxes.z1, boxes.z1[sections], height[sections], 0.5, NEAR_MM)
     else:  # sagittal boxes alone: the lowest of them hold no process
         body_height = _local_quantile(boxes.z1, tops, height[sagittal], 0.25, NEAR_MM)
-    place[sagittal, 0] = boxes.z1[sagittal] - np.minimum(height, body_height)[sagittal] / 2
-    place[sagittal, 1] = boxes.low[sagittal] + depth[sagittal] / 2
-    return Bodies(place, body_height, usable)
+    centre[sagittal, 0] = boxes.z1[sagittal] - np.minimum(height, body_height)[sagittal] / 2
+    centre[sagittal, 1] = boxes.low[sagittal] + depth[sagittal] / 2
+    return Bodies(centre, body_height, usable)
 
 
 def _local_quantile(at: np.ndarray, positions: np.ndarray, values: np.ndarray, share: float, reach: float) -> np.ndarray:
@@ -241,11 +231,11 @@ def _split(members: np.ndarray, bodies: Bodies, run: LocalizeRun) -> list[np.nda
 
     Small vertebrae lie closer than the longest chain of boxes that DBSCAN follows: a cluster may hold any number of them.
     """
-    members = members[np.argsort(bodies.place[members, 0], kind="stable")]
-    parts = np.split(members, np.flatnonzero(np.diff(bodies.place[members, 0]) > run.eps_mm) + 1)
+    members = members[np.argsort(bodies.centre[members, 0], kind="stable")]
+    parts = np.split(members, np.flatnonzero(np.diff(bodies.centre[members, 0]) > run.eps_mm) + 1)
     result = []
     for part in parts:
-        sides = _density_modes(bodies.place[part, 0], _spacing(np.median(bodies.height[part]), run)) if len(part) else []
+        sides = _density_modes(bodies.centre[part, 0], _spacing(np.median(bodies.height[part]), run)) if len(part) else []
         if len(sides) < 2:
             result.append(part)
         else:
@@ -259,7 +249,7 @@ def _spacing(height: float, run: LocalizeRun) -> float:
 
 
 def _density_modes(heights: np.ndarray, spacing: float) -> list[np.ndarray]:
-    """Indices of sorted `heights` (n,) per place where they gather: modes of a Gaussian density, cut in the valleys between.
+    """Indices of sorted `heights` (n,) per mode of a Gaussian density, cut in the valleys between.
 
     Modes count when they lie `MODE_STEP` of the spacing apart and the valley between is clearly lower than both.
     """
@@ -280,7 +270,7 @@ def _density_modes(heights: np.ndarray, spacing: float) -> list[np.ndarray]:
 
 def _without_bridge(members: np.ndarray, bodies: Bodies, eps: float) -> np.ndarray:
     """One side of a split cluster without the boxes on the way to the other: those within `eps` of the height where most are."""
-    heights = bodies.place[members, 0]
+    heights = bodies.centre[members, 0]
     near = np.abs(heights[:, None] - heights[None]) <= eps
     return members[near[int(near.sum(1).argmax())]]
 
@@ -299,7 +289,7 @@ def _summarise(boxes: Boxes, bodies: Bodies, members: np.ndarray, expected: floa
         else:  # only the other plane saw it: the range of its slices
             start[axis], stop[axis] = own.across.min(), own.across.max()
     score = float(own.score.mean() * min(1.0, len(members) / (0.5 * expected)))
-    return Cluster(start, stop, score, np.median(bodies.place[members], axis=0), float(np.median(bodies.height[members])), members)
+    return Cluster(start, stop, score, np.median(bodies.centre[members], axis=0), float(np.median(bodies.height[members])), members)
 
 
 def _merge(clusters: list[Cluster], boxes: Boxes, bodies: Bodies, run: LocalizeRun, expected: float) -> list[Cluster]:

@@ -44,13 +44,13 @@ def section_areas(labels: np.ndarray, values: list[int], starts: np.ndarray, sto
 def section_boxes(cut: np.ndarray, largest: dict[int, float], spacing: float) -> np.ndarray:
     """Boxes (n, 4) x0, y0, x1, y1 in pixels of the label sections of a slice; slivers and the mere edges of a vertebra dropped."""
     rows = []
-    for value, place in enumerate(ndimage.find_objects(cut.astype(np.int32)), start=1):
-        if place is None or value not in largest:
+    for value, box in enumerate(ndimage.find_objects(cut.astype(np.int32)), start=1):
+        if box is None or value not in largest:
             continue
-        area = int((cut[place] == value).sum())
-        height, width = (place[0].stop - place[0].start), (place[1].stop - place[1].start)
+        area = int((cut[box] == value).sum())
+        height, width = (box[0].stop - box[0].start), (box[1].stop - box[1].start)
         if area >= MIN_SHARE_OF_LARGEST * largest[value] and min(height, width) * spacing >= MIN_BOX_MM:
-            rows.append((place[1].start, place[0].start, place[1].stop, place[0].stop))
+            rows.append((box[1].start, box[0].start, box[1].stop, box[0].stop))
     return np.array(rows, dtype=np.float32).reshape(-1, 4)
 
 
@@ -137,7 +137,7 @@ def place_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], where
                 scale: float = 1.0, flip: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Scale a slice (C, h, w), crop or pad it to `size`, and return it with its boxes as relative (cx, cy, w, h).
 
-    `where` in 0..1 is the place of the crop (or of the slice inside the padding) along rows and columns.
+    `where` in 0..1 is the position of the crop (or of the slice inside the padding) along rows and columns.
     """
     if scale != 1.0:
         cut = ndimage.zoom(cut, (1, scale, scale), order=1)
@@ -165,7 +165,7 @@ def place_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], where
 
 def augment_slice(cut: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rng: np.random.Generator,
                   mirror: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Random scale, place, left-right mirror (coronal only; never up-down), brightness, contrast and gamma."""
+    """Random scale, position, left-right mirror (coronal only; never up-down), brightness, contrast and gamma."""
     scale = float(np.exp(rng.uniform(np.log(0.8), np.log(1.25)))) if rng.random() < 0.7 else 1.0
     cut, boxes = place_slice(cut, boxes, size, (rng.random(), rng.random()), scale, mirror and rng.random() < 0.5)
     if rng.random() < 0.3:

@@ -3,6 +3,7 @@ ultralytics (AGPL-3.0, see NOTICE); never its trainer, dataset, predictor or dow
 """
 from __future__ import annotations
 
+import copy
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -61,14 +62,34 @@ class SliceDetector(torch.nn.Module):
 
     @torch.no_grad()
     def boxes(self, slices: torch.Tensor, min_score: float, nms_iou: float) -> list[torch.Tensor]:
-        """Per slice a float tensor (N, 5): x0, y0, x1, y1 in pixels and the score, best first."""
+        """Per slice a float tensor (N, 5): x0, y0, x1, y1 in pixels and the score, best first. Threads may share one detector."""
         from ultralytics.utils.nms import non_max_suppression
 
-        heads = self.model(slices)
+        heads = _with_own_head(self.model)(slices)
         decoded = heads[0] if isinstance(heads, list | tuple) else heads
         kept = non_max_suppression(decoded.float(), conf_thres=min_score, iou_thres=nms_iou, max_det=MAX_BOXES,
                                    max_time_img=NMS_SECONDS)
         return [k[:, :5].cpu() for k in kept]
+
+
+def _with_own_head(model: torch.nn.Module) -> torch.nn.Module:
+    """`model` with the same weights and a detection head of its own, in evaluation mode as it is.
+
+    The head keeps anchors and strides of the last slice size as attributes and reads them again after a check. Two threads with other
+    slice sizes would overwrite each other's between the two. A copy per call shares every tensor, so it costs no memory and no lock.
+    """
+    own, layers = _shallow_copy(model), _shallow_copy(model.model)
+    last = next(reversed(layers._modules))
+    layers._modules[last] = _shallow_copy(layers._modules[last])
+    own._modules["model"] = layers
+    return own
+
+
+def _shallow_copy(module: Any) -> Any:
+    """A module with the same parts, whose own attributes and list of parts can be changed alone."""
+    result = copy.copy(module)
+    result._modules = dict(module._modules)
+    return result
 
 
 def _float(value: Any) -> Any:

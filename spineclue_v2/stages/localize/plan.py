@@ -1,29 +1,46 @@
 """Plan groups of stage localize."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from ...plans.fields import CONFIG, Amount, Batch, Count, Fraction, Run, Whole, check_multiples, check_order, one_of, planned
+
+STRIDE = 32               # the coarsest of the detector's maps
+Pixels = Annotated[int, Field(gt=0, le=4096)]
+Positive = Annotated[float, Field(gt=0, le=10 ** 9)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class LocalizeNetwork:
-    family: str                       # ultralytics model family, e.g. "yolo11"
-    scale: str                        # n, s, m, l, x
-    slice_size: tuple[int, int]       # (z, in-plane) pixels of a training slice, multiples of 32
+    family: Annotated[str, planned("model family of ultralytics, such as yolo11")]
+    scale: Annotated[str, one_of("n", "s", "m", "l", "x"), planned("size of the model in its family")]
+    slice_size: Annotated[tuple[Pixels, Pixels], planned("edges (z, in plane) of a training slice, multiples of 32", "pixels")]
+
+    @model_validator(mode="after")
+    def _check(self) -> LocalizeNetwork:
+        check_multiples("slice_size", self.slice_size, STRIDE, "the detector's coarsest grid")
+        return self
 
 
-@dataclass(frozen=True)
-class LocalizeRun:
-    batch_size: int
-    epochs: int
-    iterations_per_epoch: int
-    initial_lr: float
-    weight_decay: float
-    slices_per_plane: int             # k: slices per plane and scan at inference
-    inference_batch: int
-    min_score: float                  # boxes below never reach the clustering
-    nms_iou: float
-    eps_mm: float                     # radius of the position clustering, in scaled millimetres
-    axis_scale: tuple[float, float, float]  # (z, y, x): distances are divided by these before clustering
-    min_samples_fraction: float          # share of the slices expected to cross a vertebra that must hold a box
-    size_eps: float                   # radius of the size clustering, relative to the median height and width
-    spacing_between_mm: tuple[float, float]  # smallest and largest plausible distance of neighbouring centres
+@dataclass(frozen=True, config=CONFIG)
+class LocalizeRun(Run):
+    batch_size: Annotated[Batch, planned("slices per training step", "slices")]
+    epochs: Annotated[Whole, planned("length of the training", "epochs")]
+    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
+    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
+    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
+    slices_per_plane: Annotated[Batch, planned("slices per plane (sagittal, coronal) and scan in prediction", "slices")]
+    inference_batch: Annotated[Batch, planned("slices at a time in prediction", "slices")]
+    min_score: Annotated[Fraction, planned("boxes of a lower score never reach the clustering")]
+    nms_iou: Annotated[Fraction, planned("of two boxes that overlap more, the one of the lower score is dropped", "IoU")]
+    eps_mm: Annotated[Positive, planned("radius of the position clustering, in scaled millimetres", "mm")]
+    axis_scale: Annotated[tuple[Positive, Positive, Positive], planned(
+        "distances along (z, y, x) are divided by these before the clustering")]
+    min_samples_fraction: Annotated[Fraction, planned(
+        "part of the slices expected to cross a vertebra that must hold a box of it", old_names=["min_samples_share"])]
+    size_eps: Annotated[Amount, planned("radius of the size clustering, relative to the median height and width")]
+    spacing_between_mm: Annotated[tuple[Positive, Positive], AfterValidator(check_order), planned(
+        "smallest and largest plausible distance of neighbouring centres", "mm")]

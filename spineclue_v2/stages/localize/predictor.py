@@ -12,6 +12,7 @@ from ...plans.plans import StagePlan
 from ...preprocessing.resampling import to_network_space, windows
 from ...training.device import autocast
 from ...training.stage_model import StageModel
+from ...utilities.triples import float_triple
 from ..base import Context, Findings
 from .clustering import Boxes, Cluster, cluster_boxes
 from .data import PLANES, take_slice
@@ -93,14 +94,14 @@ def _spine_band(spine: list[Cluster], shape: tuple[int, ...], spacing: float) ->
 
 
 def locate(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device) -> list[Vertebra]:
-    """Vertebrae of a network space volume in cranio-caudal order with `box_centre`, `extent`, `score`, `support`."""
+    """Vertebrae of a network space volume in cranio-caudal order with `box_centre`, `extent`, `score`, `hits`."""
     boxes, gaps = detect(volume, networks, plan, device)
     spacing = plan.data.spacing_mm
     vertebrae = []
     for cluster in find_spine(boxes, gaps, plan, len(networks)):
         # Box edges lie on voxel faces, half a voxel before the centre of the first voxel.
         centre = volume.geometry.index_to_world(cluster.centre / spacing - 0.5)
-        vertebrae.append(Vertebra(tuple(map(float, centre)), tuple(map(float, cluster.extent)), cluster.score, len(cluster.members)))
+        vertebrae.append(Vertebra(float_triple(centre), float_triple(cluster.extent), cluster.score, len(cluster.members)))
     return vertebrae
 
 

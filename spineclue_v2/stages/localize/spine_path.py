@@ -15,9 +15,9 @@ GAP_PRICE, GAP_PRICE_MOST = 0.06, 0.3    # per vertebra missed in between
 
 
 def find_spine_path(clusters: Sequence[Cluster], spacing_between: tuple[float, float]) -> list[Cluster]:
-    """The chain (z descending) with the largest sum of scores less the penalties of its steps; empty when there is no cluster.
+    """The path (z descending) with the largest sum of scores less the penalties of its steps; empty when there is no cluster.
 
-    A step is priced for what it goes sideways beyond the steepest curve (left-right, and front-back less strictly) and for the
+    A step is penalised for what it goes sideways beyond the steepest curve (left-right, and front-back less strictly) and for the
     vertebrae missing in between. Exact, by dynamic programming.
     """
     ordered = sorted(clusters, key=lambda c: -c.body[0])
@@ -28,12 +28,12 @@ def find_spine_path(clusters: Sequence[Cluster], spacing_between: tuple[float, f
             penalty = gap_penalty(ordered[i], lower, spacing_between)
             if penalty is not None and best[i] - penalty + lower.score > best[j]:
                 best[j], previous[j] = best[i] - penalty + lower.score, i
-    chain: list[Cluster] = []
-    place = int(best.argmax()) if len(ordered) else -1
-    while place >= 0:
-        chain.append(ordered[place])
-        place = int(previous[place])
-    return chain[::-1]
+    path: list[Cluster] = []
+    index = int(best.argmax()) if len(ordered) else -1
+    while index >= 0:
+        path.append(ordered[index])
+        index = int(previous[index])
+    return path[::-1]
 
 
 def gap_penalty(upper: Cluster, lower: Cluster, spacing_between: tuple[float, float]) -> float | None:

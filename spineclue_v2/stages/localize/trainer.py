@@ -16,7 +16,7 @@ MATCH_IOU = 0.5
 
 
 class LocalizeTrainer(BaseTrainer):
-    """Ultralytics network and loss in our loop; the epoch figure is the F1 of slice boxes at IoU 0.5."""
+    """Ultralytics network and loss in our loop; the epoch metric is the F1 of slice boxes at IoU 0.5."""
 
     stage = "localize"
     bfloat16 = False  # coordinates

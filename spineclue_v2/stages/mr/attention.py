@@ -32,7 +32,7 @@ class SpatialAttention(nn.Module):
         batch, channels, slices, rows, columns = f_3d.shape
         query, key, value = self._coarse(self.query(f_2d)), self._coarse(self.key(f_2d)), self._coarse(self.value(f_3d))
         grid = value.shape[-2:]
-        mixed = F.scaled_dot_product_attention(*(_slice_rows(t) for t in (query, key, value)))       # (B D, N, C3)
+        mixed = F.scaled_dot_product_attention(_slice_rows(query), _slice_rows(key), _slice_rows(value))       # (B D, N, C3)
         mixed = mixed.transpose(1, 2).reshape(batch * slices, channels, *grid)
         if grid != (rows, columns):
             mixed = F.interpolate(mixed, size=(rows, columns), mode="bilinear", align_corners=False)
@@ -58,7 +58,7 @@ class SliceAttention(nn.Module):
     def forward(self, f_2d: torch.Tensor, f_3d: torch.Tensor) -> torch.Tensor:
         """f_2d (B, C2, D, H, W), f_3d (B, C3, D, H, W) -> (B, C2, D, H, W)."""
         rows_3d, rows_2d = (t.transpose(1, 2).flatten(2) for t in (f_3d, f_2d))                     # (B, D, C N)
-        return self.gain * _mixed(rows_3d, rows_2d).reshape(f_2d.transpose(1, 2).shape).transpose(1, 2) + f_2d
+        return self.gain * _mix(rows_3d, rows_2d).reshape(f_2d.transpose(1, 2).shape).transpose(1, 2) + f_2d
 
 
 class ChannelAttention(nn.Module):
@@ -74,7 +74,7 @@ class ChannelAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, D, H, W) -> the same shape."""
         rows = x.flatten(2)
-        return self.gain * _mixed(rows, rows).reshape(x.shape) + x
+        return self.gain * _mix(rows, rows).reshape(x.shape) + x
 
 
 class CrossTriAttention(nn.Module):
@@ -96,7 +96,7 @@ def _slice_rows(features: torch.Tensor) -> torch.Tensor:
     return features.transpose(1, 2).reshape(batch * slices, channels, -1).transpose(1, 2)
 
 
-def _mixed(source: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _mix(source: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """softmax_j(max_j E_ij - E_ij) values with E = source source^T / length; source (B, R, K), values (B, R, V) -> (B, R, V)."""
     kind = source.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext():

@@ -33,7 +33,7 @@ def other_discs(image: torch.Tensor, labels: torch.Tensor, discs: torch.Tensor, 
     return image + offsets[number] * depth
 
 
-def inside(start: np.ndarray, size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+def inside(start: np.ndarray, size: Sequence[int] | np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """`start` moved so that the box of `size` stays within `shape` where it fits, and centred on the axis where it does not."""
     room = np.asarray(shape) - np.asarray(size)
     return np.where(room >= 0, np.clip(start, 0, np.maximum(room, 0)), room // 2)
@@ -81,7 +81,7 @@ class _Batches:
         """`image` with discs of another signal where batches are augmented so; both (S, rows, columns)."""
         return other_discs(image, labels, self.discs, self.disc_signal, rng) if self.augment and self.disc_signal else image
 
-    def transformed(self, size: tuple[int, int], image: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def transform(self, size: tuple[int, int], image: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Augmented and cut to `size` in plane; image (S, rows, columns) float, labels (S', rows, columns)."""
         sample = {"image": image} if labels is None else {"image": image, "segmentation": labels}
         if not self.augment:
@@ -112,26 +112,26 @@ class SliceBatches(_Batches):
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
         rng = self.generator(index)
-        samples = [self._labelled(rng) for _ in range(self.batch_size)]
+        samples = [self._draw_labelled(rng) for _ in range(self.batch_size)]
         batch = {"image": torch.stack([s["image"] for s in samples]), "target": torch.stack([s["segmentation"] for s in samples])}
         if self.unlabelled_cases and self.unlabelled_batch_size:
             for name in ("first", "second"):
-                batch[name] = torch.stack([self._unlabelled(rng) for _ in range(self.unlabelled_batch_size)])
+                batch[name] = torch.stack([self._draw_unlabelled(rng) for _ in range(self.unlabelled_batch_size)])
             masks = [box_mask(self.crop_size, self.boxes, self.area, rng) for _ in range(self.unlabelled_batch_size)]
             batch["mask"] = torch.from_numpy(np.stack(masks))
         return batch
 
-    def _labelled(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def _draw_labelled(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         case = self.cases[int(rng.integers(len(self.cases)))]
         structures = list(self.dataset(self.folder).properties(case)["structures"].values())
         if not structures:
             return self._crop(self.folder, case, self._anywhere(self.folder, case, rng), rng)
         weights = np.array([s["voxels"] for s in structures], float)
-        places = structures[int(rng.choice(len(structures), p=weights / weights.sum()))]["locations"]
+        voxels = structures[int(rng.choice(len(structures), p=weights / weights.sum()))]["locations"]
         shape = self.array(self.folder, case, "image").shape
-        return self._crop(self.folder, case, self._around(np.array(places[int(rng.integers(len(places)))]), shape, rng), rng)
+        return self._crop(self.folder, case, self._around(np.array(voxels[int(rng.integers(len(voxels)))]), shape, rng), rng)
 
-    def _unlabelled(self, rng: np.random.Generator) -> torch.Tensor:
+    def _draw_unlabelled(self, rng: np.random.Generator) -> torch.Tensor:
         case = self.unlabelled_cases[int(rng.integers(len(self.unlabelled_cases)))]
         return self._crop(self.unlabelled_folder, case, self._anywhere(self.unlabelled_folder, case, rng), None)["image"]
 
@@ -149,20 +149,20 @@ class SliceBatches(_Batches):
         start = (rng.random(2) * (np.asarray(shape[1:]) - size + 1)).astype(int)
         return np.array([int(rng.integers(shape[0])), *inside(start, size, shape[1:])])
 
-    def _crop(self, folder: Path, case: str, place: np.ndarray, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
-        """Slice `place[0]` with its neighbours from row and column `place[1:]` on; with `rng` the label of the middle one too."""
+    def _crop(self, folder: Path, case: str, first: np.ndarray, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
+        """Slice `first[0]` with its neighbours from row and column `first[1:]` on; with `rng` the label of the middle one too."""
         middle = NEIGHBOURS // 2
-        box = [place[0] - middle, *place[1:]], [NEIGHBOURS, *self._voxels()]
+        box = [first[0] - middle, *first[1:]], [NEIGHBOURS, *self._voxels()]
         image = torch.from_numpy(crop_and_pad(self.array(folder, case, "image"), *box).astype(np.float32))
         if rng is None:
-            return self.transformed(self.crop_size, shrink(image, self.factor), None)
+            return self.transform(self.crop_size, shrink(image, self.factor), None)
         stored = torch.from_numpy(crop_and_pad(self.array(folder, case, "labels"), *box).astype(np.int16))
         image, labels = self.other_signal(image, stored, rng), stored[middle:middle + 1]
         if not self.soft_labels:
-            return self.transformed(self.crop_size, shrink(image, self.factor), labels_of_pixels(labels, self.factor, self.classes))
+            return self.transform(self.crop_size, shrink(image, self.factor), labels_of_pixels(labels, self.factor, self.classes))
         # Moved as voxels and averaged then: averaged first, shares would be blurred once more by every rotation.
         rows, columns = self.crop_size
-        moved = self.transformed((rows * self.factor, columns * self.factor), image, labels)
+        moved = self.transform((rows * self.factor, columns * self.factor), image, labels)
         return {"image": shrink(moved["image"], self.factor),
                 "segmentation": soft_labels_of_pixels(moved["segmentation"][0], self.factor, self.classes)}
 
@@ -192,8 +192,8 @@ class PatchBatches(_Batches):
         image, size = self.array(self.folder, case, "image"), np.array(self.patch_size)
         structures = list(self.dataset(self.folder).properties(case)["structures"].values())
         if structures and rng.random() < self.class_centred_fraction:
-            places = structures[int(rng.integers(len(structures)))]["locations"]
-            start = np.array(places[int(rng.integers(len(places)))]) - (rng.uniform(0.2, 0.8, 3) * size).astype(int)
+            voxels = structures[int(rng.integers(len(structures)))]["locations"]
+            start = np.array(voxels[int(rng.integers(len(voxels)))]) - (rng.uniform(0.2, 0.8, 3) * size).astype(int)
         else:
             start = (rng.random(3) * (np.array(image.shape) - size + 1)).astype(int)
         start = inside(start, size, image.shape)
@@ -203,7 +203,8 @@ class PatchBatches(_Batches):
         box = start - corner - [1, 0, 0], size + 2 * context + [2, 0, 0]
         region = torch.from_numpy(crop_and_pad(image, *box).astype(np.float32))
         labels = torch.from_numpy(crop_and_pad(self.array(self.folder, case, "labels"), *box).astype(np.int16))
-        sample = self.transformed(tuple(region.shape[1:]), self.other_signal(region, labels, rng), labels[1:-1])
+        rows, columns = region.shape[1:]
+        sample = self.transform((rows, columns), self.other_signal(region, labels, rng), labels[1:-1])
         row, column = corner[1:]
         target = sample["segmentation"][:, row:row + size[1], column:column + size[2]]
         return {"image": sample["image"], "corner": torch.from_numpy(corner[1:]), "target": target[None]}

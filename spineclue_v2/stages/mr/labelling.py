@@ -9,10 +9,10 @@ from ...imageio.grid import ImageGrid
 from ...imageio.orientation import oriented_view
 from ...imageio.volume import Volume
 from ...plans.data import MRData
-from ...preprocessing.resampling import resampled_floats
+from ...preprocessing.resampling import resample_floats
 from ...training.stage_model import StageModel
 from .level_assignment import name_levels
-from .positional_prior import pooled
+from .positional_prior import pool_positional_priors
 from .threshold import BACKGROUND_COUNTS
 
 
@@ -21,8 +21,8 @@ def label_scan(probability: np.ndarray, network_scan: Volume, scan: Volume, mode
 
     `probability` (C, slices, rows, columns) on the grid of `network_scan`; names follow one another along the spine.
     """
-    places = pooled([fitted.get("places", {}) for fitted in model.fitted])
-    named = name_levels(probability, replace(data, spacing_mm=network_scan.geometry.spacing), places)
+    prior = pool_positional_priors([fitted.get("places", {}) for fitted in model.fitted])
+    named = name_levels(probability, replace(data, spacing_mm=network_scan.geometry.spacing), prior)
     classes = most_likely(named, network_scan.geometry, scan.geometry, data.orientation)
     values = np.array([0, *data.label_values], np.uint8 if max(data.label_values) < 256 else np.uint16)
     return Volume(values[classes], scan.geometry)
@@ -36,7 +36,7 @@ def most_likely(probability: np.ndarray, model: ImageGrid, target: ImageGrid, or
     oriented = target.reoriented(orientation)[0]
     best, label = np.full(oriented.shape, -1.0, np.float32), np.zeros(oriented.shape, np.uint8)
     for number, share in enumerate(probability):
-        here = resampled_floats(Volume(share, model), oriented, linear=True) * (1.0 if number else BACKGROUND_COUNTS)
+        here = resample_floats(Volume(share, model), oriented, linear=True) * (1.0 if number else BACKGROUND_COUNTS)
         better = here > best
         best[better], label[better] = here[better], number
     return oriented_view(Volume(label, oriented), target.orientation).array

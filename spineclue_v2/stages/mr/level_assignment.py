@@ -38,10 +38,10 @@ ABOVE_ALL = 0.5        # of that cost, for the uppermost body: readers leave it 
 VARIANTS = ("T13", "L6")   # levels that most people do not have: jumping them costs nothing
 
 
-def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any] | None = None) -> np.ndarray:
+def name_levels(probability: np.ndarray, data: MRData, prior: Mapping[str, Any] | None = None) -> np.ndarray:
     """`probability` (C, slices, rows, columns) on the grid of `data` with the mass of all bodies given to the level that their body is,
-    that of discs to the disc between their neighbours; what is no level or has no class goes to the background. Rows run to the feet.
-    `places`: where levels lay in the fields of the training cases (`level_places`), a classifier where no sacrum is found.
+    that of discs to the disc between their neighbours; what is no level or has no class goes to the background. Rows run caudally.
+    `prior`: where levels lay in the fields of the training cases (`fit_positional_prior`), a classifier where no sacrum is found.
 
     Comes back as it is where no body is found, or where the plan knows fewer than two levels.
     """
@@ -66,7 +66,7 @@ def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any]
     # Levels are counted from below: further up, a vote more and more repeats a wrong size that was taken for granted.
     counts /= np.arange(1, len(bodies) + 1)[:, None]
     # A sacrum in view counts for more than where a few other fields happened to end.
-    placed, beyond = vote_by_position(bodies, body.shape[1], chain, {} if (sacral > 0.5).any() else places or {}, data)
+    placed, beyond = vote_by_position(bodies, body.shape[1], chain, {} if (sacral > 0.5).any() else prior or {}, data)
     jumps, drops = _penalties(bodies, sacral, data)
     path = best_path(counts * np.log(np.maximum(shares, FLOOR)) + placed, chain, jumps, np.where(beyond, BEYOND, 1.0) * drops)
     names = [chain[level] if level >= 0 else "" for level in path]
@@ -80,8 +80,8 @@ def name_levels(probability: np.ndarray, data: MRData, places: Mapping[str, Any]
         if kind(name) == "other":
             result[i] = probability[i]
         else:
-            mass, place = (body, given) if kind(name) == "body" else (disc, between)
-            np.copyto(result[i], mass, where=place == i)
+            mass, owner = (body, given) if kind(name) == "body" else (disc, between)
+            np.copyto(result[i], mass, where=owner == i)
     result[0] = 1 - result[1:].sum(0)
     return result
 
@@ -137,24 +137,24 @@ def _bodies(mask: np.ndarray, data: MRData) -> list[tuple[np.ndarray, ...]]:
     if mask.all():
         return []
     depth = ndimage.distance_transform_edt(mask, data.spacing_mm)
-    cores = _connected(depth > CORE_MM)
+    cores = _connected_components(depth > CORE_MM)
     if not cores:
         return []
     least = SMALLEST * np.median([len(at[0]) for at in cores])
     for deeper in DEEPER_MM:
-        cores = [part for at in cores for part in _parted(at, depth, deeper, least)]
+        cores = [part for at in cores for part in _split_apart(at, depth, deeper, least)]
     least = SMALLEST * np.median([len(at[0]) for at in cores])
-    places = sorted((at for at in cores if len(at[0]) >= least), key=lambda at: -at[1].mean())
-    joined = [places[0]]
-    for at in places[1:]:
+    cores = sorted((at for at in cores if len(at[0]) >= least), key=lambda at: -at[1].mean())
+    joined = [cores[0]]
+    for at in cores[1:]:
         if (joined[-1][1].mean() - at[1].mean()) * data.spacing_mm[1] < SAME_LEVEL_MM:
             joined[-1] = tuple(np.concatenate(pair) for pair in zip(joined[-1], at, strict=True))
         else:
             joined.append(at)
-    return [part for k, at in enumerate(joined) for part in _halved(at, joined, k, data)]
+    return [part for k, at in enumerate(joined) for part in _halve(at, joined, k, data)]
 
 
-def _halved(at: tuple[np.ndarray, ...], bodies: list[tuple[np.ndarray, ...]], k: int, data: MRData) -> list[tuple[np.ndarray, ...]]:
+def _halve(at: tuple[np.ndarray, ...], bodies: list[tuple[np.ndarray, ...]], k: int, data: MRData) -> list[tuple[np.ndarray, ...]]:
     """Body `k` in as many pieces as bodies of the usual height fit, from below; the lowest, which may be a sacrum, stays whole."""
     tall = [np.ptp(rows) * data.spacing_mm[1] + 2 * CORE_MM for _, rows, _ in bodies]
     usual = np.percentile(tall, 40)      # below the median: the sacrum, and every pair that is one core, are long
@@ -180,7 +180,7 @@ def _disc_between(lower: tuple[np.ndarray, ...], upper: tuple[np.ndarray, ...], 
     for number in np.intersect1d(lower[0], upper[0]):
         ends = [np.array([axis[at[0] == number].mean() for axis in at[1:]]) for at in (lower, upper)]
         length = float(np.linalg.norm((ends[1] - ends[0]) * np.array(data.spacing_mm[1:])))
-        on_the_way = np.linspace(*ends, ON_THE_WAY).round().astype(int)
+        on_the_way = np.linspace(ends[0], ends[1], ON_THE_WAY).round().astype(int)
         thickness.append(disc[number][tuple(on_the_way.T)].mean() * length)
     return float(np.mean(thickness)) if thickness else np.inf
 
@@ -204,21 +204,21 @@ def _off_the_sacrum(bodies: list[tuple[np.ndarray, ...]], other: np.ndarray, dat
 
 
 def _lower_half(at: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """The half of a body's voxels that lies nearer to the feet."""
+    """The caudal half of a body's voxels."""
     below = at[1] >= np.median(at[1])
     return tuple(axis[below] for axis in at)
 
 
-def _connected(mask: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+def _connected_components(mask: np.ndarray) -> list[tuple[np.ndarray, ...]]:
     parts, count = ndimage.label(mask)
     return [np.nonzero(parts == i) for i in range(1, count + 1)]
 
 
-def _parted(at: tuple[np.ndarray, ...], depth: np.ndarray, deeper: float, least: float) -> list[tuple[np.ndarray, ...]]:
+def _split_apart(at: tuple[np.ndarray, ...], depth: np.ndarray, deeper: float, least: float) -> list[tuple[np.ndarray, ...]]:
     """The parts of one core that are left where it is `deeper`, if they are several of at least `least` voxels; else the core."""
     inside = np.zeros(depth.shape, bool)
     inside[at] = depth[at] > deeper
-    parts = [part for part in _connected(inside) if len(part[0]) >= least]
+    parts = [part for part in _connected_components(inside) if len(part[0]) >= least]
     return parts if len(parts) > 1 else [at]
 
 

@@ -25,7 +25,7 @@ def network_2d_of_plans(plans: Plans) -> TwoBranches:
     """The network of hybrid_2d as the plan says, with fresh weights; classes include the background."""
     plan = plans.stage("hybrid_2d")
     # Channels last: bfloat16 convolutions on a CPU, and half precision ones on a GPU, run a third faster.
-    return TwoBranches(plan.network, tissue_classes(plan.data.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TwoBranches(plan.network, tissue_classes(plan.data.classes)).to(memory_format=torch.channels_last)
 
 
 def network_3d_of_plans(plans: Plans) -> HybridNetwork:
@@ -37,7 +37,7 @@ def network_3d_of_plans(plans: Plans) -> HybridNetwork:
 def tissue_classes(classes: Sequence[str]) -> torch.Tensor:
     """(classes + 1,) int64: 0 for the background, then 1, 2, ... for the kinds (bodies, discs, others) that there are."""
     found = [kind(name) for name in classes]
-    there = [k for k in ("body", "disc", "other") if k in found]
+    there: list[str] = [k for k in ("body", "disc", "other") if k in found]
     return torch.tensor([0] + [1 + there.index(k) for k in found])
 
 
@@ -48,6 +48,8 @@ class PixelHead(nn.Module):
     to every class the logit of its kind (body, disc, background, ...) at full resolution is added, from the image and a few channels laid
     out as the 4x4 pixels of each feature (Shi et al. 2016). All discs look alike: their edges are learned once, from all of them.
     """
+
+    kinds: torch.Tensor
 
     def __init__(self, channels: int, kinds: torch.Tensor, how: str, image_channels: int) -> None:
         super().__init__()
@@ -64,8 +66,8 @@ class PixelHead(nn.Module):
     def start_silent(self) -> None:
         """Logits are 0 until something is learned."""
         for layer in (self.names, self.decide[-1]) if self.how == "detail" else (self.names,):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, features: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         names = F.interpolate(self.names(features), scale_factor=FEATURE_STRIDE, mode="bilinear", align_corners=False)
@@ -211,8 +213,8 @@ class HybridNetwork(nn.Module):
         corners = [list(self.plan.context)] * len(region) if corner is None else corner.tolist()
 
         def patches(source: torch.Tensor, scale: int) -> torch.Tensor:
-            cuts = [tuple(slice(c // scale, (c + n) // scale) for c, n in zip(place, size, strict=True)) for place in corners]
-            return torch.stack([source[(k, ..., *cut)] for k, cut in enumerate(cuts)])
+            cuts = [[slice(c // scale, (c + n) // scale) for c, n in zip(first, size, strict=True)] for first in corners]
+            return torch.stack([source[k, ..., rows, columns] for k, (rows, columns) in enumerate(cuts)])
 
         image = patches(region[:, 1:-1], 1)
         if self.branches is None:
@@ -227,7 +229,8 @@ class HybridNetwork(nn.Module):
         batch, slices = region.shape[0], region.shape[1] - 2
         stacks = neighbour_stacks(shrink(region, self.factor))
         features, prior = self.branches(stacks.flatten(0, 1))
-        return tuple(t.reshape(batch, slices, *t.shape[1:]).transpose(1, 2) for t in (features, prior))  # type: ignore[return-value]
+        features, prior = (t.reshape(batch, slices, *t.shape[1:]).transpose(1, 2) for t in (features, prior))
+        return features, prior
 
     def refine(self, image: torch.Tensor, prior: torch.Tensor | None, features: torch.Tensor | None) -> torch.Tensor:
         """Image (B, D, H, W), prior and features on their own grids over the same field -> logits (B, classes, D, H, W)."""

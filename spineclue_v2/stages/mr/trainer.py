@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...errors import InputError
 from ...plans.plans import Plans
 from ...preprocessing.mr import UNLABELLED
 from ...training.checkpoint import Checkpoint, weights_sha256
+from ...training.optimizers import build_optimizer, poly_schedule
 from ...training.trainer import BaseTrainer
 from ..registry import default_trainer_name
 from .cps import cross_supervision, pseudo_labels, ramp
@@ -29,11 +30,11 @@ from .threshold import apply_threshold
 
 logger = logging.getLogger("spineclue_v2.training")
 
-LR_POWER = 0.9    # of the fall to 0 where the plan names no epochs at which the rate drops
-
 
 class _MRTrainer(BaseTrainer):
     """What both stages share: classes by name, Adam with dropped rates, Dice of whole cases."""
+
+    _criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     @property
     def classes(self) -> int:
@@ -48,9 +49,9 @@ class _MRTrainer(BaseTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         run = self.plan.run
         learned = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(learned, lr=run.initial_lr, weight_decay=run.weight_decay)
+        optimizer = build_optimizer(run.optimizer, learned, run.initial_lr, run.weight_decay)
         if not run.lr_drop_epochs:
-            return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, max(1, self.epochs * self.iterations), power=LR_POWER)
+            return optimizer, poly_schedule(optimizer, self.epochs * self.iterations)
         drops = [epoch * self.iterations for epoch in run.lr_drop_epochs]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
 
@@ -82,7 +83,9 @@ class _MRTrainer(BaseTrainer):
 
         "as_voxels_say" holds the same means for what each voxel's own probabilities say, before names were made to follow one another.
         """
-        data, rows, plain = self.plan.data, [], []
+        data = self.plan.data
+        rows: list[dict[str, Any]] = []
+        plain: list[dict[str, float]] = []
         for case in self.val_cases or self.train_cases:
             probability, truth = self.probability(self.dataset.image(case)[:].astype(np.float32)), self.dataset.labels(case)[:]
             plain.append(dice_per_class(apply_threshold(probability), truth, data.classes))
@@ -101,6 +104,7 @@ class Hybrid2DTrainer(_MRTrainer):
     """
 
     stage = "hybrid_2d"
+    network: TwoBranches
 
     def smallest_grid(self) -> None:
         return None
@@ -135,14 +139,17 @@ class Hybrid2DTrainer(_MRTrainer):
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         branches, images, count = (self.network.a, self.network.b), batch["image"], len(batch["image"])
-        pseudo = []
+        pseudo: list[torch.Tensor] = []
         if "mask" in batch:
             pair = torch.cat([batch["first"], batch["second"]])
             with torch.no_grad():
-                pseudo = [pseudo_labels(*branch(pair).chunk(2), batch["mask"]) for branch in branches]
+                for branch in branches:
+                    first, second = branch(pair).chunk(2)
+                    pseudo.append(pseudo_labels(first, second, batch["mask"]))
             images = torch.cat([images, mix(batch["first"], batch["second"], batch["mask"])])
         logits = [branch(images) for branch in branches]
-        supervised = sum(self.criterion(part[:count], batch["target"]) for part in logits)
+        first_loss, second_loss = (self.criterion(part[:count], batch["target"]) for part in logits)
+        supervised = first_loss + second_loss
         if not pseudo:
             return supervised, {"supervised": float(supervised.detach())}
         run = self.plan.run
@@ -175,6 +182,7 @@ class Hybrid3DTrainer(_MRTrainer):
     """3D DeepLabv3+ with cross tri-attention to the frozen 2D branches of the same fold; Dice + cross entropy."""
 
     stage = "hybrid_3d"
+    network: HybridNetwork
 
     def set_up(self) -> None:
         self._criterion = dice_and_cross_entropy(batch_dice=True)
@@ -205,6 +213,8 @@ class Hybrid3DTrainer(_MRTrainer):
         if saved.meta.get("model_fingerprint") != wanted:
             raise InputError(f"The 2D branches {path} were trained with model fingerprint {saved.meta.get('model_fingerprint')}, the plan "
                              f"has {wanted}; train hybrid_2d again, or restore its plan.")
+        if self.network.branches is None:
+            raise InputError(f"Stage hybrid_3d of {self.plans.dataset_name} is planned with use_2d false: it has no 2D branches.")
         self.network.branches.load_state_dict(saved.network)
         self.fitted["hybrid_2d"] = {"model_fingerprint": wanted, "weights": weights_sha256(saved.network)}
 
@@ -252,7 +262,7 @@ def dice_per_class(predicted: np.ndarray, target: np.ndarray, classes: tuple[str
     return {name: float(2 * pairs[k, k] / (pairs[k].sum() + pairs[:, k].sum())) for k, name in enumerate(classes, 1) if pairs[k].any()}
 
 
-def summarise_dice(rows: list[Mapping[str, float]]) -> dict[str, Any]:
+def summarise_dice(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Per subject the mean over classes present, then over subjects: foreground_mean, VB, IVD; `mean` per class over its cases."""
     def subject_mean(wanted: str | None) -> float | None:
         means = [np.mean(values) for row in rows if (values := [v for name, v in row.items() if wanted in (None, kind(name))])]

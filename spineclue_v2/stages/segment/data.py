@@ -14,6 +14,7 @@ from ...dataset.vertebra_rows import vertebra_table
 from ...preprocessing.augmentation import augment_hu, field_ends
 from ...preprocessing.crops import crop_start
 from ...preprocessing.resampling import windows
+from ...utilities.triples import int_triple
 from .heatmap import heatmap
 
 CUT_PROBABILITY = 0.2  # of a crop in which the scan ends at the vertebra
@@ -27,7 +28,7 @@ def crop_channels(image: Any, centre: np.ndarray, size: tuple[int, ...], windows
     """Network input (C + 1, z, y, x) of `size` around `centre` (z, y, x index): CT windows 0..1, last channel the heat map."""
     start = crop_start(centre, size)
     ct = crop_and_pad(image, start, size, pad_value=hu_min)
-    return np.concatenate([windows(ct, windows_hu), heatmap(tuple(size), centre - start, sigma)[None]])
+    return np.concatenate([windows(ct, windows_hu), heatmap(size, centre - start, sigma)[None]])
 
 
 @dataclass
@@ -73,7 +74,7 @@ class CropBatches:
         case, label, centre = rows[int(rng.integers(len(rows)))]
         direction = rng.normal(size=3)
         centre = centre + direction / np.linalg.norm(direction) * self.jitter * rng.random() ** (1 / 3)
-        size = tuple(int(round(n * MARGIN)) for n in self.crop_size) if self.augment else self.crop_size
+        size = int_triple(round(n * MARGIN) for n in self.crop_size) if self.augment else self.crop_size
         start = crop_start(centre, size)
         ct = crop_and_pad(self._dataset.image(case), start, size, pad_value=self.hu_min)
         mask = crop_and_pad(self._dataset.labels(case), start, size) == label
@@ -96,7 +97,7 @@ class CropBatches:
         field = field_ends(start, stop, ct.shape, rng, KEPT_FRACTION)
         for axis, (first, end) in enumerate(field):
             for gone in (slice(0, first), slice(end, None)):
-                place = tuple(gone if a == axis else slice(None) for a in range(3))
-                ct[place], mask[place] = self.hu_min, False
+                beyond = tuple(gone if a == axis else slice(None) for a in range(3))
+                ct[beyond], mask[beyond] = self.hu_min, False
         left = np.array([[max(a, f), min(b, e)] for a, b, (f, e) in zip(start, stop, field, strict=True)], dtype=float)
         return centre + left.mean(1) - (start + stop) / 2

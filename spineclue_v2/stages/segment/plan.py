@@ -1,28 +1,55 @@
 """Plan groups of stage segment."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from ...plans.data import Box
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from ...plans.fields import (
+    CONFIG,
+    Amount,
+    Batch,
+    Blocks,
+    Box,
+    Channels,
+    Count,
+    Fraction,
+    Run,
+    Whole,
+    check_multiples,
+    check_one_each,
+    planned,
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class SegmentNetwork:
-    architecture: str                 # "ResEnc" or "TransUNet3D"
-    crop_size: Box                    # voxels (z, y, x)
-    features: tuple[int, ...]         # channels per resolution
-    blocks: tuple[int, ...]           # residual blocks per resolution of the encoder
-    heatmap_sigma_mm: float
+    architecture: Annotated[str, planned("ResEnc or TransUNet3D; a trainer with a network of its own may read other names")]
+    crop_size: Annotated[Box, planned("crop (z, y, x) around a located vertebra; multiples of 2 ^ (resolutions - 1)", "voxels")]
+    features: Annotated[tuple[Channels, ...], planned("channels per resolution; each halves the grid of the one before", min_length=1)]
+    blocks: Annotated[tuple[Blocks, ...], planned("residual blocks per resolution of the encoder", min_length=1)]
+    heatmap_sigma_mm: Annotated[Amount, planned("width of the Gaussian at the located centre", "mm", gt=0)]
+
+    @model_validator(mode="after")
+    def _check(self) -> SegmentNetwork:
+        check_one_each("resolution", features=self.features, blocks=self.blocks)
+        stride = 2 ** (len(self.features) - 1)
+        check_multiples("crop_size", self.crop_size, stride, f"which {len(self.features)} resolutions (features) can halve")
+        if all(n == stride for n in self.crop_size):
+            raise ValueError(f"crop_size is {' x '.join(map(str, self.crop_size))}, a single voxel on the coarsest grid of "
+                             f"{len(self.features)} resolutions (features); expected at least {2 * stride} along one axis")
+        return self
 
 
-@dataclass(frozen=True)
-class SegmentRun:
-    batch_size: int
-    epochs: int
-    iterations_per_epoch: int
-    initial_lr: float
-    weight_decay: float
-    inference_batch: int
-    centre_jitter_mm: float           # the heat map is made from centres moved by up to this much
-    min_volume_ml: float              # smaller bodies are no vertebra
-    overlap_dice: float               # two located centres whose masks overlap more are the same vertebra
+@dataclass(frozen=True, config=CONFIG)
+class SegmentRun(Run):
+    batch_size: Annotated[Batch, planned("crops per training step", "crops")]
+    epochs: Annotated[Whole, planned("length of the training", "epochs")]
+    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
+    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
+    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
+    inference_batch: Annotated[Batch, planned("crops at a time in prediction", "crops")]
+    centre_jitter_mm: Annotated[Amount, planned("training moves the centre of the heat map by up to this much", "mm")]
+    min_volume_ml: Annotated[Amount, planned("smaller bodies are no vertebra", "ml")]
+    overlap_dice: Annotated[Fraction, planned("two located centres whose masks overlap more are the same vertebra", "Dice")]

@@ -1,7 +1,7 @@
 """Inference of stage 2: crops in batches, ownership of contested voxels settled jointly, one connected body per vertebra."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...preprocessing.crops import crop_start
 from ...training.device import autocast
+from ...utilities.triples import float_triple, int_triple
 from .data import crop_channels
 from .network import foreground_probability
 
@@ -23,7 +24,7 @@ LOOKS = 3          # a vertebra found in a gap may show the next gap
 RECENTRE_MM = 6.0  # a mask whose middle lies farther from the crop's middle is segmented again around its own middle
 
 
-def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
+def segment(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
             mirror: bool = False, missed: Callable[[list[Vertebra], list[Vertebra]], list[Vertebra]] | None = None) -> list[Vertebra]:
     """Vertebrae with mask, centroids, volume and border flag, cranio-caudal as given; those without a plausible mask are dropped.
 
@@ -37,8 +38,8 @@ def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.M
     probabilities, starts = _crops(volume, vertebrae, networks, plan, device, mirror)
     found = _settle(vertebrae, probabilities, starts, volume, plan)
     tried: list[Vertebra] = []
-    for _ in range(LOOKS if missed is not None else 0):
-        more = missed(list(found.values()), tried)  # type: ignore[misc]
+    for _ in range(LOOKS):
+        more = [] if missed is None else missed(list(found.values()), tried)
         if not more:
             break
         own, (further, further_starts) = list(found), _crops(volume, more, networks, plan, device, mirror)
@@ -50,8 +51,8 @@ def segment(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.M
     return list(found.values())
 
 
-def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device, mirror: bool
-           ) -> tuple[list[np.ndarray], np.ndarray]:
+def _crops(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
+           mirror: bool) -> tuple[list[np.ndarray], np.ndarray]:
     """Foreground probability (z, y, x) of each vertebra's crop and where the crops start (n, 3); crops far off their mask are moved."""
     size = plan.network.crop_size
     centres = volume.geometry.world_to_index(np.array([v.box_centre for v in vertebrae]))
@@ -65,7 +66,7 @@ def _crops(volume: Volume, vertebrae: list[Vertebra], networks: list[torch.nn.Mo
     return probabilities, np.array([crop_start(c, size) for c in centres])
 
 
-def _settle(vertebrae: list[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
+def _settle(vertebrae: Sequence[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
              ) -> dict[int, Vertebra]:
     """Finished vertebrae by their place in `vertebrae`, without those that repeat others or have no plausible mask."""
     shared = _shared_voxels(probabilities, starts)
@@ -211,8 +212,6 @@ def _finish(vertebra: Vertebra, mask: np.ndarray, probability: np.ndarray, start
     touches = bool(((origin == 0) | (origin + np.array(mask.shape) == shape)).any())
     to_world = volume.geometry.index_to_world
     return replace(vertebra, mask=np.ascontiguousarray(mask), mask_probability=on_the_masks_side(probability[tight], mask),
-                   mask_start=tuple(int(o) for o in origin),
-                   mask_centroid=tuple(map(float, to_world(inside.mean(0) + low))),
-                   body_centre=tuple(map(float, to_world(np.asarray(body_centre(mask, (spacing,) * 3)) + origin))),
-                   volume_ml=volume_ml, touches_border=touches,
-                   extent=tuple(float(n * spacing) for n in mask.shape))
+                   mask_start=int_triple(origin), mask_centroid=float_triple(to_world(inside.mean(0) + low)),
+                   body_centre=float_triple(to_world(np.asarray(body_centre(mask, (spacing,) * 3)) + origin)),
+                   volume_ml=volume_ml, touches_border=touches, extent=float_triple(n * spacing for n in mask.shape))

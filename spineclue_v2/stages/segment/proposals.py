@@ -7,9 +7,10 @@ import numpy as np
 from ...anatomy.vertebra import Vertebra
 from ...anatomy.vertebral_gaps import vertebral_gaps
 from ...imageio.volume import ImageGrid
+from ...utilities.triples import Floats3, float_triple
 
 MISSING_STEP = 1.45   # a gap this many times the expected one may hold a vertebra; where it holds none, the crop shows a neighbour again
-TRIED_MM = 5.0        # a place this near one that was looked at already is not looked at again
+TRIED_MM = 5.0        # a position this near one that was looked at already is not looked at again
 INSIDE_MM = 4.0       # a candidate's middle lies at least so far inside the volume
 FRAGMENT = 0.6        # of the smaller neighbour's volume; whole vertebrae were never below 0.68 (C1) on 60 phantoms, 0.91 on real scans
 
@@ -25,39 +26,40 @@ def propose_missed(found: list[Vertebra], tried: list[Vertebra], geometry: Image
         tried: candidates that were looked at before.
         geometry: of the network space volume that the masks lie on.
     """
-    ordered = sorted(found, key=lambda v: -v.body_centre[2])  # type: ignore[index]
+    ordered = sorted(found, key=lambda v: -v.known_body_centre[2])
     if len(ordered) < 2:
         return []
     middles = np.array([mask_middle(v, geometry) for v in ordered])
-    places, extents = [], []
+    positions: list[np.ndarray] = []
+    extents: list[Floats3] = []
     if len(ordered) > 2:
-        for i, step in enumerate(vertebral_gaps(np.array([v.body_centre for v in ordered]))):
+        for i, step in enumerate(vertebral_gaps(np.array([v.known_body_centre for v in ordered]))):
             count = max(1, round(float(step)) - 1) if step >= MISSING_STEP else 0
             along = [k / (count + 1) for k in range(1, count + 1)]
             # Beside the gap may be one mask of two vertebrae, its middle half a step from both: the other one lies a third of the gap on.
             along += [-1 / 3, 4 / 3] if count == 1 else []
-            places += [middles[i] + (middles[i + 1] - middles[i]) * k for k in along]
+            positions += [middles[i] + (middles[i + 1] - middles[i]) * k for k in along]
             extents += [ordered[i].extent] * len(along)
     if not tried:
         for last, before in ((0, 1), (-1, -2)):
             if not _ends_at_border(ordered[last], geometry, top=last == 0):
-                places.append(2 * middles[last] - middles[before])
+                positions.append(2 * middles[last] - middles[before])
                 extents.append(ordered[last].extent)
     known = [np.array(v.box_centre) for v in tried]
-    return [Vertebra(tuple(map(float, place)), extent, 0.0) for place, extent in zip(places, extents, strict=True)
-            if _inside(place, geometry) and all(np.linalg.norm(place - other) > TRIED_MM for other in known)]
+    return [Vertebra(float_triple(position), extent, 0.0) for position, extent in zip(positions, extents, strict=True)
+            if _inside(position, geometry) and all(np.linalg.norm(position - other) > TRIED_MM for other in known)]
 
 
 def drop_fragments(found: list[Vertebra]) -> list[Vertebra]:
     """Drops what is far smaller than both its neighbours and lies where they leave no room for a vertebra: pieces of implants or of a
-    neighbour. A small vertebra (collapsed, half formed) has a place of its own in the row and stays, and so does what a border cuts."""
-    ordered = sorted(found, key=lambda v: -v.body_centre[2])  # type: ignore[index]
+    neighbour. A small vertebra (collapsed, half formed) has room of its own in the row and stays, and so does what a border cuts."""
+    ordered = sorted(found, key=lambda v: -v.known_body_centre[2])
     i = 1
     while i < len(ordered) - 1:
         above, here, below = ordered[i - 1:i + 2]
-        small = not here.touches_border and here.volume_ml < FRAGMENT * min(above.volume_ml, below.volume_ml)  # type: ignore[operator,type-var]
+        small = not here.touches_border and here.known_volume_ml < FRAGMENT * min(above.known_volume_ml, below.known_volume_ml)
         rest = ordered[:i] + ordered[i + 1:]
-        if small and len(rest) > 2 and vertebral_gaps(np.array([v.body_centre for v in rest]))[i - 1] < MISSING_STEP:
+        if small and len(rest) > 2 and vertebral_gaps(np.array([v.known_body_centre for v in rest]))[i - 1] < MISSING_STEP:
             ordered = rest
         else:
             i += 1
@@ -67,17 +69,15 @@ def drop_fragments(found: list[Vertebra]) -> list[Vertebra]:
 
 def mask_middle(vertebra: Vertebra, geometry: ImageGrid) -> np.ndarray:
     """Middle of the mask's bounding box (LPS mm), which segment is trained to have in the middle of its crop."""
-    assert vertebra.mask is not None and vertebra.mask_start is not None
-    return geometry.index_to_world(np.array(vertebra.mask_start) + (np.array(vertebra.mask.shape) - 1) / 2)
+    return geometry.index_to_world(np.array(vertebra.known_mask_start) + (np.array(vertebra.known_mask.shape) - 1) / 2)
 
 
 def _ends_at_border(vertebra: Vertebra, geometry: ImageGrid, top: bool) -> bool:
     """Whether the mask reaches the volume's upper (last z) or lower (first z) face: what lies beyond is not in the scan."""
-    assert vertebra.mask is not None and vertebra.mask_start is not None
-    start = vertebra.mask_start[0]
-    return start + vertebra.mask.shape[0] >= geometry.shape[0] if top else start <= 0
+    start = vertebra.known_mask_start[0]
+    return start + vertebra.known_mask.shape[0] >= geometry.shape[0] if top else start <= 0
 
 
-def _inside(place: np.ndarray, geometry: ImageGrid) -> bool:
-    index, margin = geometry.world_to_index(place[None])[0], INSIDE_MM / np.array(geometry.spacing)
+def _inside(position: np.ndarray, geometry: ImageGrid) -> bool:
+    index, margin = geometry.world_to_index(position[None])[0], INSIDE_MM / np.array(geometry.spacing)
     return bool((index >= margin).all() and (index <= np.array(geometry.shape) - 1 - margin).all())

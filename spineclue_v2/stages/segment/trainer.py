@@ -7,15 +7,17 @@ import numpy as np
 import torch
 
 from ...adapters import dice_and_cross_entropy
+from ...anatomy.vertebra import Vertebra
 from ...dataset.vertebra_rows import vertebra_table
 from ...plans.plans import Plans
 from ...training.trainer import BaseTrainer
+from ...utilities.triples import Ints3, float_triple, int_triple
 from .data import CropBatches
 from .network import foreground_probability, network_of_plans
 
 
 class SegmentTrainer(BaseTrainer):
-    """The plan's network with Dice + cross entropy; the epoch figure is the mean Dice of single vertebrae."""
+    """The plan's network with Dice + cross entropy; the epoch metric is the mean Dice of single vertebrae."""
 
     stage = "segment"
     crop_share = 1.0  # of the plan's crop per axis that training sees; the network is convolutional and predicts on the whole crop
@@ -30,12 +32,12 @@ class SegmentTrainer(BaseTrainer):
     def has_samples(self, cases: list[str]) -> bool:
         return bool(vertebra_table(self.dataset, cases))
 
-    def training_crop(self) -> tuple[int, ...]:
+    def training_crop(self) -> Ints3:
         network = self.plan.network
         divisor = 2 ** (len(network.features) - 1)
-        return tuple(max(divisor, round(n * self.crop_share / divisor) * divisor) for n in network.crop_size)
+        return int_triple(max(divisor, round(n * self.crop_share / divisor) * divisor) for n in network.crop_size)
 
-    def smallest_grid(self) -> tuple[int, ...]:
+    def smallest_grid(self) -> tuple[int, ...] | None:
         if self.plan.network.architecture != "ResEnc":
             return super().smallest_grid()
         return tuple(n // 2 ** (len(self.plan.network.features) - 1) for n in self.training_crop())
@@ -59,7 +61,6 @@ class SegmentTrainer(BaseTrainer):
 
     def validate_cases(self) -> dict[str, Any]:
         """Whole validation cases with true centres moved by up to the plan's jitter: Dice per vertebra."""
-        from ...anatomy.vertebra import Vertebra
         from ...imageio.volume import ImageGrid, Volume
         from .predictor import segment
 
@@ -70,7 +71,7 @@ class SegmentTrainer(BaseTrainer):
             labels = self.dataset.labels(case)[:]
             rows = vertebra_table(self.dataset, [case])
             shift = rng.uniform(-1, 1, (len(rows), 3)) * self.plan.run.centre_jitter_mm / np.sqrt(3) / self.plan.data.spacing_mm
-            located = [Vertebra(tuple(volume.geometry.index_to_world(row[2] + move)), (0.0, 0.0, 0.0), 1.0, hits=number)
+            located = [Vertebra(float_triple(volume.geometry.index_to_world(row[2] + move)), (0.0, 0.0, 0.0), 1.0, hits=number)
                        for number, (row, move) in enumerate(zip(rows, shift, strict=True))]
             masks = {v.hits: v for v in segment(volume, located, [self.network], self.plan, self.device)}
             scores = {}
@@ -94,8 +95,7 @@ def dice(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.where(total > 0, 2 * shared / total.clamp(min=1), torch.ones_like(shared, dtype=torch.float))
 
 
-def _dice_of(vertebra: Any, target: np.ndarray) -> float:
+def _dice_of(vertebra: Vertebra | None, target: np.ndarray) -> float:
     if vertebra is None or vertebra.mask is None:
         return 0.0
-    box = tuple(slice(a, a + n) for a, n in zip(vertebra.mask_start, vertebra.mask.shape, strict=True))
-    return float(2 * (target[box] & vertebra.mask).sum() / (target.sum() + vertebra.mask.sum()))
+    return float(2 * (target[vertebra.mask_box] & vertebra.mask).sum() / (target.sum() + vertebra.mask.sum()))

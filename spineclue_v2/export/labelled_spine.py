@@ -1,0 +1,45 @@
+"""A predicted scan as plain values: what files and pictures are made from. `results.SpineResult` can do more with it."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..anatomy.vertebra import Vertebra
+from ..errors import InputError
+from ..imageio.grid import ImageGrid
+
+
+@dataclass(frozen=True)
+class LabelledSpine:
+    """Vertebrae of one scan in cranio-caudal order, how far their numbering can be trusted, and the grids they lie on.
+
+    Attributes:
+        vertebrae: in cranio-caudal order.
+        numbering_anchored: False when shifted numberings together hold more than 5 % of the posterior, and whenever no vertebra was
+            found: what is not there anchors nothing.
+        margin: log posterior of the best numbering minus that of its best shift by one; None where it is not known.
+        seconds: seconds per step of the prediction.
+        notes: warnings for the reader (thick slices, ...).
+        extra: what a stage has to say besides.
+        grid: the scan's own grid, on which label map and files are written.
+        mask_grid: the network space grid that `Vertebra.mask` and `Vertebra.mask_start` lie on.
+    """
+
+    vertebrae: tuple[Vertebra, ...]
+    numbering_anchored: bool
+    margin: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+    grid: ImageGrid | None = None
+    mask_grid: ImageGrid | None = None
+
+    def __post_init__(self) -> None:
+        if not self.vertebrae:
+            object.__setattr__(self, "numbering_anchored", False)
+
+    def grids(self) -> tuple[ImageGrid, ImageGrid]:
+        """(scan's grid, grid of the masks). Raises InputError where the result was made without them."""
+        if self.grid is None or self.mask_grid is None:
+            raise InputError("This result does not know the grid of its scan; make it with `grid` and `mask_grid`, as predict does.")
+        return self.grid, self.mask_grid
