@@ -58,7 +58,7 @@ class SpineCLUEPlanner:
                   "geometry": self.geometry(segment), "identify": identify}
         if rules.can_learn_grades(self.fingerprint.get("grades", {})):
             stages["grade"] = self.grade(segment)
-        stages |= plan_other_packages(self, "CT", stages)
+        stages |= plan_other_stages(self, "CT", stages)
         steps = {name: memory.stage_bytes(name, stage, self.value_bytes) for name, stage in stages.items()}
         budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.profile.name,
                   "rule": self.tier_choice.rule,
@@ -342,8 +342,8 @@ def overridden(stage: StagePlan, **groups: Mapping[str, PlannedValue]) -> StageP
     return dataclasses.replace(stage, **parts, reasons=reasons)
 
 
-def plan_other_packages(planner: Any, modality: str, stages: Mapping[str, StagePlan]) -> dict[str, StagePlan]:
-    """The stages of other packages, each planned by its own function (`Stage.plan`) from `planner` and the `stages` planned before it."""
+def plan_other_stages(planner: Any, modality: str, stages: Mapping[str, StagePlan]) -> dict[str, StagePlan]:
+    """The stages that plan themselves (`Stage.plan`), as those of other packages do, from `planner` and the `stages` planned before."""
     found: dict[str, StagePlan] = {}
     for stage in pipeline_of(modality):
         if stage.plan is None:

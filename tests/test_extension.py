@@ -18,6 +18,7 @@ import torch
 from plugins import EXAMPLE, found_in, install_example
 from tiny_dataset import CPU, DATASET, PHANTOM, trainer
 
+from spineclue_v2.cli._common import build_parser
 from spineclue_v2.inference.model import load_stage
 from spineclue_v2.stages import registry
 from spineclue_v2.training.checkpoint import Checkpoint
@@ -142,3 +143,15 @@ def test_quoted_code_is_the_code_of_the_example(page):
     assert blocks
     for name, code in blocks:
         assert code.strip() in (EXAMPLE / name).read_text(encoding="utf-8"), f"{page} quotes {name} as it is not"
+
+
+@pytest.mark.parametrize("page", ["own_stage.md", "own_trainer.md", "own_planner.md"])
+def test_the_commands_of_the_guides_exist(page, site):
+    """As those of a reader who has installed the package."""
+    lines = [line for block in re.findall(r"```console\n(.*?)```", (GUIDES / page).read_text(encoding="utf-8"), re.DOTALL)
+             for line in block.splitlines() if line.startswith("spineclue_")]
+    assert lines
+    with found_in(site):
+        for line in lines:
+            name, *words = line.split()
+            build_parser(name.removeprefix("spineclue_")).parse_args(words)

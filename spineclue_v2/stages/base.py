@@ -117,8 +117,8 @@ class Stage:
         names_masks: takes part where masks are known and only names are wanted (`spineclue_relabel`).
         needs_scan: looks at the scan itself, so it is left out where there are masks alone.
         shipped_stands_in: a trained model that lacks this stage predicts with the package's own weights of it, and says so.
-        plan: function `(planner, stages) -> StagePlan | None` of a stage of another package: its planned values, given the planner and
-            the stages that it has planned ({name: StagePlan}); None: not for this dataset. Ours are planned by methods of the planner.
+        plan: function `(planner, stages) -> StagePlan | None` of a stage that the planners have no method for, as of another package: its
+            planned values, given the planner and the stages planned before ({name: StagePlan}); None: not for this dataset.
     """
 
     name: str

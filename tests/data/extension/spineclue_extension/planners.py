@@ -1,7 +1,8 @@
 """A planner: the default one with some numbers replaced."""
 from __future__ import annotations
 
-from spineclue_v2.planning.planner import SpineCLUEPlanner, overridden
+from spineclue_v2 import SpineCLUEPlanner
+from spineclue_v2.planning.planner import overridden
 from spineclue_v2.planning.rules import PlannedValue
 from spineclue_v2.plans.plans import Plans
 

@@ -3,8 +3,8 @@
 The volume could be counted, so that everybody can see whether the stage works. What it says comes out in CASE.json below
 `extra.volume`. Nothing heavy is imported here: every command looks at the stages that there are.
 """
+from spineclue_v2 import Stage
 from spineclue_v2.plans.data import Data
-from spineclue_v2.stages.base import Stage
 
 from .plan import VolumeNetworkPlan, VolumeRun
 

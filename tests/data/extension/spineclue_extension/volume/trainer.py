@@ -1,4 +1,4 @@
-"""Training of stage volume: four hooks of `BaseTrainer`; the loop, checkpoints, resume and logs are its own."""
+"""Training of stage volume: a few hooks of `BaseTrainer`; the loop, checkpoints, resume and logs are its own."""
 from __future__ import annotations
 
 from typing import Any
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spineclue_v2 import BaseTrainer
 from spineclue_v2.dataset.vertebra_rows import vertebra_table
 from spineclue_v2.plans.plans import Plans
-from spineclue_v2.training.trainer import BaseTrainer
 
 from .data import VolumeBatches
 from .network import build_network
