@@ -44,6 +44,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     fold = parse_fold(fold)
     base = paths.preprocessed_folder() / name
     plans = load_plans(base / f"{plans_name}.json")
+    stage_of(stage).load_parts()
     kind = trainer_class(stage, trainer)
     if save_probabilities and stage != "identify":
         raise InputError(f"--npz keeps the level probabilities of stage identify; {kind.__name__} of stage {stage} has none, so "

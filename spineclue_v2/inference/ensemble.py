@@ -223,4 +223,5 @@ def named(vertebrae: list[Vertebra], penalties: dict[str, float], forbid_anomali
     numbering = decoder.decode(np.array([v.known_log_probabilities for v in vertebrae]), steps, variants)
     kept = tuple(replace(v, level=name, confidence=float(c)) for v, name, c in
                  zip(vertebrae, numbering.names, numbering.confidence, strict=True) if name is not None)
-    return SpineResult(kept, numbering.numbering_anchored and bool(kept), numbering.margin, extra={"rejected": len(vertebrae) - len(kept)})
+    return SpineResult(kept, numbering.numbering_anchored and bool(kept), numbering.margin,
+                       extra={"identify": {"rejected": len(vertebrae) - len(kept)}})

@@ -28,7 +28,7 @@ from ..training.stage_model import CHECKPOINT_NAME
 from ..utilities import paths
 from ..utilities.files import atomic_path, read_json
 from ..version import __version__
-from .model_card import licence_text, model_card
+from .model_card import licence_text, model_card, packages_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ def export_model(dataset: str | int, output: str | Path, folds: list[int | str] 
                     "folds": folds_of(files), "checkpoint": checkpoint_name,
                     "stages": {stage: found[0].parents[1].name for stage, found in files.items()}, "half": half,
                     "fingerprints": {stage: model.record["fingerprints"][stage] for stage in files}, "files": listed}
+        if packages := packages_of(model, files):
+            manifest["packages"] = packages
         _add(archive, {}, f"{folder.name}/{card}/{MANIFEST}", _json(manifest).encode())
     logger.info("%s: %.1f MB.", output, output.stat().st_size / 1e6)
     return output

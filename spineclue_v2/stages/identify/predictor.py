@@ -28,7 +28,7 @@ INFERENCE_BATCH = 8
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
     """Names for segmented vertebrae, by the shape of their masks and by what other classifiers have said of them so far.
 
-    What the decoder takes for no vertebra is dropped; `extra["rejected"]` counts it.
+    What the decoder takes for no vertebra is dropped; `extra["identify"]["rejected"]` counts it.
     """
     vertebrae, plan = findings.vertebrae, context.plans.stage("identify")
     if not vertebrae:
@@ -45,7 +45,7 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
                   for v, p, u, row, extra, name, c in zip(vertebrae, probabilities, uncertainty, logs, own, numbering.names,
                                                           numbering.confidence, strict=True) if name is not None)
     return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
-                   margin=numbering.margin, extra={**findings.extra, "rejected": len(vertebrae) - len(named)})
+                   margin=numbering.margin, extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)}})
 
 
 def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str, Any], plan: StagePlan, device: torch.device,
