@@ -62,7 +62,7 @@ def make_dataset(cases: int) -> None:
     stages = {name: plans.stage(name) for name in CORE_STAGES}
     edits: dict[str, dict[str, dict[str, Any]]] = {
         "localize": {"network": {"slice_size": (96, 64)},
-                     "run": {"batch_size": 8, "iterations_per_epoch": ITERATIONS, "slices_per_plane": 24}},
+                     "run": {"batch_size": 8, "iterations_per_epoch": ITERATIONS, "slice_gap_mm": 4.0}},
         "segment": {"network": {"features": (16, 32, 32), "blocks": (1, 1, 1), "crop_size": (32, 40, 40)},
                     "run": {"batch_size": 4, "iterations_per_epoch": ITERATIONS}},
         "identify": {"network": {"depth": 18, "width": 16, "stem_stride": 4, "hidden": 64, "projection_dim": 32, "crop_size": (32, 40, 40)},

@@ -58,7 +58,7 @@ def main() -> None:
     from spineclue_v2.imageio.volume import read_volume
     from spineclue_v2.inference.predict_folder import predict
     from spineclue_v2.planning.plan_and_preprocess import plan_and_preprocess
-    from spineclue_v2.stages.localize.predictor import _tiles
+    from spineclue_v2.stages.localize.looks import TILE_OVERLAP_MM, tiles
 
     started = time.perf_counter()
     failures = plan_and_preprocess([NAME], device="cpu", progress=False)
@@ -67,6 +67,7 @@ def main() -> None:
     own = load_plans(args.o / "preprocessed" / NAME / "SpineCLUEPlans.json").stage("localize")
     model = SpineCLUE.from_pretrained(device="cpu").model
     shipped = model.plans.stage("localize")
+    overlap = round(TILE_OVERLAP_MM / shipped.data.spacing_mm)
     rows = round(scan.geometry.extent_mm[0] / shipped.data.spacing_mm)
     outcome = predict(folder / "imagesTr", args.o / "predicted", model, report=False)
     spent = json.loads((args.o / "predicted" / "long.json").read_text()).get("seconds", {})
@@ -76,7 +77,7 @@ def main() -> None:
         f"{scan.geometry.extent_mm[0]:.0f} mm, {' x '.join(map(str, scan.array.shape))} voxels",
         f"planned and preprocessed in {planned:.1f} s, failed: {failures or 'none'}; slices of its own plan: "
         f"{own.network.slice_size[0]} rows of {own.data.spacing_mm:g} mm",
-        f"predicted with the shipped plan in {len(_tiles(rows, shipped))} tiles of {tile} rows; seconds {spent}; failed: "
+        f"predicted with the shipped plan in {len(tiles(0, rows, tile, overlap))} tiles of {tile} rows; seconds {spent}; failed: "
         f"{[name for name, why in outcome.items() if why] or 'none'}", *table(summary), ""]))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 SEED = 31_000
 FIELDS_MM = (110, 200, 300, 400, 500)
 ROWS_OF_VERTEBRAE = (("L2", "L3"), ("L1", "L5"), ("T8", "L5"), ("T1", "L5"), ("C1", "L5"))
-SLICES = (8, 16, 24, 32, 48, 64)
+GAPS_MM = (1.0, 2.0, 3.0, 4.0)
 STAGES = ("localize", "segment", "identify")
 
 
@@ -33,7 +33,7 @@ def scans() -> list[tuple[str, str, float, Any]]:
     for first, last in ROWS_OF_VERTEBRAE:
         case = sample(SEED, first=first, last=last, wide=False, **plain)
         found.append(("vertebrae", f"{first}-{last}", float(len(np.unique(case.labels)) - 1), as_volume(case.ct)))
-    found += [("slices per plane", f"{slices}", float(slices), as_volume(lumbar.ct)) for slices in SLICES]
+    found += [("slice gap", f"{gap} mm", float(gap), as_volume(lumbar.ct)) for gap in GAPS_MM]
     return found
 
 
@@ -57,10 +57,10 @@ def measure(model: Any, volume: Any, repeats: int) -> tuple[int, dict[str, float
     return len(runs[0].vertebrae), {stage: min(run.seconds.get(stage, 0.0) for run in runs) for stage in STAGES}
 
 
-def with_slices(model: Any, slices: int) -> Any:
-    """The model with another number of slices per plane in localize's plan."""
+def with_gap(model: Any, gap: float) -> Any:
+    """The model with another distance of slices in localize's plan."""
     plan = model.plans.stage("localize")
-    stages = model.plans.stages | {"localize": dataclasses.replace(plan, run=dataclasses.replace(plan.run, slices_per_plane=slices))}
+    stages = model.plans.stages | {"localize": dataclasses.replace(plan, run=dataclasses.replace(plan.run, slice_gap_mm=gap))}
     return dataclasses.replace(model, plans=dataclasses.replace(model.plans, stages=stages))
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     measure(model, everything[0][3], 1)  # first calls import and allocate
     rows = []
     for grows, name, value, volume in everything:
-        named, seconds = measure(with_slices(model, int(value)) if grows == "slices per plane" else model, volume, args.repeats)
+        named, seconds = measure(with_gap(model, float(value)) if grows == "slice gap" else model, volume, args.repeats)
         rows.append({"grows": grows, "scan": name, "value": value, "shape": " x ".join(map(str, volume.array.shape)), "named": named}
                     | {stage: round(seconds[stage], 2) for stage in STAGES})
         print("  ".join(f"{key} {rows[-1][key]}" for key in ("grows", "scan", "shape", "named", *STAGES)), flush=True)

@@ -82,10 +82,10 @@ class SpineCLUEPlanner:
                    "scale": self.of_class(machine.detector, "x in the paper"), "slice_size": size}
         built = LocalizeNetwork("yolo11", machine.detector, size.value)
         batch = self.batch(8, 64, lambda n: memory.detector_bytes(built, n, self.value_bytes))
-        slices = rules.slices_per_plane(facts, machine.slice_hits, machine.max_slices)
         eps = rules.eps_mm(facts)
         run = {"batch_size": batch, **self.schedule(0, 1e-3, 5e-4, "the paper's rate"),
-               "slices_per_plane": slices, "inference_batch": PlannedValue(16, "slices at a time, without gradients", {}),
+               "slice_gap_mm": rules.slice_gap_mm(facts, machine.slice_hits),
+               "inference_batch": PlannedValue(16, "slices at a time, without gradients", {}),
                "min_score": PlannedValue(0.25, "weaker boxes are mostly false; the clustering forgives missed ones", {}),
                "nms_iou": PlannedValue(0.5, "neighbouring vertebrae overlap less than half in any slice", {}),
                "eps_mm": eps, "axis_scale": rules.axis_scale(eps.value),
@@ -245,7 +245,8 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
         default = super().localize()
         network = {"scale": paper("x", "YOLOv7-X; ultralytics does not build v7, its present X model stands in"),
                    "slice_size": paper((640, 640))}
-        run = {"batch_size": paper(64), "epochs": paper(500), "initial_lr": paper(1e-3), "slices_per_plane": paper(200, "k"),
+        run = {"batch_size": paper(64), "epochs": paper(500), "initial_lr": paper(1e-3),
+               "slice_gap_mm": paper(3.2, "k = 200 slices of 1 mm over 640 mm"),
                "optimizer": unnamed()}
         return overridden(default, network=network, run=run)
 

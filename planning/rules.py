@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from spineclue_v2.errors import InputError
 
 FINEST_MM = 1.0                  # CT masks of vertebrae carry no shape below a millimetre, and cost grows with the cube
-MAX_SLICES = 200                 # the paper's k; more slices add boxes, not vertebrae
+LEAST_GAP_MM, LARGEST_GAP_MM = 1.0, 4.0   # closer slices add boxes, not vertebrae; between wider ones a small vertebra gets lost
 MAX_SLICE_SIZE = 640             # the paper's slice
 REACH_MM = 12.0                  # how far one vertebra's boxes are linked across it
 SPINE_BAND_MM = 320.0            # in-plane width that holds spine, ribs and a scoliotic curve
@@ -71,7 +71,6 @@ class HardwareProfile:
     segment_mm: float
     detector: str
     slice_pixels: int
-    max_slices: int
     slice_hits: int              # slices of one plane that should cross the narrowest vertebra
     features: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -85,13 +84,13 @@ class HardwareProfile:
 HARDWARE_PROFILES = (
     # The laptop's epochs are half an hour for all three stages on two cores that multiply bfloat16 (measured: 26 minutes), perhaps
     # three quarters on others; more are a number to edit in the plan.
-    HardwareProfile("laptop", 2.0, 1.5, "n", 256 * 160, 32, 5, (16, 32, 64, 128), (1, 1, 1, 1), 18, 16, (36, 14, 4, 6), 25, 64),
-    HardwareProfile("small", 1.5, 1.25, "s", 384 * 256, 96, 8, (24, 48, 96, 192), (1, 2, 3, 3), 18, 32, (100, 200, 100, 50), 100, 96),
-    HardwareProfile("medium", 1.25, 1.0, "m", 512 * 320, 160, 10, (32, 64, 128, 256, 320), (1, 2, 3, 4, 4), 34, 32,
+    HardwareProfile("laptop", 2.0, 1.5, "n", 256 * 160, 5, (16, 32, 64, 128), (1, 1, 1, 1), 18, 16, (36, 14, 4, 6), 25, 64),
+    HardwareProfile("small", 1.5, 1.25, "s", 384 * 256, 8, (24, 48, 96, 192), (1, 2, 3, 3), 18, 32, (100, 200, 100, 50), 100, 96),
+    HardwareProfile("medium", 1.25, 1.0, "m", 512 * 320, 10, (32, 64, 128, 256, 320), (1, 2, 3, 4, 4), 34, 32,
          (150, 400, 200, 100), 250),
-    HardwareProfile("large", 1.0, 1.0, "l", 640 * 384, 200, 12, (32, 64, 128, 256, 320), (1, 3, 4, 6, 6), 50, 48,
+    HardwareProfile("large", 1.0, 1.0, "l", 640 * 384, 12, (32, 64, 128, 256, 320), (1, 3, 4, 6, 6), 50, 48,
          (200, 600, 300, 100), 250),
-    HardwareProfile("workstation", 1.0, 1.0, "x", 640 * 640, 200, 12, (48, 96, 192, 320, 384), (1, 3, 4, 6, 6), 101, 64,
+    HardwareProfile("workstation", 1.0, 1.0, "x", 640 * 640, 12, (48, 96, 192, 320, 384), (1, 3, 4, 6, 6), 101, 64,
          (300, 800, 500, 100), 250),
 )
 
@@ -159,13 +158,12 @@ def slice_size(statistics: DatasetStatistics, spacing_mm: float, pixels: int) ->
                   {"fov_p95_mm": list(statistics.fov), "spacing_mm": spacing_mm, "class_pixels": pixels})
 
 
-def slices_per_plane(statistics: DatasetStatistics, hits: int, most: int) -> PlannedValue:
-    """k: slices per plane and scan at inference."""
+def slice_gap_mm(statistics: DatasetStatistics, hits: int) -> PlannedValue:
+    """Distance of the slices of a plane where the spine is read."""
     narrowest = min(statistics.extent_p5[1], statistics.extent_p5[2])
-    wanted = ceil(hits * max(statistics.fov[1], statistics.fov[2]) / narrowest)
-    return PlannedValue(int(min(most, MAX_SLICES, max(8, wanted))), "enough slices cross the narrowest vertebra (5th percentile) even "
-                  "in the widest scan, at most 200",
-                  {"narrowest_mm": narrowest, "fov_p95_mm": max(statistics.fov[1], statistics.fov[2]), "hits": hits, "class_most": most})
+    return PlannedValue(float(min(LARGEST_GAP_MM, max(LEAST_GAP_MM, round(narrowest / hits, 2)))), "enough slices cross the narrowest "
+                        "vertebra (5th percentile), between 1 and 4 mm; their number follows from the scan",
+                        {"narrowest_mm": narrowest, "hits": hits})
 
 
 def eps_mm(statistics: DatasetStatistics) -> PlannedValue:

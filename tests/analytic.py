@@ -63,7 +63,7 @@ def localize_run(**edits: Any) -> Any:
     from spineclue_v2.stages.localize.plan import LocalizeRun
 
     numbers: dict[str, Any] = {"batch_size": 2, "epochs": 1, "iterations_per_epoch": 1, "initial_lr": 1e-3, "weight_decay": 0.0,
-                               "slices_per_plane": 32, "inference_batch": 16, "min_score": 0.25, "nms_iou": 0.5, "eps_mm": 4.0,
+                               "slice_gap_mm": 4.0, "inference_batch": 16, "min_score": 0.25, "nms_iou": 0.5, "eps_mm": 4.0,
                                "axis_scale": (1.0, 4.0, 4.0), "min_samples_fraction": 0.25, "size_eps": 0.25,
                                "spacing_between_mm": (12.0, 47.0)}
     return LocalizeRun(**(numbers | edits))

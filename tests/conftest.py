@@ -1,8 +1,10 @@
 """Every test runs offline, on two threads, with its own empty home folder."""
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
     os.environ.setdefault(_name, "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# `benchmarks` is the folder of the repository, not tests/benchmarks: pytest puts tests/ first later.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+importlib.import_module("benchmarks")
 
 
 def pytest_configure() -> None:
@@ -26,7 +31,7 @@ def pytest_configure() -> None:
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point every folder the program writes to by itself into a fresh temporary one."""
     monkeypatch.setenv("SPINECLUE_HOME", str(tmp_path_factory.mktemp("home")))
-    for variable in ("spineclue_raw", "spineclue_preprocessed", "spineclue_results", "nnUNet_raw"):
+    for variable in ("spineclue_raw", "spineclue_preprocessed", "spineclue_results", "SPINECLUE_WEIGHTS", "nnUNet_raw"):
         monkeypatch.delenv(variable, raising=False)
 
 

@@ -21,7 +21,7 @@ from spineclue_v2.utilities.files import read_json, write_json
 DATASET = "Dataset495_Folds"
 NAMES = ("T11", "T12", "L1", "L2", "L3")
 FOLDS = (0, 1, 2)
-EDITS = {"localize": {"network": {"slice_size": (96, 64)}, "run": {"slices_per_plane": 32}},
+EDITS = {"localize": {"network": {"slice_size": (96, 64)}, "run": {"slice_gap_mm": 4.0}},
          "segment": {"network": {"features": (4, 8), "blocks": (1, 1), "crop_size": (24, 32, 32)}},
          "identify": {"network": {"width": 4, "hidden": 16, "projection_dim": 8, "crop_size": (16, 32, 32), "pool_grid": (1, 1, 1)},
                       "run": {"mc_samples": 4, "classifier_weights": {"geometry": 0.5}}}}

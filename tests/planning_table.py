@@ -11,7 +11,7 @@ from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanne
 from spineclue_v2.plans.plans import Plans
 
 NUMBERS = """
-    localize.data.spacing_mm localize.network.scale localize.network.slice_size localize.run.slices_per_plane localize.run.batch_size
+    localize.data.spacing_mm localize.network.scale localize.network.slice_size localize.run.slice_gap_mm localize.run.batch_size
     localize.run.eps_mm localize.run.axis_scale localize.run.spacing_between_mm segment.data.spacing_mm segment.network.architecture
     segment.network.crop_size segment.network.features segment.network.heatmap_sigma_mm segment.run.batch_size segment.run.optimizer
     segment.run.centre_jitter_mm segment.run.min_volume_ml identify.network.depth identify.network.width identify.network.crop_size

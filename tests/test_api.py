@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 @cache
 def plans() -> Any:
     edits: dict[str, dict[str, Any]] = {
-        "localize": {"network": {"slice_size": (96, 64)}, "run": {"slices_per_plane": 16}},
+        "localize": {"network": {"slice_size": (96, 64)}, "run": {"slice_gap_mm": 4.0}},
         "segment": {"network": {"features": (4, 8), "blocks": (1, 1), "crop_size": (24, 32, 32)}},
         "identify": {"network": {"width": 4, "hidden": 16, "projection_dim": 8, "crop_size": (16, 32, 32), "pool_grid": (1, 1, 1)}}}
     return edited(SpineCLUEPlanner("raw", fingerprint(), 1, "cpu").plan(), edits, spacing=2.0)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.stages.localize.clustering import Cluster, hits
+from spineclue_v2.stages.localize.predictor import convincing
 from spineclue_v2.stages.localize.spine_path import find_spine_path, gap_penalty
 
 BETWEEN = (12.0, 47.0)
@@ -64,13 +65,7 @@ def test_support_counts_both_planes_or_one_of_them():
     assert hits(np.array([0] * 5), {"sagittal": 3.0}) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("scores, kept", [([0.3, 0.3], 0), ([0.3, 0.3, 0.3], 3), ([0.55], 1), ([], 0)])
-def test_little_and_weak_evidence_is_no_spine(monkeypatch, scores, kept):
-    from types import SimpleNamespace
-
-    from spineclue_v2.stages.localize import predictor
-
-    weak = [cluster(300 - 28 * i, score=score) for i, score in enumerate(scores)]
-    monkeypatch.setattr(predictor, "cluster_boxes", lambda *_: weak)
-    plan = SimpleNamespace(run=SimpleNamespace(spacing_between_mm=BETWEEN))
-    assert len(predictor.find_spine(None, {}, plan, 1)) == kept
+@pytest.mark.parametrize("scores, enough", [([0.4, 0.4], False), ([0.3, 0.3, 0.3], False),
+                                            ([0.4, 0.4, 0.4], True), ([0.55], True), ([], False)])
+def test_little_and_weak_evidence_is_no_spine(scores, enough):
+    assert convincing([cluster(300 - 28 * i, score=score) for i, score in enumerate(scores)]) == enough

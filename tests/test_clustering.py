@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spineclue_v2.stages.localize.clustering import Boxes, Cluster, cluster_boxes, linked_scale, position_clusters, size_inliers
 from spineclue_v2.stages.localize.data import PLANES, section_areas, section_boxes, take_slice
-from spineclue_v2.stages.localize.predictor import slice_positions
+from spineclue_v2.stages.localize.looks import slice_positions
 from spineclue_v2.stages.localize.trainer import match_centres
 
 RUN = localize_run()
@@ -228,7 +228,7 @@ def test_a_perfect_detector_finds_the_vertebrae_of_a_phantom(seed, first, last):
     areas, parts, gaps = section_areas(labels, values, starts, stops), [], {}
     for number, plane in enumerate(PLANES):
         length = labels.shape[2 - number]
-        positions = slice_positions(length, 32)
+        positions = slice_positions(length, length / 32)
         gaps[plane] = length * spacing / len(positions)
         largest = dict(zip(values, areas[plane].tolist(), strict=True))
         for position in positions:

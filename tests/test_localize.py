@@ -15,9 +15,10 @@ from spineclue_v2.plans.data import Data
 from spineclue_v2.plans.plans import StagePlan
 from spineclue_v2.stages.localize import network as network_module
 from spineclue_v2.stages.localize.data import SliceBatches, augment_slice, place_slice, section_areas, section_boxes, take_slice
+from spineclue_v2.stages.localize.looks import slice_positions
 from spineclue_v2.stages.localize.network import build_network
 from spineclue_v2.stages.localize.plan import LocalizeNetwork
-from spineclue_v2.stages.localize.predictor import detect, locate, slice_positions
+from spineclue_v2.stages.localize.predictor import detect, locate
 from spineclue_v2.stages.localize.trainer import match_centres, matched_boxes
 from spineclue_v2.stages.plan_files import load_plans
 from spineclue_v2.training.checkpoint import Checkpoint, load_weights
@@ -194,8 +195,8 @@ def test_plans_of_short_scans_do_not_cut_long_ones_into_countless_tiles():
 
 def test_no_slice_no_box_no_vertebra():
     assert locate(hu_volume(np.full((30, 30, 30), 40), PLAN), [ThresholdDetector()], PLAN, CPU) == []
-    assert slice_positions(5, 32).tolist() == [0, 1, 2, 3, 4]
-    assert slice_positions(100, 4).tolist() == [12, 37, 62, 87]
+    assert slice_positions(5, 0.3).tolist() == [0, 1, 2, 3, 4]
+    assert slice_positions(100, 25.0).tolist() == [12, 37, 62, 87]
 
 
 def test_boxes_of_all_folds_are_pooled():

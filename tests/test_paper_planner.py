@@ -18,7 +18,7 @@ PAPER = [
     ("localize", "data", "spacing_mm", 1.0),
     ("localize", "network", "slice_size", (640, 640)),
     ("localize", "network", "scale", "x"),
-    ("localize", "run", "slices_per_plane", 200),
+    ("localize", "run", "slice_gap_mm", 3.2),
     ("localize", "run", "batch_size", 64),
     ("localize", "run", "epochs", 500),
     ("localize", "run", "initial_lr", 1e-3),

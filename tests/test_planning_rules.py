@@ -37,9 +37,9 @@ def facts(**changes: Any) -> DatasetStatistics:
         (rules.slice_size(facts(fov=(300, 180, 200)), 2.0, 256 * 160), (160, 128)),
         (rules.slice_size(facts(fov=(900, 400, 400)), 1.0, 640 * 640), (640, 320)),
         (rules.slice_size(facts(fov=(900, 400, 400)), 2.0, 256 * 160), (256, 160)),
-        (rules.slices_per_plane(facts(fov=(300, 200, 200), extent_p5=(20, 40, 50)), 5, 32), 25),
-        (rules.slices_per_plane(facts(fov=(300, 400, 400), extent_p5=(20, 40, 50)), 12, 999), 120),
-        (rules.slices_per_plane(facts(fov=(300, 400, 400), extent_p5=(20, 10, 50)), 12, 999), 200),
+        (rules.slice_gap_mm(facts(extent_p5=(20, 40, 50)), 5), 4.0),
+        (rules.slice_gap_mm(facts(extent_p5=(20, 40, 50)), 12), 3.33),
+        (rules.slice_gap_mm(facts(extent_p5=(20, 10, 50)), 12), 1.0),
         (rules.eps_mm(facts(spacing_between=(16, 25, 40))), 4.0),
         (rules.axis_scale(4.0), (1.0, 3.0, 3.0)),
         (rules.spacing_between_mm(facts(spacing_between=(16, 25, 40))), (12.0, 50.0)),
@@ -92,7 +92,7 @@ def test_any_dataset_gets_a_plan_that_can_be_built(voxel: float, length: float, 
         "raw", fingerprint(voxel=voxel, fov=(length, width, width), spacing=(low, low + 8, low + 20)), budget[1], budget[0]
     ).plan()
     localize, segment, identify = (plan.stage(s) for s in CORE_STAGES)
-    assert all(n % 32 == 0 and 32 <= n <= 640 for n in localize.network.slice_size) and 8 <= localize.run.slices_per_plane <= 200
+    assert all(n % 32 == 0 and 32 <= n <= 640 for n in localize.network.slice_size) and 1 <= localize.run.slice_gap_mm <= 4
     pooled = 2 ** (len(segment.network.features) - 1)
     assert all(n % pooled == 0 for n in segment.network.crop_size) and all(n % 16 == 0 for n in identify.network.crop_size)
     assert 1.0 <= segment.data.spacing_mm <= max(3.0, voxel + 0.125) and identify.data == segment.data
@@ -155,7 +155,7 @@ def test_other_datasets_get_their_own_plan(changes: dict[str, Any], voxel: float
 
 
 def test_planners_are_found_by_name_and_mistakes_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spineclue_v2.planning import planner as module
+    from spineclue_v2.utilities import plugins as module
 
     class Mine(SpineCLUEPlanner):
         default_plans_name = "MyPlans"
@@ -167,7 +167,7 @@ def test_planners_are_found_by_name_and_mistakes_named(monkeypatch: pytest.Monke
         def load() -> type:
             return Mine
 
-    monkeypatch.setattr(module, "entry_points", lambda group: [Entry])
+    monkeypatch.setattr(module, "entry_points", lambda group: [Entry] if group == "spineclue_v2.planners" else [])
     assert find_planner("Mine")("raw", fingerprint(), 1, "cpu").plan().planner == "Mine"
     with pytest.raises(InputError, match="'Yours' is unknown; known: Mine, .*SpineCLUEPaperPlanner, SpineCLUEPlanner"):
         find_planner("Yours")

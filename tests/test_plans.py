@@ -164,7 +164,20 @@ def test_a_plan_may_hold_a_part_of_the_stages(plans: Plans) -> None:
     content = json.loads(json.dumps(plans.to_json()))
     content["stages"] = {"segment": content["stages"]["segment"]}
     part = plans_from_json(content)
-    assert list(part.stages) == ["segment", "appearance", "geometry"]
+    assert list(part.stages) == ["segment"]
     assert part.stage("segment").model_fingerprint == plans.stage("segment").model_fingerprint
     with pytest.raises(InputError, match="no stage 'identify'; it has segment"):
         part.stage("identify")
+
+
+@pytest.mark.parametrize(("entry", "gap"), [({"value": 32, "from": {"fov_p95_mm": 353.7}}, 4.0),
+                                            ({"value": 200, "from": {"fov_p95_mm": 320.0}}, 1.6),
+                                            (32, 4.0), ({"value": 32}, 4.0)])
+def test_plans_that_count_slices_are_read_as_distances(plans: Plans, entry: Any, gap: float) -> None:
+    content = plans.to_json()
+    run = content["stages"]["localize"]["run"]
+    del run["slice_gap_mm"]
+    run["slices_per_plane"] = entry
+    read = plans_from_json(json.loads(json.dumps(content)))
+    assert read.stage("localize").run.slice_gap_mm == pytest.approx(gap)
+    assert "slices_per_plane" not in read.to_json()["stages"]["localize"]["run"]

@@ -33,7 +33,7 @@ QUIET = ("-device", "cpu", "--disable_progress_bar", "--no_report")
 
 
 def plans() -> Plans:
-    edits = {"localize": {"network": {"slice_size": (96, 64)}, "run": {"slices_per_plane": 32}},
+    edits = {"localize": {"network": {"slice_size": (96, 64)}, "run": {"slice_gap_mm": 4.0}},
              "segment": {"network": {"features": (4, 8), "blocks": (1, 1), "crop_size": (24, 32, 32)}},
              "identify": {"network": {"width": 4, "hidden": 16, "projection_dim": 8, "crop_size": (16, 32, 32), "pool_grid": (1, 1, 1)}}}
     return edited(SpineCLUEPlanner("raw", fingerprint(), 1, "cpu").plan(), edits, spacing=2.0)
@@ -353,7 +353,7 @@ def test_an_executor_predicts_what_this_process_would(trained_once, tmp_path, mo
 def test_folds_share_all_work_but_their_networks(trained, tmp_path, scan, monkeypatch):
     """Reading, resampling, slices and crops are made once however many folds there are: two cost less than twice one."""
     from spineclue_v2.stages.identify import predictor as identify_module
-    from spineclue_v2.stages.localize import predictor as localize_module
+    from spineclue_v2.stages.localize import looks
     from spineclue_v2.stages.segment import predictor as segment_module
     from spineclue_v2.stages.segment import spine
 
@@ -368,7 +368,7 @@ def test_folds_share_all_work_but_their_networks(trained, tmp_path, scan, monkey
 
         monkeypatch.setattr(module, name, counted)
 
-    for module, name in ((spine, "to_network_space"), (localize_module, "take_slice"), (segment_module, "crop_channels"),
+    for module, name in ((spine, "to_network_space"), (looks, "take_slice"), (segment_module, "crop_channels"),
                          (identify_module, "mask_crop")):
         counting(module, name)
     seen = []

@@ -29,6 +29,7 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
         "vertebrae": [_vertebra_record(vertebra) for vertebra in result.vertebrae],
         "numbering_anchored": bool(result.numbering_anchored),
         "margin": _number(result.margin, 4),
+        "incomplete": list(result.incomplete),
         "notes": list(result.notes),
         "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
         "extra": dict(result.extra),

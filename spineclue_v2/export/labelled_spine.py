@@ -21,6 +21,7 @@ class LabelledSpine:
         seconds: seconds per step of the prediction.
         notes: warnings for the reader (thick slices, ...).
         extra: what a stage has to say besides.
+        incomplete: where the spine goes on in the scan and no vertebra was found: "above", "below", "gap between X and Y".
         grid: the scan's own grid, on which label map and files are written.
         mask_grid: the network space grid that `Vertebra.mask` and `Vertebra.mask_start` lie on.
     """
@@ -31,6 +32,7 @@ class LabelledSpine:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    incomplete: tuple[str, ...] = ()
     grid: ImageGrid | None = None
     mask_grid: ImageGrid | None = None
 

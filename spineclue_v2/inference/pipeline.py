@@ -12,6 +12,7 @@ from ..imageio.volume import THICK_SLICE_MM, Volume
 from ..results import SpineResult
 from ..stages.base import Context, Findings, Options, Stage
 from ..stages.registry import pipeline_of
+from .completeness import find_incomplete, note_of
 from .model import Model
 
 __all__ = ["Options", "identify_masks", "predict_volume", "run_stages"]
@@ -50,7 +51,9 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None,
                          "package's own CT model, or give one that was trained on CT.")
     findings, seconds = run_stages(Findings(volume, notes=_notes(volume)), model, options, progress)
     grid = findings.crop.geometry if findings.crop is not None else oriented_view(volume).geometry
-    return SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, findings.notes, dict(findings.extra),
+    missing = find_incomplete(findings.vertebrae, volume)
+    notes = (*findings.notes, note_of(missing, findings.vertebrae)) if missing else findings.notes
+    return SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, notes, dict(findings.extra), missing,
                        grid=volume.geometry, mask_grid=grid)
 
 

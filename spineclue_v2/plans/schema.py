@@ -33,6 +33,9 @@ def parse_group(kind: type, groups: Any, stage: str, group: str, reasons: dict[s
     entries = groups.get(group) if isinstance(groups, dict) else None
     if not isinstance(entries, dict):
         raise InputError(f"{place} is missing.")
+    upgrade = getattr(kind, "upgrade", None)
+    if upgrade is not None:
+        entries = upgrade(entries)
     known, old = fields_of(kind), old_names(kind)
     values: dict[str, Any] = {}
     for given, entry in entries.items():

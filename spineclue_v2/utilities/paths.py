@@ -62,5 +62,5 @@ def dataset_name(dataset: str | int, root: Path | None = None) -> str:
 
 
 def weights_folder() -> Path:
-    """The weights that come with the package."""
-    return Path(__file__).parents[1] / "weights"
+    """The weights that come with the package, or those of the folder that `SPINECLUE_WEIGHTS` names."""
+    return Path(os.environ.get("SPINECLUE_WEIGHTS") or Path(__file__).parents[1] / "weights")

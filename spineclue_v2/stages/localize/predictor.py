@@ -1,6 +1,12 @@
-"""Inference of stage 1: slices straight from the network space volume, boxes of all folds pooled, then clustering."""
+"""Inference of stage 1: looks at slices straight from the network space volume, boxes of all folds pooled, then clustering.
+
+A first look, with few slices, covers the whole field and tells where the spine is. A close look reads it: pictures as narrow as the
+training's, slices as near to each other as the plan wants, along the row of bodies and on beyond its ends. Where the first look
+shows no spine, the whole field is looked at closely before the answer is that there is none.
+"""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,23 +15,25 @@ import torch
 from ...anatomy.vertebra import Vertebra
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
-from ...preprocessing.resampling import to_network_space, windows
-from ...training.device import autocast
+from ...preprocessing.resampling import to_network_space
 from ...training.stage_model import StageModel
 from ...utilities.triples import float_triple
 from ..base import Context, Findings
-from .clustering import Boxes, Cluster, cluster_boxes
-from .data import PLANES, take_slice
-from .network import SliceDetector
+from .clustering import SPACING_PER_HEIGHT, Boxes, Cluster, cluster_boxes
+from .looks import Detectors, Field, look
 from .spine_path import find_spine_path
 
-STRIDE = 32
-FINE_GAP_MM = 4.0        # slices this close need no second look
-REFINE_FRACTION = 0.7       # the second look must narrow the field of view to less than this
-SIDE_MM = 40.0           # the second look reaches this far beyond the bodies' middles to both sides,
-FRONT_MM, BACK_MM = 25.0, 32.0   # and to the front and back: sections through bodies are what the clustering uses
-LEAST_EVIDENCE, SURE = 0.75, 0.5   # a spine's scores add up to the first, or one of them reaches the second: knees stay below
-TILE_OVERLAP_MM = 64.0  # the tallest vertebra with its processes lies whole in one of two neighbouring tiles
+FIRST_GAP_MM = 10.0
+LARGEST_GAP_MM = 4.0     # nothing is called empty that was not looked at so closely
+NARROW_MM = 200.0        # pictures of a close look at a whole field are no wider: wide ones show the detector more than it knows
+SIDE_MM = 40.0           # slices reach this far beyond the bodies' middles to both sides,
+FRONT_MM, BACK_MM = 25.0, 32.0   # and to the front and back: sections through bodies are what the clustering uses;
+PICTURE_SIDE_MM, PICTURE_FRONT_MM, PICTURE_BACK_MM = 55.0, 40.0, 75.0   # pictures reach farther: they show whole vertebrae
+AHEAD = 3                # steps that a row is followed beyond its ends in one look
+MOST_LOOKS = 3
+WEAK_FRACTION = 0.5         # of the plan's least score: so weak a box may still tell of a vertebra that the row has room for
+ROOM = 0.65              # of the spacing: so far from all others
+LEAST_EVIDENCE, SURE = 1.0, 0.5   # a spine's scores add up to the first, or one of them reaches the second: knees stay below
 
 
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
@@ -35,106 +43,106 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
     return replace(findings, vertebrae=tuple(located))
 
 
-def slice_positions(length: int, wanted: int) -> np.ndarray:
-    """Indices of at most `wanted` slices spread evenly over `length`."""
-    count = min(length, wanted)
-    return np.unique(((np.arange(count) + 0.5) * length / count).astype(int))
-
-
-def detect(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device) -> tuple[Boxes, dict[str, float]]:
-    """Boxes of all slices and folds in network space mm, and the gap between slices per plane (mm).
-
-    `volume`: int16 HU in the stage's network space. The plan's slices first cover the whole field of view; where that leaves wide
-    gaps (a body scan), the same number of slices is laid again through the spine that was found, and those count.
-    """
-    spacing, shape = plan.data.spacing_mm, volume.array.shape
-    whole = {plane: (0, shape[2 if plane == "sagittal" else 1]) for plane in PLANES}
-    boxes, gaps = _detect_within(volume, networks, plan, device, whole)
-    if max(gaps.values()) > FINE_GAP_MM:
-        # However weak: a first look with wide gaps has few boxes of any vertebra.
-        first = find_spine_path(cluster_boxes(boxes, plan.run, gaps, len(networks)), plan.run.spacing_between_mm)
-        band = _spine_band(first, shape, spacing)
-        if band is not None and any(band[p][1] - band[p][0] < REFINE_FRACTION * (whole[p][1] - whole[p][0]) for p in PLANES):
-            boxes, gaps = _detect_within(volume, networks, plan, device, band)
-    return boxes, gaps
-
-
-def find_spine(boxes: Boxes, gaps: dict[str, float], plan: StagePlan, folds: int) -> list[Cluster]:
-    """Vertebrae of one spine in cranio-caudal order; none when all that was found is little and weak."""
-    spine = find_spine_path(cluster_boxes(boxes, plan.run, gaps, folds), plan.run.spacing_between_mm)
-    scores = [cluster.score for cluster in spine]
-    return spine if sum(scores) >= LEAST_EVIDENCE or max(scores, default=0.0) >= SURE else []
-
-
-def _detect_within(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device,
-                   ranges: dict[str, tuple[int, int]]) -> tuple[Boxes, dict[str, float]]:
-    """Boxes of evenly spread slices whose positions lie in `ranges` (first, stop voxel per plane), and the gaps (mm)."""
-    parts: list[Boxes] = []
-    gaps: dict[str, float] = {}
-    for number, plane in enumerate(PLANES):
-        first, stop = ranges[plane]
-        positions = first + slice_positions(stop - first, plan.run.slices_per_plane)
-        gaps[plane] = (stop - first) * plan.data.spacing_mm / len(positions)
-        for begin, rows in _tiles(volume.array.shape[0], plan):
-            for chunk in np.array_split(positions, max(1, int(np.ceil(len(positions) / plan.run.inference_batch)))):
-                parts += _detect_chunk(volume, networks, plan, device, number, chunk, begin, rows)
-    return Boxes.concatenate(parts), gaps
-
-
-def _spine_band(spine: list[Cluster], shape: tuple[int, ...], spacing: float) -> dict[str, tuple[int, int]] | None:
-    """Voxel range of slice positions per plane (sagittal: x, coronal: y) around the bodies found; None without any."""
-    if not spine:
-        return None
-    bodies = np.array([c.body for c in spine])
-    band = {}
-    for plane, axis, before, after in (("sagittal", 2, SIDE_MM, SIDE_MM), ("coronal", 1, FRONT_MM, BACK_MM)):
-        low, high = (bodies[:, axis].min() - before) / spacing, (bodies[:, axis].max() + after) / spacing
-        band[plane] = (max(0, int(low)), min(shape[axis], int(np.ceil(high))))
-    return band
-
-
-def locate(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device) -> list[Vertebra]:
+def locate(volume: Volume, networks: Sequence[torch.nn.Module], plan: StagePlan, device: torch.device) -> list[Vertebra]:
     """Vertebrae of a network space volume in cranio-caudal order with `box_centre`, `extent`, `score`, `hits`."""
-    boxes, gaps = detect(volume, networks, plan, device)
     spacing = plan.data.spacing_mm
     vertebrae = []
-    for cluster in find_spine(boxes, gaps, plan, len(networks)):
+    for cluster in search(volume.array, Detectors(networks, plan, device))[2]:
         # Box edges lie on voxel faces, half a voxel before the centre of the first voxel.
         centre = volume.geometry.index_to_world(cluster.centre / spacing - 0.5)
         vertebrae.append(Vertebra(float_triple(centre), float_triple(cluster.extent), cluster.score, len(cluster.members)))
     return vertebrae
 
 
-def _tiles(rows: int, plan: StagePlan) -> list[tuple[int, int]]:
-    """(first row, rows) of tiles along the spine in array order (z up); one tile where the scan fits the training slice."""
-    size = plan.network.slice_size[0]
-    if rows <= size:
-        return [(0, rows)]
-    # Plans of short scans have tiles hardly taller than the overlap: half a tile is the least step.
-    step = max(size // 2, size - int(round(TILE_OVERLAP_MM / plan.data.spacing_mm)))
-    count = int(np.ceil((rows - size) / step)) + 1
-    return [(int(b), size) for b in np.unique(np.linspace(0, rows - size, count).round().astype(int))]
+def detect(volume: Volume, networks: Sequence[torch.nn.Module], plan: StagePlan, device: torch.device) -> tuple[Boxes, dict[str, float]]:
+    """Boxes of the last look of all folds in network space mm, and the gap between its slices per plane (mm).
+
+    `volume`: int16 HU in the stage's network space.
+    """
+    boxes, gaps, _ = search(volume.array, Detectors(networks, plan, device))
+    return boxes, gaps
 
 
-def _detect_chunk(volume: Volume, networks: list[SliceDetector], plan: StagePlan, device: torch.device, plane: int,
-                  positions: np.ndarray, begin: int, rows: int) -> list[Boxes]:
-    spacing, total = plan.data.spacing_mm, volume.array.shape[0]
-    part = volume.array[begin:begin + rows]
-    cuts = np.stack([windows(take_slice(part, PLANES[plane], int(p)), plan.data.windows_hu) for p in positions])
-    height, width = cuts.shape[-2:]
-    padded = torch.zeros(len(cuts), cuts.shape[1], -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE)
-    padded[:, :, :height, :width] = torch.from_numpy(cuts)
-    result = []
-    for network in networks:
-        with torch.inference_mode(), autocast(device, bfloat16=False):
-            found = network.boxes(padded.to(device), plan.run.min_score, plan.run.nms_iou)
-        for position, boxes in zip(positions, found, strict=True):
-            x0, y0, x1, y1, score = boxes.numpy().astype(float).T if len(boxes) else np.zeros((5, 0))
-            # Rows run downwards from the tile's upper end; z runs upwards.
-            z0, z1 = begin + rows - np.minimum(y1, height), begin + rows - np.maximum(y0, 0)
-            inside = ((z0 > begin + 0.5) | (begin == 0)) & ((z1 < begin + rows - 0.5) | (begin + rows == total)) & (z1 > z0)
-            count = int(inside.sum())
-            result.append(Boxes(np.full(count, plane), np.full(count, (position + 0.5) * spacing), z0[inside] * spacing,
-                                z1[inside] * spacing, np.clip(x0[inside], 0, width) * spacing,
-                                np.clip(x1[inside], 0, width) * spacing, score[inside]))
-    return result
+def search(array: np.ndarray, detectors: Detectors) -> tuple[Boxes, dict[str, float], list[Cluster]]:
+    """Boxes and gaps of the last look, and the vertebrae of one spine in cranio-caudal order; none when all that was found is weak.
+
+    `array`: int16 HU (z, y, x) in the stage's network space.
+    """
+    plan, whole = detectors.plan, Field.whole(array.shape)
+    width = plan.network.slice_size[1]
+    narrow = min(width, round(NARROW_MM / plan.data.spacing_mm))
+    close = min(LARGEST_GAP_MM, plan.run.slice_gap_mm)
+    for gap, widest in ((FIRST_GAP_MM, width), (close, narrow)):
+        boxes, gaps = look(array, whole, gap, widest, detectors, plan.run.min_score)
+        # However weak: a first look with wide gaps has few boxes of any vertebra.
+        row = find_spine_path(cluster_boxes(boxes, plan.run, gaps, len(detectors.networks)), plan.run.spacing_between_mm)
+        if not row:
+            continue
+        boxes, gaps, row = _read(array, row, close, detectors)
+        if convincing(row):
+            return boxes, gaps, row
+    return boxes, gaps, []
+
+
+def _read(array: np.ndarray, row: list[Cluster], gap_mm: float, detectors: Detectors) -> tuple[Boxes, dict[str, float], list[Cluster]]:
+    """Close looks along a row and beyond its ends, until it leads nowhere that was not looked at."""
+    plan = detectors.plan
+    field = _field_around(row, array.shape, plan)
+    for _ in range(MOST_LOOKS):
+        boxes, gaps = look(array, field, gap_mm, plan.network.slice_size[1], detectors, WEAK_FRACTION * plan.run.min_score)
+        row = row_of(boxes, gaps, plan, len(detectors.networks))
+        further = _field_around(row, array.shape, plan) if row else field
+        if field.holds(further):
+            break
+        field = field.joined(further)
+    return boxes, gaps, row
+
+
+def find_spine(boxes: Boxes, gaps: dict[str, float], plan: StagePlan, folds: int) -> list[Cluster]:
+    """Vertebrae of one spine in cranio-caudal order; none when all that was found is little and weak."""
+    row = row_of(boxes, gaps, plan, folds)
+    return row if convincing(row) else []
+
+
+def convincing(row: list[Cluster]) -> bool:
+    """Whether the evidence for a row is enough to call it a spine."""
+    scores = [cluster.score for cluster in row]
+    return sum(scores) >= LEAST_EVIDENCE or max(scores, default=0.0) >= SURE
+
+
+def row_of(boxes: Boxes, gaps: dict[str, float], plan: StagePlan, folds: int) -> list[Cluster]:
+    """The row that boxes of the plan's least score make, and what weaker boxes add where that has room for a vertebra."""
+    run = plan.run
+    strong = boxes.take(np.flatnonzero(boxes.score >= run.min_score))
+    row = find_spine_path(cluster_boxes(strong, run, gaps, folds), run.spacing_between_mm)
+    if len(row) < 2 or len(strong) == len(boxes):
+        return row
+    bodies = np.array([cluster.body for cluster in row])
+    usual = float(np.median(np.linalg.norm(np.diff(bodies, axis=0), axis=1)))
+    added = []
+    for cluster in cluster_boxes(boxes, run, gaps, folds):
+        distance = np.linalg.norm((bodies - cluster.body) * (1.0, 1.0, 0.5), axis=1)   # both sides of one vertebra lie apart along x
+        expected = float(np.clip(SPACING_PER_HEIGHT * row[int(distance.argmin())].body_height, *run.spacing_between_mm))
+        if distance.min() > ROOM * (min(usual, expected) if len(row) > 2 else expected):
+            added.append(cluster)
+    return find_spine_path(row + added, run.spacing_between_mm) if added else row
+
+
+def _field_around(row: list[Cluster], shape: tuple[int, ...], plan: StagePlan) -> Field:
+    """The field of a close look at a row and, over the whole length of the scan, at the steps that it may go on beyond its ends."""
+    spacing = plan.data.spacing_mm
+    bodies = np.array([cluster.body for cluster in row])
+    places = [bodies]
+    back = min(2, len(bodies) - 1)
+    for end in (bodies, bodies[::-1]) if back else ():
+        step = (end[0] - end[back]) / back
+        ahead = end[0] + np.arange(1, AHEAD + 1)[:, None] * step
+        places.append(ahead[(ahead[:, 0] > 0) & (ahead[:, 0] < shape[0] * spacing)])
+    every = np.concatenate(places)
+
+    def reach(axis: int, before: float, after: float) -> tuple[int, int]:
+        first = int(np.clip(np.floor((every[:, axis].min() - before) / spacing), 0, shape[axis] - 1))
+        return first, int(np.clip(np.ceil((every[:, axis].max() + after) / spacing), first + 1, shape[axis]))
+
+    y, x = reach(1, PICTURE_FRONT_MM, PICTURE_BACK_MM), reach(2, PICTURE_SIDE_MM, PICTURE_SIDE_MM)
+    return Field((0, y[0], x[0]), (shape[0], y[1], x[1]), sagittal=reach(2, SIDE_MM, SIDE_MM), coronal=reach(1, FRONT_MM, BACK_MM))
