@@ -161,7 +161,7 @@ def test_planners_are_found_by_name_and_mistakes_named(monkeypatch: pytest.Monke
         default_plans_name = "MyPlans"
 
     class Entry:
-        name = "Mine"
+        name, value = "Mine", "mine:Mine"
 
         @staticmethod
         def load() -> type:
