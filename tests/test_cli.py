@@ -156,3 +156,9 @@ def test_version(capsys):
         _common.main("evaluate", ["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.split()[0] == "spineclue_v2"
+
+
+def test_a_flag_of_the_first_version_is_read_once_with_a_warning(capsys):
+    args = build_parser("predict").parse_args(["-i", "a", "-o", "b", "--witnesses", "shape"])
+    assert args.classifiers == ["shape"]
+    assert "--witnesses is called --classifiers now" in capsys.readouterr().err

@@ -21,6 +21,9 @@ DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
+OLD_FLAGS = {"--witnesses": "--classifiers"}  # of 0.1
+
+
 class _HelpFormatter(argparse.HelpFormatter):
     """Shows a default where there is one to show."""
 
@@ -40,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         # Before argparse sees them: it would read the mistyped `-devce cpu` as `-d evce`.
-        args = list(sys.argv[1:] if args is None else args)
+        args = [self._present_name(token) for token in (sys.argv[1:] if args is None else args)]
         for token in args:
             if token == "--":
                 break
@@ -49,6 +52,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"error: {message}; {self.prog} -h lists all flags.\n")
+
+    def _present_name(self, token: str) -> str:
+        """A flag of 0.1 under its present name, with a warning."""
+        name = token.split("=")[0]
+        present = OLD_FLAGS.get(name)
+        if present is None or present not in self._option_string_actions:
+            return token
+        sys.stderr.write(f"warning: {name} is called {present} now; the old name will go.\n")
+        return present + token[len(name):]
 
     def _check_flag(self, token: str) -> None:
         known = self._option_string_actions

@@ -159,6 +159,8 @@ def trainer_class(stage: str, name: str | None = None) -> type[BaseTrainer]:
     if found is None:
         known = [key for key, value in vars(module).items() if getattr(value, "stage", None) == stage]
         known += [point.name for point in find_points(TRAINER_POINTS)]
+        if wanted == "AppearanceTrainer":
+            raise InputError("The appearance classifier is a stage of its own now; train it with spineclue_train DATASET appearance FOLD.")
         raise InputError(f"Stage '{stage}' has no trainer '{wanted}'; known: {', '.join(known)}. Trainers of other packages are found "
                          f"through entry points of the group {TRAINER_POINTS}, once those packages are installed.")
     return _check_trainer(found, wanted, stage)
