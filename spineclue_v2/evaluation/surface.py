@@ -26,7 +26,9 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: An
     """HD, HD95 and NSD of two boolean masks (z, y, x) on one grid of `spacing` (z, y, x) mm.
 
     Surfaces are voxel centres (`surface_points`). HD is the largest, HD95 the larger of the two directed 95th percentiles of
-    the distance to the other surface; NSD (Nikolov et al. 2018) the share of both surfaces within `tolerance_mm` of the other.
+    the distance to the other surface; NSD the fraction of both surfaces' voxels within `tolerance_mm` of the other surface. Voxels
+    are counted, as MONAI does by default; Nikolov et al. 2018 weigh pieces of surface by their area, which gives other numbers (0.05
+    to 0.10 apart on rough bodies of vertebral size), so NSD of papers that follow them must not be compared with ours.
     Either mask empty: HD and HD95 are NaN, NSD is 0. A k-d tree over the surface voxels gives the distances of a distance
     transform of the crop (tested) in less time: 0.2 s instead of 1.2 s for a lumbar vertebra at 0.5 mm.
     """
