@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, GROUPS, Plans, StagePlan
@@ -357,14 +357,30 @@ def plan_other_stages(planner: Any, modality: str, stages: Mapping[str, StagePla
     return found
 
 
-def find_planner(name: str = DEFAULT_PLANNER) -> type[SpineCLUEPlanner]:
+class PlannerInterface(Protocol):
+    """What a planner offers. It is found by its name, so it need not inherit from anything."""
+
+    default_plans_name: str
+
+    def __init__(self, raw_folder: str | Path, fingerprint: Mapping[str, Any], gpu_memory_target: float | None = None,
+                 device: str = "cuda", plans_name: str | None = None) -> None: ...
+
+    def plan(self) -> Plans:
+        """The plans of all stages."""
+
+
+def _is_planner(member: type, name: str) -> TypeGuard[type[PlannerInterface]]:
+    return name.endswith("Planner") and hasattr(member, "plan")
+
+
+def find_planner(name: str = DEFAULT_PLANNER) -> type[PlannerInterface]:
     """Planner class by name: in this package, then among the entry points `spineclue_v2.planners`."""
     import spineclue_v2.planning as package
 
-    found: dict[str, type[SpineCLUEPlanner]] = {}
+    found: dict[str, type[PlannerInterface]] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
-        found |= {n: c for n, c in inspect.getmembers(module, inspect.isclass) if n.endswith("Planner") and hasattr(c, "plan")}
+        found |= {n: c for n, c in inspect.getmembers(module, inspect.isclass) if _is_planner(c, n)}
     if name in found:
         return found[name]
     planner = load_named(ENTRY_POINTS, name, "planner")

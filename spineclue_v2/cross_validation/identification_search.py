@@ -95,7 +95,7 @@ def choose(rows: Sequence[Row], start: Settings) -> tuple[Settings, list[dict[st
             found = score_settings(rows, tried, fit)
             kept = found.better_than(verdict)
             if kept:
-                best, verdict = (replace(tried, **{name: _FIT[name](rows, tried)}) if fit else tried), found
+                best, verdict = (_refit(tried, name, rows) if fit else tried), found
             table.append({"changed": name, "to": value, "kept": kept} | found.to_json())
     return best, table
 
@@ -109,7 +109,7 @@ def score_settings(rows: Sequence[Row], settings: Settings, fit: str | None = No
         own, others = ([r for r in rows if (r.fold == fold) == same and len(r.names)] for same in (True, False))
         if not own:
             continue
-        fold_settings = replace(settings, **{fit: _FIT[fit](others, settings)}) if fit and others else settings
+        fold_settings = _refit(settings, fit, others) if fit and others else settings
         fusion = fitted_fusion(others, fold_settings)
         penalties = Penalties.from_dict(dict(fold_settings.penalties))
         decoder = Decoder(penalties)
@@ -171,4 +171,8 @@ def _case(row: Row, settings: Settings, fusion: MessageFusion) -> Case:
     return Case(log_probabilities, _names(row), vertebral_gaps(row.centres))
 
 
-_FIT = {"weights": fitted_weights, "penalties": fitted_penalties}
+def _refit(settings: Settings, fit: str, rows: Sequence[Row]) -> Settings:
+    """The settings with what `fit` names (one of `FITTED`) fitted on `rows`."""
+    if fit == "weights":
+        return replace(settings, weights=fitted_weights(rows, settings))
+    return replace(settings, penalties=fitted_penalties(rows, settings))
