@@ -1,4 +1,4 @@
-"""The tables of documentation/planning.md, made from the planners: `python tests/planning_table.py` prints them."""
+"""The tables of documentation/explanation/planning.md, made from the planners: `python tests/planning_table.py` prints them."""
 
 from __future__ import annotations
 
