@@ -11,7 +11,7 @@ from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, Plans, StagePlan
 
 from . import rules
 from .mr_fingerprint import ORIENTATION
-from .planner import adamw, overridden, stage_plan
+from .planner import adamw, overridden, plan_other_stages, stage_plan
 from .rules import PlannedValue
 
 NAMING_MM = 288.0        # rows of a crop: a lumbar scan with its sacrum, from which levels are counted
@@ -68,6 +68,7 @@ class SSHSNetPlanner:
     def plan(self) -> Plans:
         """Both stages; they share one preprocessed folder."""
         stages = {"hybrid_2d": self.hybrid_2d(), "hybrid_3d": self.hybrid_3d()}
+        stages |= plan_other_stages(self, "MR", stages)
         budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.profile.name,
                   "rule": f"laptop without a GPU, medium with one, large from {LARGE_GB:g} GB"}
         return Plans(self.plans_name, type(self).__name__, self.fingerprint["dataset_name"], self.fingerprint["dataset_hash"],

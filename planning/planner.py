@@ -10,9 +10,8 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, GROUPS, Plans, StagePlan
@@ -20,8 +19,9 @@ from spineclue_v2.plans.schema import build_group, fields_of
 from spineclue_v2.stages.grade.plan import GradeNetwork
 from spineclue_v2.stages.identify.plan import IdentifyNetwork
 from spineclue_v2.stages.localize.plan import LocalizeNetwork
-from spineclue_v2.stages.registry import stage_of
+from spineclue_v2.stages.registry import pipeline_of, stage_of
 from spineclue_v2.stages.segment.plan import SegmentNetwork
+from spineclue_v2.utilities.plugins import find_points, load_named
 
 from . import memory, rules
 from .rules import DatasetStatistics, PlannedValue
@@ -58,6 +58,7 @@ class SpineCLUEPlanner:
                   "geometry": self.geometry(segment), "identify": identify}
         if rules.can_learn_grades(self.fingerprint.get("grades", {})):
             stages["grade"] = self.grade(segment)
+        stages |= plan_other_stages(self, "CT", stages)
         steps = {name: memory.stage_bytes(name, stage, self.value_bytes) for name, stage in stages.items()}
         budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.profile.name,
                   "rule": self.tier_choice.rule,
@@ -341,19 +342,53 @@ def overridden(stage: StagePlan, **groups: Mapping[str, PlannedValue]) -> StageP
     return dataclasses.replace(stage, **parts, reasons=reasons)
 
 
-def find_planner(name: str = DEFAULT_PLANNER) -> type[SpineCLUEPlanner]:
+def plan_other_stages(planner: Any, modality: str, stages: Mapping[str, StagePlan]) -> dict[str, StagePlan]:
+    """The stages that plan themselves (`Stage.plan`), as those of other packages do, from `planner` and the `stages` planned before."""
+    found: dict[str, StagePlan] = {}
+    for stage in pipeline_of(modality):
+        if stage.plan is None:
+            continue
+        planned = stage.part(stage.plan)(planner, {**stages, **found})
+        if planned is not None and not isinstance(planned, StagePlan):
+            raise InputError(f"Stage '{stage.name}': its {stage.plan} gave {type(planned).__name__}; expected the StagePlan that "
+                             "spineclue_v2.planning.planner.stage_plan makes, or None.")
+        if planned is not None:
+            found[stage.name] = planned
+    return found
+
+
+class PlannerInterface(Protocol):
+    """What a planner offers. It is found by its name, so it need not inherit from anything."""
+
+    default_plans_name: str
+
+    def __init__(self, raw_folder: str | Path, fingerprint: Mapping[str, Any], gpu_memory_target: float | None = None,
+                 device: str = "cuda", plans_name: str | None = None) -> None: ...
+
+    def plan(self) -> Plans:
+        """The plans of all stages."""
+
+
+def _is_planner(member: type, name: str) -> TypeGuard[type[PlannerInterface]]:
+    return name.endswith("Planner") and hasattr(member, "plan")
+
+
+def find_planner(name: str = DEFAULT_PLANNER) -> type[PlannerInterface]:
     """Planner class by name: in this package, then among the entry points `spineclue_v2.planners`."""
     import spineclue_v2.planning as package
 
-    found: dict[str, type[SpineCLUEPlanner]] = {}
+    found: dict[str, type[PlannerInterface]] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
-        found |= {n: c for n, c in inspect.getmembers(module, inspect.isclass) if n.endswith("Planner") and hasattr(c, "plan")}
+        found |= {n: c for n, c in inspect.getmembers(module, inspect.isclass) if _is_planner(c, n)}
     if name in found:
         return found[name]
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name == name:
-            return entry.load()
-    known = sorted(set(found) | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
-    raise InputError(f"Planner '{name}' is unknown; known: {', '.join(known)} (own planners: entry point {ENTRY_POINTS}).")
-
+    planner = load_named(ENTRY_POINTS, name, "planner")
+    if planner is None:
+        known = sorted(set(found) | {point.name for point in find_points(ENTRY_POINTS)})
+        raise InputError(f"Planner '{name}' is unknown; known: {', '.join(known)}. Planners of other packages are found through "
+                         f"entry points of the group {ENTRY_POINTS}, once those packages are installed.")
+    if not isinstance(planner, type) or not callable(getattr(planner, "plan", None)):
+        raise InputError(f"Planner '{name}' is {planner!r}; expected a class with a method plan, such as a subclass of "
+                         "spineclue_v2.SpineCLUEPlanner.")
+    return planner

@@ -7,7 +7,7 @@ from analytic import localize_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spineclue_v2.stages.localize.clustering import Boxes, Cluster, cluster_boxes, density, linked_scale, position_clusters, size_inliers
+from spineclue_v2.stages.localize.clustering import Boxes, Cluster, cluster_boxes, linked_scale, position_clusters, size_inliers
 from spineclue_v2.stages.localize.data import PLANES, section_areas, section_boxes, take_slice
 from spineclue_v2.stages.localize.predictor import slice_positions
 from spineclue_v2.stages.localize.trainer import match_centres
@@ -80,15 +80,9 @@ def test_the_members_of_a_cluster_are_the_boxes_of_that_vertebra():
 
 def test_no_boxes_no_vertebrae():
     assert cluster_boxes(Boxes.concatenate([]), RUN, GAPS) == []
-    assert density(np.zeros((0, 3)), 1.0, 5.0).shape == (0,)
     assert position_clusters(np.zeros((0, 3)), np.ones(3), 1.0, 2).shape == (0,)
     lonely = boxes_of(centres(1)).take(np.array([3]))
     assert cluster_boxes(lonely, RUN, GAPS) == []
-
-
-def test_density_is_the_share_of_the_expected_boxes_within_eps():
-    points = np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [10, 0, 0]])
-    np.testing.assert_allclose(density(points, 1.5, 4.0), [2 / 4, 3 / 4, 2 / 4, 1 / 4])
 
 
 @pytest.mark.parametrize("scoliosis", [25.0, -60.0])

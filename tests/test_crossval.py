@@ -190,7 +190,7 @@ def test_commands_in_messages_name_plans_and_trainer(home):
 @pytest.fixture
 def few_candidates(monkeypatch):
     """A smaller search, and no pictures: what is tried and drawn is tested elsewhere."""
-    for name, values in (("THETAS", (0.0, 0.2)), ("HOPS", (1,)), ("NEIGHBOURS", (3, 9)), ("GEOMETRY_WEIGHTS", (0.25,))):
+    for name, values in (("THETAS", (0.0, 0.2)), ("HOPS", (1,)), ("NEIGHBOURS", (3, 9))):
         monkeypatch.setattr(fusion_choice, name, values)
     monkeypatch.setattr("spineclue_v2.visualization.report.write_report", lambda *arguments: None)
     monkeypatch.setattr("spineclue_v2.utilities.parallel.default_processes", lambda *arguments: 0)
@@ -209,7 +209,7 @@ def test_find_best_writes_commands_that_run_and_settings_into_the_model(home, fe
     run = load_plans(results / stage_folder_name("identify") / "plans.json").stage("identify").run
     settings = information["settings"]
     assert (run.theta, run.hops, run.neighbours) == (settings["theta"], settings["hops"], settings["neighbours"])
-    assert run.classifier_weights["geometry"] == settings["geometry_weight"] and run.decoder_penalties == settings["penalties"]
+    assert run.classifier_weights == settings["weights"] and run.decoder_penalties == settings["penalties"]
     phi = [Checkpoint.load(folder(home, "identify", fold) / "checkpoint_final.pth").extra["phi"] for fold in FOLDS]
     assert phi[0].shape == (run.neighbours, 24, 24) and torch.equal(phi[0], phi[2])
     # Once more gives the same, and validates nothing again.
@@ -265,14 +265,14 @@ def test_settings_are_judged_on_folds_left_out():
         probabilities /= probabilities.sum(1, keepdims=True)
         entropy = -(probabilities * np.log(probabilities)).sum(1)
         centres = np.stack([np.zeros(6), np.zeros(6), -30.0 * np.arange(6)], 1)
-        rows.append(Row(str(i % 3), probabilities, entropy, centres, names, missed=i % 2))
-    start = Settings(0.1, 3, 7, 1.0, {})
+        rows.append(Row(f"case_{i}", str(i % 3), probabilities, entropy, centres, names, missed=i % 2))
+    start = Settings(0.1, 3, 7, {"geometry": 1.0}, {})
     settings, table = choose(rows, start)
     assert score_settings(rows, start).id_rate == pytest.approx(36 / 39)  # all found are right, three were missed
     assert table[0]["id_rate"] == pytest.approx(36 / 39) and all(row["id_rate"] <= 36 / 39 for row in table)
     assert {row.get("changed") for row in table[1:]} >= {"theta", "penalties"}
-    assert not any(row.get("changed") == "geometry_weight" for row in table), "no geometry rows: nothing to choose"
-    wrong = [Row(r.fold, r.probabilities, r.entropy, r.centres, np.roll(r.names, 1), 0) for r in rows if r.fold == "0"]
+    assert not any(row.get("changed") == "weights" for row in table), "no other classifier: nothing to weigh"
+    wrong = [Row(r.case, r.fold, r.probabilities, r.entropy, r.centres, np.roll(r.names, 1), 0) for r in rows if r.fold == "0"]
     worse = score_settings([*wrong, *(r for r in rows if r.fold != "0")], start)
     assert worse.id_rate < 0.7 and worse.log_posterior < score_settings(rows, start).log_posterior
     assert settings.penalties == {} or settings.penalties["evidence"] > 0

@@ -43,7 +43,7 @@ def contrastive_gradient(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def together(tiny: Path, folder: Path) -> None:
     """In each process: gradients through the gathered contrastive loss, then identify's classifier phase."""
-    with distributed.joined(CPU):
+    with distributed.join_processes(CPU):
         value, gradient = contrastive_gradient(3)
         torch.save({"value": value, "gradient": gradient}, folder / f"rank_{distributed.rank()}.pt")
         trainer(tiny, "identify", folder / "identify", **CLASSIFIER).run()
@@ -51,7 +51,7 @@ def together(tiny: Path, folder: Path) -> None:
 
 def failing(folder: Path) -> None:
     """Process 1 fails while process 0 waits for it."""
-    with distributed.joined(CPU):
+    with distributed.join_processes(CPU):
         if distributed.rank() == 1:
             (folder / "failed_at").write_text(str(time.time()))
             raise ZeroDivisionError("the share of doom")

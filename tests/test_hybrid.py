@@ -130,10 +130,10 @@ def test_prediction_does_not_depend_on_how_the_scan_is_stored(trained: Path, tmp
 def test_where_levels_lay_in_training_goes_with_the_weights(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from spineclue_v2.inference.model import load_trained
     from spineclue_v2.inference.mr_pipeline import predict_mr_volume
-    from spineclue_v2.stages.mr import level_assignment as naming
+    from spineclue_v2.stages.mr import labelling
 
     model, given = load_trained(trained / "results" / NAME, None, torch.device("cpu")), []
-    monkeypatch.setattr(naming, "name_levels", lambda probability, data, places: given.append(places) or probability)
+    monkeypatch.setattr(labelling, "name_levels", lambda probability, data, places: given.append(places) or probability)
     predict_mr_volume(read_volume(trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz"), model)
     assert given == [fitted["places"] for fitted in model.stages["hybrid_3d"].fitted]
     middle = given[0]["from_anchor_mm"]

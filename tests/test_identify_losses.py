@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.stages.identify import losses
+from spineclue_v2.training.losses import supervised_contrastive
 
 
 def contrastive_by_loop(z, labels, temperature, form):
@@ -36,7 +37,7 @@ def test_contrastive_equals_the_formula(form, temperature):
     z = torch.nn.functional.normalize(torch.randn(9, 5, dtype=torch.float64), dim=1)
     labels = torch.tensor([0, 0, 1, 2, 1, 0, 2, 2, 7])
     expected = contrastive_by_loop(z.float().double(), labels, temperature, form)
-    assert float(losses.supervised_contrastive(z, labels, temperature, form)) == pytest.approx(expected, rel=1e-5)
+    assert float(supervised_contrastive(z, labels, temperature, form)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_two_contrastive_forms_differ_and_in_is_the_smaller():
@@ -44,8 +45,8 @@ def test_the_two_contrastive_forms_differ_and_in_is_the_smaller():
     torch.manual_seed(2)
     z = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-    inside = losses.supervised_contrastive(z, labels, form="in")
-    assert inside < losses.supervised_contrastive(z, labels, form="out") - 0.1
+    inside = supervised_contrastive(z, labels, form="in")
+    assert inside < supervised_contrastive(z, labels, form="out") - 0.1
 
 
 def test_contrastive_falls_when_trained_and_survives_a_batch_without_positives():
@@ -55,17 +56,17 @@ def test_contrastive_falls_when_trained_and_survives_a_batch_without_positives()
     optimizer = torch.optim.SGD([raw], lr=0.5)
     values = []
     for _ in range(30):
-        loss = losses.supervised_contrastive(torch.nn.functional.normalize(raw, dim=1), labels)
+        loss = supervised_contrastive(torch.nn.functional.normalize(raw, dim=1), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         values.append(loss.item())
     assert values[-1] < 0.2 * values[0]
-    alone = losses.supervised_contrastive(torch.nn.functional.normalize(raw, dim=1), torch.arange(8))
+    alone = supervised_contrastive(torch.nn.functional.normalize(raw, dim=1), torch.arange(8))
     alone.backward()
     assert alone.item() == 0.0
     with pytest.raises(ValueError, match="form"):
-        losses.supervised_contrastive(raw, labels, form="between")
+        supervised_contrastive(raw, labels, form="between")
 
 
 def test_level_mse_is_the_squared_distance_of_the_expectation():

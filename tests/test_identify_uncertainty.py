@@ -21,14 +21,13 @@ def network():
 @torch.no_grad()
 def test_equals_a_loop_over_the_same_masks(network):
     features = torch.randn(5, network.feature_dim)
-    mean, uncertainty, variance = monte_carlo(network, features, samples=7, temperature=2.0, seed=3)
+    mean, uncertainty = monte_carlo(network, features, samples=7, temperature=2.0, seed=3)
     masks = network.dropout_masks((7, 5), torch.Generator().manual_seed(3))
     draws = torch.stack([(network.classify(features, [m[k] for m in masks]) / 2.0).softmax(1) for k in range(7)])
     torch.testing.assert_close(mean, draws.mean(0))
-    torch.testing.assert_close(variance, ((draws - draws.mean(0)) ** 2).mean(0), atol=1e-7, rtol=1e-4)
     expected = [-sum(float(p) * math.log(float(p)) for p in row) for row in draws.mean(0)]
     torch.testing.assert_close(uncertainty, torch.tensor(expected), atol=1e-5, rtol=1e-5)
-    assert variance.sum() > 0
+    assert draws.std(0).sum() > 0
 
 
 def test_same_seed_same_answer_and_the_global_state_stays(network):

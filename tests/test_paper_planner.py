@@ -61,7 +61,7 @@ def test_optimisers_are_the_papers_and_where_it_names_none_the_plan_says_so() ->
     graded = fingerprint() | {"grades": {str(grade): 30 for grade in range(4)}}
     plan = SpineCLUEPaperPlanner("raw", graded, 8, "cuda").plan()
     assert {name: stage.run.optimizer for name, stage in plan.stages.items()} == {
-        "localize": "AdamW", "segment": "Adam", "identify": "AdamW", "grade": "SGD"
+        "localize": "AdamW", "segment": "Adam", "identify": "AdamW", "grade": "SGD", "appearance": "AdamW", "geometry": "AdamW"
     }
     for name in ("localize", "identify"):
         assert "the paper names none" in plan.stage(name).reasons["run.optimizer"]["rule"]

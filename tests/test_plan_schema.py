@@ -72,25 +72,19 @@ def test_plans_of_shipped_weights_keep_their_fingerprints(stage: str) -> None:
 
 
 def test_plans_of_today_keep_the_fingerprints_they_were_given_at_first() -> None:
-    small, large = SpineCLUEPlanner("raw", fingerprint(), 1, "cpu").plan(), SpineCLUEPlanner("raw", graded(), 8, "cuda").plan()
-    found = {name: (s.data_fingerprint, s.model_fingerprint) for name, s in small.stages.items()}
-    assert found == {
-        "localize": ("68a83d87380a4d95", "b2fed954cd0b8a36"),
-        "segment": ("e507e724e84bfbdc", "e563c221493255a8"),
-        "identify": ("e507e724e84bfbdc", "666c7613f3b91968"),
+    """Those of version 0.1; stages that it did not have are free to differ."""
+
+    def models(plans: Plans) -> dict[str, str]:
+        return {name: plans.stage(name).model_fingerprint for name in ("localize", "segment", "identify", "grade") if name in plans.stages}
+
+    small = SpineCLUEPlanner("raw", fingerprint(), 1, "cpu").plan()
+    assert [small.stage(name).data_fingerprint for name in ("localize", "segment")] == ["68a83d87380a4d95", "e507e724e84bfbdc"]
+    assert models(small) == {"localize": "b2fed954cd0b8a36", "segment": "e563c221493255a8", "identify": "666c7613f3b91968"}
+    assert models(SpineCLUEPlanner("raw", graded(), 8, "cuda").plan()) == {
+        "localize": "c463c4867bbfcbba", "segment": "6ee5a18d7274f162", "identify": "daa6b46868bb3cfc", "grade": "cb50e46c9ce7aa55"
     }
-    assert {name: s.model_fingerprint for name, s in large.stages.items()} == {
-        "localize": "c463c4867bbfcbba",
-        "segment": "6ee5a18d7274f162",
-        "identify": "daa6b46868bb3cfc",
-        "grade": "cb50e46c9ce7aa55",
-    }
-    paper = SpineCLUEPaperPlanner("raw", graded(), 8, "cuda").plan()
-    assert {name: s.model_fingerprint for name, s in paper.stages.items()} == {
-        "localize": "66c9219ed8e45b10",
-        "segment": "b5362096a785f40e",
-        "identify": "8a63dd96662cbd61",
-        "grade": "4f890011fbb86f65",
+    assert models(SpineCLUEPaperPlanner("raw", graded(), 8, "cuda").plan()) == {
+        "localize": "66c9219ed8e45b10", "segment": "b5362096a785f40e", "identify": "8a63dd96662cbd61", "grade": "4f890011fbb86f65"
     }
 
 

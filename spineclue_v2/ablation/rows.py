@@ -146,7 +146,7 @@ def shape_probabilities(fit: Sequence[Scan], apply: Sequence[Scan], network: Map
     temperature = temperature_of(fit, name)
     rows = {}
     for scan in [*fit, *apply]:
-        mean, entropy, _ = monte_carlo(network[scan.fold, scan.seed], scan.features[name], run.mc_samples, temperature)
+        mean, entropy = monte_carlo(network[scan.fold, scan.seed], scan.features[name], run.mc_samples, temperature)
         rows[id(scan)] = (mean.cpu().clone(), entropy.cpu().clone(), torch.from_numpy(round_positions(scan.steps)), scan.targets)
     if not fused:
         return [rows[id(scan)][0].numpy() for scan in fit], [rows[id(scan)][0].numpy() for scan in apply]

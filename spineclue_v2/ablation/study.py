@@ -15,7 +15,7 @@ from ..dataset.preprocessed import PreprocessedDataset
 from ..dataset.splits import fold_cases, load_splits, parse_fold, patients_of
 from ..errors import InputError
 from ..evaluation import calibration, metrics
-from ..inference.model import load_shipped_geometry
+from ..inference.model import load_stand_in
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
 from ..stages.identify.plan import IdentifyRun
 from ..stages.plan_files import load_plans
@@ -112,7 +112,7 @@ def _outputs(trainings: dict[str, Training], plans: Plans, data: PreprocessedDat
 
 def _geometry() -> StageModel | None:
     """The geometry classifier that comes with the package, None where it does not."""
-    found = load_shipped_geometry(torch.device("cpu"))
+    found = load_stand_in("geometry", torch.device("cpu"))
     if found is None:
         logger.warning("The package has no geometry.pth: the study goes without the geometry classifier.")
     return found

@@ -94,6 +94,11 @@ class Vertebra:
         return _filled(self.volume_ml, "volume_ml", "segment")
 
     @property
+    def known_log_probabilities(self) -> np.ndarray:
+        """`log_probabilities`; ValueError before identification."""
+        return _filled(self.log_probabilities, "log_probabilities", "identify")
+
+    @property
     def known_level(self) -> str:
         """`level`; ValueError before identification."""
         return _filled(self.level, "level", "identify")

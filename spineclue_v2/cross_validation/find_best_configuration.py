@@ -17,8 +17,7 @@ import torch
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME
-from ..stages.geometry.predictor import evidence_of
-from ..stages.identify.evidence import fold_variants
+from ..stages.identify.fitting import HALVES
 from ..stages.plan_files import load_plans
 from ..stages.registry import CORE_STAGES, default_trainer_name, train_command
 from ..training.checkpoint import Checkpoint
@@ -51,7 +50,7 @@ def find_best_configuration(dataset: str | int, plans_names: Sequence[str] = (DE
     settings, table = _choose_settings(name, best, chosen["trainers"], numbers, where)
     information = {"dataset": name, "folds": numbers, "plans": best, "trainers": chosen["trainers"], "figures": chosen["figures"],
                    "candidates": {key: value["candidates"] for key, value in found.items()},
-                   "settings": vars(settings) | {"penalties": dict(settings.penalties)}, "settings_tried": table,
+                   "settings": settings.to_json(), "settings_tried": table,
                    "note": "Metrics of settings are of folds that had no part in fitting them; nothing was tuned on test cases."}
     write_json(paths.results_folder() / name / INFORMATION, information)
     with atomic_path(paths.results_folder() / name / INSTRUCTIONS) as temporary:
@@ -129,19 +128,23 @@ def _choose_settings(dataset: str, plans_name: str, trainers: dict[str, str], fo
     stage = plans.stage("identify")
     # The settings of the preprocessed plan are where the search starts, whatever an earlier search has left here.
     run = load_plans(paths.preprocessed_folder() / dataset / f"{plans_name}.json").stage("identify").run
-    start = Settings(run.theta, run.hops, run.neighbours, run.classifier_weights.get("geometry", 1.0), dict(run.decoder_penalties))
+    start = Settings(run.theta, run.hops, run.neighbours, dict(run.classifier_weights), dict(run.decoder_penalties))
     settings, table = choose(rows, start)
     phi = fitted_fusion(rows, settings).phi.detach().clone()
     for found in opened:
         checkpoint = Checkpoint.load(found.checkpoint_file("identify"))
         fitted = checkpoint.meta.get("fitted", {}) | {"fusion_fitted_on": f"unseen cases of folds {', '.join(folds)}"}
-        if torch.equal(checkpoint.extra.get("phi", torch.zeros(0)), phi) and checkpoint.meta.get("fitted") == fitted:
+        extra = {"phi": phi}
+        for number, half in enumerate(fitted.get(HALVES, ())):  # what these cases are judged by has not seen them
+            others = [row for row in rows if row.case not in half["cases"]]
+            extra[f"phi_half_{number}"] = fitted_fusion(others, settings).phi.detach().clone()
+        known = checkpoint.extra
+        if checkpoint.meta.get("fitted") == fitted and all(torch.equal(known.get(k, torch.zeros(0)), v) for k, v in extra.items()):
             continue  # written by an earlier search
-        checkpoint.extra["phi"], checkpoint.meta["fitted"] = phi, fitted
+        checkpoint.extra, checkpoint.meta["fitted"] = {**known, **extra}, fitted
         checkpoint.save(found.checkpoint_file("identify"))
     numbers = {"theta": settings.theta, "hops": settings.hops, "neighbours": settings.neighbours,
-               "decoder_penalties": dict(settings.penalties),
-               "classifier_weights": dict(run.classifier_weights) | {"geometry": settings.geometry_weight}}
+               "decoder_penalties": dict(settings.penalties), "classifier_weights": dict(settings.weights)}
     reasons = stage.reasons | {f"run.{key}": {"rule": RULE, "from": {"folds": folds, "before": getattr(run, key)}} for key in numbers}
     plans.stages["identify"] = dataclasses.replace(stage, run=dataclasses.replace(stage.run, **numbers), reasons=reasons)
     plans.save(file)
@@ -149,11 +152,11 @@ def _choose_settings(dataset: str, plans_name: str, trainers: dict[str, str], fo
 
 
 def _row(found: OutOfFold, case: str) -> Row:
-    rows, geometry = found.rows(case), found.geometry
+    rows = found.rows(case)
     true = len(found.data("identify").properties(case)["vertebrae"])
-    log_rows = fold_variants(evidence_of(rows["centres"], geometry)) if geometry is not None and len(rows["names"]) else None
-    return Row(str(found.fold), rows["probabilities"], rows["entropy"], rows["centres"], rows["names"],
-               true - int((rows["names"] != "").sum()), log_rows)
+    evidence = found.evidence(case) if len(rows["names"]) else {}
+    return Row(case, str(found.fold), rows["probabilities"], rows["entropy"], rows["centres"], rows["names"],
+               true - int((rows["names"] != "").sum()), evidence)
 
 
 def _instructions(dataset: str, plans_name: str, trainers: dict[str, str], folds: list[str], information: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,13 @@ from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
 from ..evaluation.instances import instance_map, match_true_names
 from ..imageio.volume import ImageGrid, Volume, write_volume
-from ..inference.model import Model, load_shipped_geometry, stage_model
+from ..inference.model import Model, load_stand_in, stage_model
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans, StagePlan
+from ..stages.base import Context, Findings, Options
+from ..stages.identify.evidence import fold_variants
+from ..stages.identify.fitting import fitted_without
 from ..stages.plan_files import load_plans
-from ..stages.registry import CORE_STAGES, stage_folder_name, train_command
+from ..stages.registry import CORE_STAGES, stage_folder_name, stage_of, train_command
 from ..training.checkpoint import Checkpoint
 from ..training.stage_model import CHECKPOINT_NAME, StageModel
 from ..utilities import paths
@@ -37,6 +39,7 @@ from ..utilities.files import atomic_path, read_json, write_json
 logger = logging.getLogger(__name__)
 
 
+CLASSIFIER_STAGES = ("appearance", "geometry")
 RECORD = sorted(field.name for field in dataclasses.fields(Vertebra))  # findings of a version that knows other fields are made again
 
 
@@ -63,6 +66,7 @@ class OutOfFold:
         self.dataset, self.fold, self.cases, self.device = dataset, fold, cases, device
         self.plans_name, self.patients, self.trainers, self.checkpoints = plans_name, patients or {}, trainers or {}, checkpoints or {}
         self._models: dict[str, StageModel] = {}
+        self._classifiers: dict[str, StageModel | None] = {}
         self._signatures: dict[str, str] = {}
         self._plans: dict[str, Plans] = {}
         self._data: dict[str, PreprocessedDataset] = {}
@@ -112,15 +116,37 @@ class OutOfFold:
         labels = self.data("segment").labels(case)[:]
         return np.where(np.isin(labels, anatomy.VERTEBRA_LABELS), labels, 0)
 
-    @cached_property
-    def geometry(self) -> StageModel | None:
-        """The package's geometry classifier, or None; it was trained on other data, so it saw none of the cases."""
-        return load_shipped_geometry(self.device)
+    def classifier(self, stage: str) -> StageModel | None:
+        """Network of an optional classifier: this fold's own where it was trained, else what the package stands in with, or None."""
+        if stage not in self._classifiers:
+            trained = self.checkpoint_file(stage).exists()
+            self._classifiers[stage] = self.model(stage) if trained else load_stand_in(stage, self.device)
+        return self._classifiers[stage]
 
-    def naming_model(self) -> Model:
-        """This fold's identify and the package's geometry classifier: what names masks."""
-        stages = {"identify": self.model("identify")} | ({} if self.geometry is None else {"geometry": self.geometry})
-        return Model(self._plans["identify"], self.device, stages)
+    def naming_model(self, case: str) -> Model:
+        """What names the masks of `case`: identify as it may be judged on this case, and the classifiers of this fold."""
+        identify = self.model("identify")
+        fitted, extra = fitted_without(case, identify.fitted[0], identify.extra[0])
+        stages, plans = {"identify": dataclasses.replace(identify, fitted=[fitted], extra=[extra])}, self._plans["identify"]
+        for stage in CLASSIFIER_STAGES:
+            if (found := self.classifier(stage)) is not None:
+                stages[stage] = found
+        own = {stage: self.plan(stage) for stage in stages if self.checkpoint_file(stage).exists()}
+        return Model(dataclasses.replace(plans, stages=plans.stages | own), self.device, stages)
+
+    def evidence(self, case: str) -> dict[str, np.ndarray]:
+        """(n, 25) log-probabilities of each classifier but shape, one row per segmented vertebra; an L6 counts as L5."""
+        vertebrae = tuple(self.segmented(case))
+        model = self.naming_model(case)
+        findings = Findings(self.volume("segment", case), vertebrae)
+        identify = model.plans.stage("identify")  # a classifier that weighs nothing yet is asked too: what it is worth is looked for
+        asked = dataclasses.replace(identify, run=dataclasses.replace(identify.run, classifier_weights={}))
+        context = Context(dataclasses.replace(model.plans, stages=model.plans.stages | {"identify": asked}), self.device, Options(),
+                          model.stages)
+        for stage in CLASSIFIER_STAGES:
+            if vertebrae and stage in model.stages:
+                findings = stage_of(stage).predict(findings, model.stages[stage], context)
+        return {name: fold_variants(found) for name, found in findings.evidence.items()}
 
     # ---- the networks ----------------------------------------------------------------------------------------------
     def model(self, stage: str) -> StageModel:
@@ -201,9 +227,10 @@ class OutOfFold:
         from ..stages.identify.predictor import shape_rows
 
         found, model = self.segmented(case), self.model("identify")
+        fitted, _ = fitted_without(case, model.fitted[0], model.extra[0])
         mean = entropy = np.zeros((0,), dtype=np.float32)
         if found:
-            mean, entropy = (t.numpy() for t in shape_rows(found, model.networks[0], model.fitted[0], self.plan("identify"), self.device))
+            mean, entropy = (t.numpy() for t in shape_rows(found, model.networks[0], fitted, self.plan("identify"), self.device))
         rows = {"probabilities": mean.reshape(-1, anatomy.NUM_LEVELS), "entropy": entropy,
                 "centres": np.array([v.body_centre for v in found], dtype=float).reshape(-1, 3),
                 "names": np.array([name or "" for name in match_true_names(found, self.labels(case))], dtype="U4")}

@@ -11,7 +11,8 @@ from ..dataset.preprocessed import PreprocessedDataset
 from ..dataset.splits import fold_cases, load_splits
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
-from ..stages.registry import CORE_STAGES, trainer_class
+from ..stages.method import method_fingerprint
+from ..stages.registry import CORE_STAGES, stage_of, trainer_class
 from ..training.checkpoint import Checkpoint
 from ..training.device import resolve_device
 from ..training.distributed import STOPPED, join_processes, launch, rank, rank_of_environment, under_launcher
@@ -43,6 +44,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
     fold = parse_fold(fold)
     base = paths.preprocessed_folder() / name
     plans = load_plans(base / f"{plans_name}.json")
+    stage_of(stage).load_parts()
     kind = trainer_class(stage, trainer)
     if save_probabilities and stage != "identify":
         raise InputError(f"--npz keeps the level probabilities of stage identify; {kind.__name__} of stage {stage} has none, so "
@@ -64,7 +66,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
         run = kind(plans, fold, data, train_cases, val_cases, folder / f"fold_{fold}", where)
         checkpoint = run.folder / ("checkpoint_best.pth" if validate_best else "checkpoint_final.pth")
         found = _out_of_fold(name, stage, fold, where, plans_name, kind.__name__, checkpoint.name)
-        run.upstream = found
+        run.upstream, run.method = found, method_fingerprint(stage_of(stage))
         if not only_validate:
             if rank() == 0:
                 _copy_descriptions(base, folder, plans, stage)

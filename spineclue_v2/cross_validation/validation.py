@@ -219,7 +219,7 @@ def _identify(found: OutOfFold, case: str) -> dict[str, Any]:
     found.rows(case)
     vertebrae, truth = found.segmented(case), found.labels(case)
     geometry = ImageGrid.from_json(found.data("segment").properties(case)["geometry"])
-    result = identify_masks(vertebrae, found.naming_model())
+    result = identify_masks(vertebrae, found.naming_model(case), scan=found.volume("segment", case))
     prediction = Volume(label_map(result.vertebrae, geometry, geometry), geometry)
     record = case_record(result)
     write_volume(prediction, found.folder("identify") / f"{case}.nii.gz")

@@ -22,7 +22,8 @@ REMARKS = ("heights: [anterior, middle, posterior] of the body in the mask, mm; 
 
 
 def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Content of `CASE.json`. Points are LPS mm (x, y, z), `extent_mm` is (z, y, x); numbers unknown to a stage are null."""
+    """Content of `CASE.json`. Points are LPS mm (x, y, z), `extent_mm` is (z, y, x); numbers unknown to a stage are null. `extra`: what
+    stages say besides, by stage."""
     return {
         "status": "ok" if result.vertebrae else NO_VERTEBRA,
         "vertebrae": [_vertebra_record(vertebra) for vertebra in result.vertebrae],
@@ -30,6 +31,7 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
         "margin": _number(result.margin, 4),
         "notes": list(result.notes),
         "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
+        "extra": dict(result.extra),
         "plans": dict(plans or {}),
         "versions": versions(),
         "seconds": rounded_seconds(result.seconds),

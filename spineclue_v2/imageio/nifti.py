@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..utilities.triples import float_triple
 from .grid import ImageGrid
 from .grid_checks import SPACING_RANGE_MM, check_grid, check_placement, reason_of
 from .itk import direction_3d
@@ -50,7 +51,7 @@ def _open(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path, "rb") if packed else open(path, "rb") as stream:
-        yield cast("IO[bytes]", stream)
+        yield stream
 
 
 def _nifti_header(path: Path, head: bytes) -> Any:
@@ -140,8 +141,7 @@ def _nearest_orthonormal(path: Path, header: Any, shape: tuple[int, int, int]) -
     if not np.isfinite(affine).all() or (spacing < lowest).any() or (spacing > highest).any():
         raise InputError(f"{path} has an unusable orientation matrix; fix the header.")
     direction = nearest_orthonormal(affine[:3, :3] / spacing, path)
-    return ImageGrid(shape, tuple(float(s) for s in spacing[::-1]), tuple(float(o) for o in affine[:3, 3]),  # type: ignore[arg-type]
-                    direction)
+    return ImageGrid(shape, float_triple(spacing[::-1]), float_triple(affine[:3, 3]), direction)
 
 
 def nearest_orthonormal(direction: np.ndarray, what: object) -> np.ndarray:

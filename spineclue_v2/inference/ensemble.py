@@ -26,6 +26,7 @@ from ..imageio.volume import ImageGrid, read_labels
 from ..results import SpineResult
 from ..stages.plan_files import load_plans
 from ..utilities.files import read_json
+from ..utilities.triples import box_slices, float_triple, int_triple
 from .pipeline import Options
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def ensemble(inputs: Sequence[str | Path], output: str | Path, save_probabilitie
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("An ensemble needs at least two different folders of predictions after -i.")
     cases = [_cases(folder) for folder in folders]
-    lacking = sorted(set.union(*cases) - set.intersection(*cases))
+    lacking = sorted(cases[0].union(*cases[1:]) - cases[0].intersection(*cases[1:]))
     if lacking:
         where = next(folder for folder, own in zip(folders, cases, strict=True) if lacking[0] not in own)
         raise InputError(f"{where} has no saved probabilities of case '{lacking[0]}' ({len(lacking)} cases lack them somewhere); predict "
@@ -127,8 +128,8 @@ def merge(members: Sequence[tuple[list[Vertebra], ImageGrid]]) -> tuple[list[Ver
     """Vertebrae that at least half of the members found, without level, and the grid of their masks (the first member's, extended)."""
     groups: list[list[tuple[Vertebra, ImageGrid]]] = []
     for vertebrae, geometry in members:
-        centres = [np.mean([v.body_centre for v, _ in group], axis=0) for group in groups]
-        partner = {j: i for i, j in match_by_centroid(centres, [v.body_centre for v in vertebrae], SAME_MM)}
+        centres = [np.mean([v.known_body_centre for v, _ in group], axis=0) for group in groups]
+        partner = {j: i for i, j in match_by_centroid(centres, [v.known_body_centre for v in vertebrae], SAME_MM)}
         for number, vertebra in enumerate(vertebrae):
             if number in partner:
                 groups[partner[number]].append((vertebra, geometry))
@@ -144,7 +145,7 @@ def merge(members: Sequence[tuple[list[Vertebra], ImageGrid]]) -> tuple[list[Ver
     best, owner = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.uint8)
     means = [_mean_mask(group, grid) for group in groups]
     for number, (total, start) in enumerate(means, start=1):
-        box = tuple(slice(a, a + n) for a, n in zip(start, total.shape, strict=True))
+        box = box_slices(start, total.shape)
         wins = (total >= 0.5) & (total > best[box])
         best[box][wins], owner[box][wins] = total[wins], number
     merged = [_merge(group, owner == number, total, start, grid)
@@ -154,14 +155,15 @@ def merge(members: Sequence[tuple[list[Vertebra], ImageGrid]]) -> tuple[list[Ver
 
 def _corners(vertebra: Vertebra, own: ImageGrid, base: ImageGrid) -> np.ndarray:
     """Corners of the mask's box as (8, 3) indices of `base`."""
-    first = np.array(vertebra.mask_start)
-    ends = np.stack(np.meshgrid(*zip(first, first + vertebra.mask.shape, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
+    first = np.array(vertebra.known_mask_start)
+    pairs = np.stack([first, first + vertebra.known_mask.shape], axis=1)
+    ends = np.stack(np.meshgrid(*pairs, indexing="ij"), axis=-1).reshape(-1, 3)
     return base.world_to_index(own.index_to_world(ends))
 
 
 def _mean_mask(group: list[tuple[Vertebra, ImageGrid]], grid: ImageGrid) -> tuple[np.ndarray, np.ndarray]:
     """Mean mask probability of the members of one vertebra on a box of `grid`, and the box's first index."""
-    boxes = [target_box(vertebra, own, grid) for vertebra, own in group]
+    boxes = [box for vertebra, own in group if (box := target_box(vertebra, own, grid)) is not None]
     low, high = np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)
     total = np.zeros(high - low, np.float32)
     for vertebra, own in group:
@@ -176,9 +178,8 @@ def _merge(group: list[tuple[Vertebra, ImageGrid]], mask: np.ndarray, probabilit
         return None
     inside = np.argwhere(mask)
     first, last = inside.min(0), inside.max(0) + 1
-    box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
-    mask = fill_holes(largest_component(mask[box]))
-    soft = probability[tuple(slice(int(a), int(b)) for a, b in zip(first - start, last - start, strict=True))]
+    mask = fill_holes(largest_component(mask[box_slices(first, last - first)]))
+    soft = probability[box_slices(first - start, last - first)]
     own = [vertebra for vertebra, _ in group]
 
     def mean(name: str) -> Any:
@@ -191,15 +192,17 @@ def _merge(group: list[tuple[Vertebra, ImageGrid]], mask: np.ndarray, probabilit
 
     means = {name: mean(name) for name in ("box_centre", "body_centre", "score", "probabilities", "uncertainty", "trabecular_hu",
                                            "grade_probabilities", "combined_grade_probabilities")}
-    log_mean = np.logaddexp.reduce([v.log_probabilities for v in own], axis=0) - np.log(len(own))
+    log_mean = np.logaddexp.reduce([v.known_log_probabilities for v in own], axis=0) - np.log(len(own))
     known = [v.variant_log_probabilities for v in own if v.variant_log_probabilities is not None]
-    variants = tuple(map(float, np.log(np.mean(np.exp(known), axis=0)))) if known else None
+    variants = None
+    if known:
+        t13, l6 = np.log(np.mean(np.exp(known), axis=0))
+        variants = float(t13), float(l6)
     voxel = float(np.prod(grid.spacing))
     return replace(own[0], **means, log_probabilities=log_mean, variant_log_probabilities=variants, mask=mask,
-                   mask_start=tuple(int(n) for n in first),
-                   mask_probability=on_the_masks_side(soft, mask),
-                   mask_centroid=tuple(map(float, grid.index_to_world(np.argwhere(mask).mean(0) + first))),
-                   extent=tuple(float(n * s) for n, s in zip(mask.shape, grid.spacing, strict=True)), hits=sum(v.hits for v in own),
+                   mask_start=int_triple(first), mask_probability=on_the_masks_side(soft, mask),
+                   mask_centroid=float_triple(grid.index_to_world(np.argwhere(mask).mean(0) + first)),
+                   extent=float_triple(n * s for n, s in zip(mask.shape, grid.spacing, strict=True)), hits=sum(v.hits for v in own),
                    volume_ml=float(mask.sum()) * voxel / 1000, touches_border=any(v.touches_border for v in own),
                    level=None, confidence=None, heights=None)
 
@@ -213,11 +216,12 @@ def named(vertebrae: list[Vertebra], penalties: dict[str, float], forbid_anomali
     if not vertebrae:
         return SpineResult((), False)
     vertebrae = order_cranio_caudal(vertebrae)
-    steps = vertebral_gaps(np.array([v.body_centre for v in vertebrae]))
+    steps = vertebral_gaps(np.array([v.known_body_centre for v in vertebrae]))
     decoder = Decoder(Penalties.from_dict(penalties), forbid_anomalies)
     unknown = (float("nan"), float("nan"))
     variants = np.array([v.variant_log_probabilities or unknown for v in vertebrae])
-    numbering = decoder.decode(np.array([v.log_probabilities for v in vertebrae]), steps, variants)
+    numbering = decoder.decode(np.array([v.known_log_probabilities for v in vertebrae]), steps, variants)
     kept = tuple(replace(v, level=name, confidence=float(c)) for v, name, c in
                  zip(vertebrae, numbering.names, numbering.confidence, strict=True) if name is not None)
-    return SpineResult(kept, numbering.numbering_anchored and bool(kept), numbering.margin, extra={"rejected": len(vertebrae) - len(kept)})
+    return SpineResult(kept, numbering.numbering_anchored and bool(kept), numbering.margin,
+                       extra={"identify": {"rejected": len(vertebrae) - len(kept)}})

@@ -12,20 +12,23 @@ import torch
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
+from ..stages.method import method_fingerprint
 from ..stages.plan_files import load_plans, plans_from_json
 from ..stages.registry import (
     default_trainer_name,
     modality_of,
     pipeline_of,
     stage_folder_name,
-    stage_names,
     stage_of,
+    stages,
     train_command,
     trainer_class,
 )
 from ..training.checkpoint import Checkpoint, load_weights, weights_sha256
 from ..training.stage_model import CHECKPOINT_NAME, StageModel
 from ..utilities import paths
+from ..utilities.files import read_json
+from ..utilities.plugins import is_importable
 
 logger = logging.getLogger(__name__)
 
@@ -122,13 +125,16 @@ def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str =
 
     if not folder.is_dir():
         raise InputError(f"Model folder {folder} does not exist; train with spineclue_train, or give -m the folder of a model.")
-    places = {name: folder / stage_folder_name(name, plans_name, (trainers or {}).get(name)) for name in stage_names()}
+    _check_stages_known(folder, plans_name, checkpoint_name)
+    places = {name: folder / stage_folder_name(name, plans_name, (trainers or {}).get(name))
+              for name, stage in stages().items() if stage.trainable}
     modality = modality_of([name for name, place in places.items() if place.is_dir()])
     pipeline = [stage for stage in pipeline_of(modality) if stage.trainable]
     stage_folders = {stage.name: places[stage.name] for stage in pipeline if stage.required}
     for name, place in stage_folders.items():
         if not place.is_dir():
-            raise InputError(f"{folder} has no {place.name}; train stage {name} first: {command(name, 'FOLD')}.")
+            raise InputError(f"{folder} has no {place.name}; train stage {name} first: {command(name, 'FOLD')}"
+                             f"{_other_trainers(folder, name, plans_name)}.")
     chosen = list(dict.fromkeys(map(str, folds))) if folds is not None else _finished(folder, stage_folders, checkpoint_name)
     for stage in pipeline:
         missing = [fold for fold in chosen if not (places[stage.name] / f"fold_{fold}" / checkpoint_name).exists()]
@@ -146,6 +152,31 @@ def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str =
                 raise InputError(f"Fold {file.parent.name[5:]} of stage {name} was never trained to its end ({file} is missing); "
                                  f"run {command(name, file.parent.name[5:])}.")
     return files
+
+
+def _check_stages_known(folder: Path, plans_name: str, checkpoint_name: str) -> None:
+    """InputError for a trained stage of a package that cannot be used here: left out, the model would be another one than was trained."""
+    for place in sorted(folder.glob(f"*__{plans_name}__*")):
+        name = place.name.rpartition("__")[2]
+        if name in stages() or not any(place.glob(f"fold_*/{checkpoint_name}")):
+            continue
+        try:
+            plan = read_json(place / "plans.json", "plan")
+            package = plan["stages"][name]["package"]
+        except (InputError, KeyError, TypeError):
+            package = None
+        whose = f" of package '{package}'" if isinstance(package, str) else ""
+        try:
+            stage_of(name)
+        except InputError as error:
+            raise InputError(f"{place} is of stage '{name}'{whose}, which cannot be used here: {error} To predict without that stage, move "
+                             "the folder away.") from error
+
+
+def _other_trainers(folder: Path, stage: str, plans_name: str) -> str:
+    """The end of a sentence: which other trainers have trained this stage."""
+    found = sorted(place.name.split("__")[0] for place in folder.glob(f"*__{plans_name}__{stage}"))
+    return f", or choose the trainer that did with -tr {stage}={found[0]}" if found else ""
 
 
 def _finished(folder: Path, stage_folders: Mapping[str, Path], checkpoint_name: str) -> list[str]:
@@ -181,7 +212,9 @@ def _assemble(files: Mapping[str, list[Path]], plans: Plans | None, device: torc
     _warn_about_upstream(models, files)
     record = {"name": plans.plans_name, "dataset": plans.dataset_name, "source": source,
               "fingerprints": {name: plans.stage(name).model_fingerprint for name in ordered},
-              "weights": {name: models[name].sha256 for name in ordered}}
+              "weights": {name: models[name].sha256 for name in ordered},
+              "method": {stage.name: method_fingerprint(stage) for stage in pipeline_of(modality_of(loaded))
+                         if stage.name in loaded or not stage.trainable}}
     if stand_ins:
         record["shipped_stands_in"] = sorted(stand_ins)
     return Model(plans, device, models, source, record)
@@ -194,10 +227,10 @@ def load_stage(file: Path, stage: str, device: torch.device) -> tuple[StageModel
     return stage_model(stage, [checkpoint], [file], plans, device), plans
 
 
-def load_shipped_geometry(device: torch.device) -> StageModel | None:
-    """The package's own geometry classifier; None where it is not installed."""
-    file = paths.weights_folder() / "geometry.pth"
-    return load_stage(file, "geometry", device)[0] if file.exists() else None
+def load_stand_in(stage: str, device: torch.device) -> StageModel | None:
+    """The package's own weights of a stage that may be stood in for; None for other stages and where they are not installed."""
+    file = paths.weights_folder() / f"{stage}.pth"
+    return load_stage(file, stage, device)[0] if stage_of(stage).shipped_stands_in and file.exists() else None
 
 
 def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], plans: Plans, device: torch.device) -> StageModel:
@@ -205,11 +238,20 @@ def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], pl
     networks = []
     for checkpoint, file in zip(checkpoints, files, strict=True):
         _check_fingerprint(checkpoint, plans, stage, file)
+        check_package(checkpoint.meta, file)
         network = build_network(stage, plans, checkpoint.meta.get("trainer")).to(device)
         load_weights(network, checkpoint, file)
         networks.append(network.eval())
     return StageModel(networks, [c.meta.get("fitted", {}) for c in checkpoints], [c.extra for c in checkpoints],
                       [weights_sha256(c.network) for c in checkpoints])
+
+
+def check_package(meta: Mapping[str, Any], place: str | Path) -> None:
+    """InputError where the checkpoint with this description, at `place`, was trained by a trainer whose package is not installed."""
+    package = meta.get("package")
+    if package is not None and not is_importable(str(package)):
+        raise InputError(f"{place} was trained by {meta.get('trainer')} of package {str(package)[:100]!r}, which is not installed; its "
+                         "network cannot be built without that package, so install it.")
 
 
 def build_network(stage: str, plans: Plans, trainer: str | None = None) -> torch.nn.Module:

@@ -21,13 +21,14 @@ import torch
 from ..errors import InputError
 from ..inference.model import Model, folds_of, load_trained, trained_files
 from ..plans.plans import DEFAULT_PLANS_NAME
+from ..stages.identify.fitting import HALVES
 from ..stages.plan_files import load_plans
 from ..training.checkpoint import HALF_PRECISION_RATIO, Checkpoint
 from ..training.stage_model import CHECKPOINT_NAME
 from ..utilities import paths
 from ..utilities.files import atomic_path, read_json
 from ..version import __version__
-from .model_card import licence_text, model_card
+from .model_card import licence_text, model_card, packages_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ def export_model(dataset: str | int, output: str | Path, folds: list[int | str] 
                     "folds": folds_of(files), "checkpoint": checkpoint_name,
                     "stages": {stage: found[0].parents[1].name for stage, found in files.items()}, "half": half,
                     "fingerprints": {stage: model.record["fingerprints"][stage] for stage in files}, "files": listed}
+        if packages := packages_of(model, files):
+            manifest["packages"] = packages
         _add(archive, {}, f"{folder.name}/{card}/{MANIFEST}", _json(manifest).encode())
     logger.info("%s: %.1f MB.", output, output.stat().st_size / 1e6)
     return output
@@ -108,8 +111,11 @@ def _checked(dataset: str | int, folds: list[int | str] | None, plans_name: str,
 def _without_cases(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint without optimiser and scaler, and with counts where the names of its cases were."""
     meta = {k: v for k, v in checkpoint.meta.items() if k not in ("train_cases", "val_cases")}
+    if HALVES in meta.get("fitted", {}):  # by what the validation cases were judged: their names, and matrices for nothing else
+        meta["fitted"] = {k: v for k, v in meta["fitted"].items() if k != HALVES}
+    extra = {name: tensor for name, tensor in checkpoint.extra.items() if not name.startswith("phi_half_")}
     meta["cases"] = {part: len(checkpoint.meta.get(f"{part}_cases", [])) for part in ("train", "val")}
-    return replace(checkpoint, meta=meta, optimizer=None, scaler=None)
+    return replace(checkpoint, meta=meta, extra=extra, optimizer=None, scaler=None)
 
 
 def _halved(checkpoint: Checkpoint) -> Checkpoint:

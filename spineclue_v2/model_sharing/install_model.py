@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..inference.model import check_package
 from ..stages.plan_files import load_plans
 from ..stages.registry import is_whole_model, stage_of
 from ..training.checkpoint import Checkpoint, file_sha256
@@ -139,7 +140,7 @@ def _read_manifest(archive: Path, content: zipfile.ZipFile, entries: dict[str, z
         raise wrong
     if manifest["format"] > FORMAT:
         raise InputError(f"Model {archive} has format {manifest['format']}; this version reads up to {FORMAT}. Update spineclue_v2.")
-    _check_stages_known(archive, manifest.get("stages"))
+    _check_stages_known(archive, manifest.get("stages"), manifest.get("packages"))
     texts, files, stages = ("dataset", "plans_name", "checkpoint"), manifest.get("files"), manifest.get("stages")
     folds, fingerprints = manifest.get("folds"), manifest.get("fingerprints")
     if not (all(isinstance(manifest.get(key), str) for key in texts) and isinstance(files, dict)
@@ -154,13 +155,15 @@ def _read_manifest(archive: Path, content: zipfile.ZipFile, entries: dict[str, z
     return manifest | {"path": found[0]}
 
 
-def _check_stages_known(archive: Path, stages: Any) -> None:
-    """InputError for a stage of a package that is not installed here."""
+def _check_stages_known(archive: Path, stages: Any, packages: Any) -> None:
+    """InputError for a stage of a package that is not installed here, or cannot be used."""
     for name in stages if isinstance(stages, dict) else ():
         try:
             stage_of(name)
         except InputError as error:
-            raise InputError(f"Model {archive} has a stage that this installation lacks: {error}") from error
+            package = packages.get(name) if isinstance(packages, dict) else None
+            whose = f" of package {package[:100]!r}" if isinstance(package, str) else ""
+            raise InputError(f"Model {archive} has a stage{whose} that this installation lacks: {error}") from error
 
 
 def _compare(archive: Path, entries: dict[str, zipfile.ZipInfo], manifest: dict[str, Any]) -> None:
@@ -231,6 +234,7 @@ def _check_model(archive: Path, folder: Path, manifest: dict[str, Any]) -> None:
                 file = folder / name / f"fold_{fold}" / manifest["checkpoint"]
                 check_checkpoint(file)
                 meta = Checkpoint.load(file).meta
+                check_package(meta, f"fold {fold}")
                 if (meta.get("stage"), meta.get("model_fingerprint")) != (stage, wanted):
                     raise InputError(f"fold {fold} holds a checkpoint of stage {meta.get('stage')!r} with model fingerprint "
                                      f"{meta.get('model_fingerprint')!r}, expected {stage!r} with {wanted}.")

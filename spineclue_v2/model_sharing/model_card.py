@@ -7,8 +7,11 @@ from typing import Any
 from ..anatomy import ORDER_INDEX
 from ..errors import InputError
 from ..inference.model import Model, folds_of
+from ..plans.plans import DEFAULT_PLANS_NAME
+from ..stages.registry import default_trainer_name
 from ..training.checkpoint import Checkpoint
 from ..utilities.files import read_json
+from ..utilities.plugins import package_of
 from ..version import __version__
 
 MAX_LICENCE_BYTES = 1 << 20
@@ -56,10 +59,12 @@ def model_card(model: Model, files: dict[str, list[Path]], half: bool) -> str:
     lines = [f"# {plans.dataset_name or folder.parent.name}, {plans.plans_name}", "",
              "Finds, segments and names the vertebrae of a CT scan with [SpineCLUE](https://arxiv.org/abs/2401.07271) as implemented in "
              f"spineclue_v2 (exported by version {__version__}). Install it with `spineclue_install_model ZIP`, use it with "
-             f"`spineclue_predict -d {folder.parent.name}`.", "",
+             f"`spineclue_predict -d {folder.parent.name}{choice_of(files)}`.", "",
              f"- folds: {folds}", f"- weights: {'fp16' if half else 'as trained (fp32)'}", f"- planner: {plans.planner}",
              f"- content hash of the dataset: `{plans.dataset_hash}`", "", "## Training data", ""]
     lines += [f"- {text}" for text in _data_lines(dataset, fingerprint)]
+    for stage, package in packages_of(model, files).items():
+        lines += ["", f"Stage {stage} needs the package `{package}`: install it first."]
     lines += ["", "## Stages and their figures", "",
               "Figures of each fold on its own validation cases, as `validation/summary.json` has them: each stage on what the earlier "
               "stages of that fold found (on true input where those were not trained). Measure it on your data with "
@@ -71,6 +76,21 @@ def model_card(model: Model, files: dict[str, list[Path]], half: bool) -> str:
         lines += ["", f"Stage {stage} was not trained with this model and is not part of it: the package's own weights of it stand in."]
     lines += ["", "## Intended use", "", INTENDED_USE, "", "Licence: see LICENSE.txt beside this card.", ""]
     return "\n".join(lines)
+
+
+def packages_of(model: Model, files: dict[str, list[Path]]) -> dict[str, str]:
+    """{stage: package} of the stages that are, or whose trainers are, from other packages than ours."""
+    found = {stage: package_of(type(model.plans.stage(stage).network)) or Checkpoint.load(paths[0]).meta.get("package")
+             for stage, paths in files.items()}
+    return {stage: package for stage, package in found.items() if package}
+
+
+def choice_of(files: dict[str, list[Path]]) -> str:
+    """The flags of spineclue_predict that choose this model's plans and trainers; empty where those are the default."""
+    names = {stage: paths[0].parents[1].name.split("__") for stage, paths in files.items()}
+    plans_name = next(iter(names.values()))[1]
+    own = [f"{stage}={trainer}" for stage, (trainer, *_) in names.items() if trainer != default_trainer_name(stage)]
+    return (f" -p {plans_name}" if plans_name != DEFAULT_PLANS_NAME else "") + (f" -tr {' '.join(own)}" if own else "")
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..utilities.files import write_json
+from ..utilities.plugins import package_of
 
 GROUPS = ("data", "network", "run")
 
@@ -44,7 +45,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plans:
-    """All stages of one dataset's plan."""
+    """All stages of one dataset's plan. `not_here`: JSON of the stages whose package is not installed here, written again as it is."""
 
     plans_name: str
     planner: str
@@ -52,10 +53,16 @@ class Plans:
     dataset_hash: str
     budget: dict[str, Any]
     stages: dict[str, StagePlan]
+    not_here: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def stage(self, name: str) -> StagePlan:
+        if name in self.not_here:
+            package = self.not_here[name]["package"]
+            raise InputError(f"Plan '{self.plans_name}' has stage '{name}' of package '{package}', which cannot be used here; install or "
+                             "repair that package.")
         if name not in self.stages:
-            raise InputError(f"Plan '{self.plans_name}' has no stage '{name}'; it has {', '.join(self.stages)}.")
+            raise InputError(f"Plan '{self.plans_name}' has no stage '{name}'; it has {', '.join(self.stages)}. A stage whose package came "
+                             "later is there once spineclue_plan_and_preprocess has planned again.")
         return self.stages[name]
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +71,10 @@ class Plans:
         for name, stage in self.stages.items():
             stages[name] = {group: {key: {"value": value} | stage.reasons.get(f"{group}.{key}", {})
                                     for key, value in _values(getattr(stage, group)).items()} for group in GROUPS}
+            # Of another package: so that those who lack it learn which one to install.
+            if package := package_of(type(stage.network)):
+                stages[name] = {"package": package} | stages[name]
+        stages |= self.not_here
         return {"format": FORMAT, "plans_name": self.plans_name, "planner": self.planner, "dataset_name": self.dataset_name,
                 "dataset_hash": self.dataset_hash, "budget": self.budget, "stages": stages,
                 "fingerprints": {name: {"data": s.data_fingerprint, "model": s.model_fingerprint} for name, s in self.stages.items()}}

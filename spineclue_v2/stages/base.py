@@ -7,20 +7,24 @@ the entry points `spineclue_v2.stages`. A pipeline is the list of the stages of 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..imageio.volume import Volume
 from ..plans.plans import Plans
+from ..utilities.plugins import OWN_PACKAGE
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from ..training.stage_model import StageModel
+
+STAGE_NAME = re.compile(r"(?=.{1,40}$)[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 CLASSIFIERS = ("shape", "geometry", "appearance")
 """Who can say something about a vertebra's level: its mask, where the others lie, what surrounds it in the scan."""
@@ -107,12 +111,14 @@ class Stage:
         builder: function `plans -> torch.nn.Module` with fresh weights.
         trainer: the default trainer class; others of the same module are found by name.
         headline: planned values that `spineclue_plan_experiment` shows, as "group.field".
-        required: a model of this modality cannot do without it.
+        required: a model of this modality cannot do without it; never so for a stage of another package.
         after: name of the stage that it follows, for stages of other packages; "" = at the end.
         replaced_by: where the model has this other stage, that one predicts instead (and contains this one).
         names_masks: takes part where masks are known and only names are wanted (`spineclue_relabel`).
         needs_scan: looks at the scan itself, so it is left out where there are masks alone.
         shipped_stands_in: a trained model that lacks this stage predicts with the package's own weights of it, and says so.
+        plan: function `(planner, stages) -> StagePlan | None` of a stage that the planners have no method for, as of another package: its
+            planned values, given the planner and the stages planned before ({name: StagePlan}); None: not for this dataset.
     """
 
     name: str
@@ -130,6 +136,7 @@ class Stage:
     names_masks: bool = False
     needs_scan: bool = True
     shipped_stands_in: bool = False
+    plan: str | None = None
 
     @property
     def trainable(self) -> bool:
@@ -142,24 +149,41 @@ class Stage:
         return {name: kind for name, kind in groups.items() if kind is not None}
 
     def check(self) -> Stage:
-        """The stage itself; InputError when a part is missing."""
+        """The stage itself; InputError when a part is missing. Nothing is imported for it."""
+        if not STAGE_NAME.fullmatch(self.name):
+            raise InputError(f"Stage '{self.name}' has a name that does not serve for folders; expected small letters, digits and single "
+                             "underscores, at most 40, a letter first.")
         if self.modality not in ("CT", "MR"):
             raise InputError(f"Stage '{self.name}' has modality {self.modality!r}; expected CT or MR.")
         if self.trainable and (len(self.groups) < 3 or self.builder is None):
             lacking = [part for part in ("data", "network", "run", "builder") if getattr(self, part) is None]
             raise InputError(f"Stage '{self.name}' has a trainer but no {', '.join(lacking)}; a stage that learns needs all of data, "
                              "network, run, builder, trainer and predictor.")
+        for part in ("predictor", "builder", "trainer", "plan"):
+            text = getattr(self, part)
+            if text is not None and not (isinstance(text, str) and re.fullmatch(r"[\w.]+:\w+", text)):
+                raise InputError(f"Stage '{self.name}' has {part} {text!r}; expected a text 'module:name'.")
+        for group, kind in self.groups.items():
+            if not is_dataclass(kind):
+                raise InputError(f"Stage '{self.name}' has {kind!r} for its group {group}; expected a dataclass of planned values.")
         return self
 
     def part(self, text: str) -> Any:
-        """What `module:name` names; InputError, with the stage and the text, when it cannot be imported."""
+        """What `module:name` names; InputError, with the stage and the text, when a module of another package cannot be imported."""
         module, _, name = text.partition(":")
         try:
             return getattr(importlib.import_module(module), name)
-        except ImportError as error:
-            raise InputError(f"Stage '{self.name}': {text} cannot be imported ({error}); install or repair its package.") from error
-        except AttributeError as error:
-            raise InputError(f"Stage '{self.name}': {module} has no '{name}'; a stage needs each part that it names.") from error
+        except Exception as error:  # whatever a foreign package does at its import; an error of our own modules is a bug
+            if module.partition(".")[0] == OWN_PACKAGE:
+                raise
+            raise InputError(f"Stage '{self.name}': {text} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())}); a "
+                             "stage needs each part that it names, so repair or uninstall its package.") from error
+
+    def load_parts(self) -> None:
+        """Load every part that a training and a prediction will need, so that a missing one is said before time is spent."""
+        for text in (self.predictor, self.builder, self.trainer):
+            if text is not None:
+                self.part(text)
 
     def build_network(self, plans: Plans) -> torch.nn.Module:
         """The plan's network with fresh weights."""

@@ -29,6 +29,7 @@ def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
 
     Formats 1 to FORMAT are read. Names of fields from version 0.1 are read as the present ones; the log says so once per file, unless
     it is one of the shipped weights.
+    A stage of another package that cannot be used here stays as it is written (`Plans.not_here`): the other stages do not need it.
     """
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
         raise InputError(f"{source} is no SpineCLUE plan (no 'stages').")
@@ -41,7 +42,11 @@ def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
     found: dict[str, StagePlan] = {}
     renamed: dict[str, str] = {}
     known = stages()
+    not_here: dict[str, Any] = {}
     for name, groups in content["stages"].items():
+        if name not in known and isinstance(groups, dict) and isinstance(groups.get("package"), str):
+            not_here[name] = groups
+            continue
         if name not in known or not known[name].groups:
             raise InputError(f"{source}: unknown stage '{name}'{nearest(name, stage_names())}; a stage of another package is known once "
                              "that package is installed.")
@@ -51,7 +56,7 @@ def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:
     if renamed and not Path(source).is_relative_to(paths.weights_folder()):
         _warn_of_old_names(source, tuple(renamed.items()))
     return Plans(content.get("plans_name", DEFAULT_PLANS_NAME), content.get("planner", ""), content.get("dataset_name", ""),
-                 content.get("dataset_hash", ""), content.get("budget", {}), found)
+                 content.get("dataset_hash", ""), content.get("budget", {}), found, not_here)
 
 
 @cache

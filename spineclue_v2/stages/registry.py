@@ -3,16 +3,21 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
+import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME
+from ..utilities.plugins import OWN_PACKAGE, describe_origin, find_points, load_named, load_point
 from .base import Stage
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from ..training.trainer import BaseTrainer
 
 OWN = {  # name -> where its Stage is; in the order of prediction
@@ -29,60 +34,89 @@ OWN = {  # name -> where its Stage is; in the order of prediction
 CORE_STAGES = ("localize", "segment", "identify")
 """The paper's three, which every CT model has."""
 
+logger = logging.getLogger(__name__)
+
 STAGE_POINTS, TRAINER_POINTS = "spineclue_v2.stages", "spineclue_v2.trainers"
 
 
 @cache
-def stages() -> dict[str, Stage]:
-    """Every stage by name, in the order of prediction. InputError for one that cannot be imported, lacks a part, or takes a name twice."""
-    found = {}
+def _find_stages() -> tuple[dict[str, Stage], dict[str, str]]:
+    """(stages by name in the order of prediction, those that cannot be used by name with the sentence why)."""
+    known: dict[str, Stage] = {}
     for name, text in OWN.items():
         module, _, attribute = text.partition(":")
-        found[name] = getattr(importlib.import_module(module), attribute)
-    for point in entry_points(group=STAGE_POINTS):
-        if point.name in found:
-            raise InputError(f"Two stages are called '{point.name}', one of them in {point.value}; rename that one in its package's entry "
-                             f"points {STAGE_POINTS}.")
-        found = _inserted(found, _loaded(point))
-    return found
+        known[name] = getattr(importlib.import_module(module), attribute)
+    refused: dict[str, str] = {}
+    waiting: list[Stage] = []
+    points = find_points(STAGE_POINTS)
+    for name in dict.fromkeys(point.name for point in points):
+        same = [point for point in points if point.name == name]
+        if len(same) > 1 or name in OWN:
+            others = [f"{OWN[name]} of {OWN_PACKAGE} itself"] if name in OWN else []
+            refused[name] = (f"Two stages are called '{name}' ({' and '.join([*others, *map(describe_origin, same)])}); uninstall one of "
+                             f"the packages, or rename one stage in its entry points {STAGE_POINTS}.")
+            continue
+        try:
+            waiting.append(_load_stage(same[0]))
+        except InputError as error:
+            refused[name] = str(error)
+    ordered, without_place = _place(known, waiting)
+    return ordered, refused | without_place
 
 
-def _loaded(point: Any) -> Stage:
-    try:
-        stage = point.load()
-    except Exception as error:  # whatever a foreign package does at its import
-        raise InputError(f"Stage '{point.name}' of {point.value} cannot be imported ({type(error).__name__}: {error}); repair or "
-                         "uninstall that package.") from error
+def _load_stage(point: EntryPoint) -> Stage:
+    """The checked stage of an entry point. A model is whole without it: those trained before its package came stay usable."""
+    stage = load_point(point, "Stage")
     if not isinstance(stage, Stage) or stage.name != point.name:
-        raise InputError(f"Entry point '{point.name}' of {STAGE_POINTS} is {point.value}, which is no Stage of that name; give it a "
-                         f"spineclue_v2.Stage(name='{point.name}', ...).")
-    return stage.check()
+        raise InputError(f"Entry point '{point.name}' of {STAGE_POINTS} is {describe_origin(point)}, which is no Stage of that name; make "
+                         f"it a spineclue_v2.Stage(name='{point.name}', ...), or uninstall that package.")
+    return replace(stage.check(), required=False)
 
 
-def _inserted(known: dict[str, Stage], stage: Stage) -> dict[str, Stage]:
-    """`known` with `stage` behind the one it follows."""
-    if not stage.after:
-        return known | {stage.name: stage}
-    if stage.after not in known:
-        raise InputError(f"Stage '{stage.name}' follows '{stage.after}', which is no stage; known: {', '.join(known)}.")
-    ordered = {}
-    for name, other in known.items():
-        ordered[name] = other
-        if name == stage.after:
-            ordered[stage.name] = stage
-    return ordered
+def _place(known: dict[str, Stage], waiting: list[Stage]) -> tuple[dict[str, Stage], dict[str, str]]:
+    """`known` with each of `waiting` behind the stage that it follows (which may be one of `waiting`), and why some have no place."""
+    ordered = list(known.values())
+    while waiting:
+        names = [stage.name for stage in ordered]
+        ready = [stage for stage in waiting if not stage.after or stage.after in names]
+        if not ready:
+            return {stage.name: stage for stage in ordered}, {
+                stage.name: f"Stage '{stage.name}' follows '{stage.after}', which is no stage that can be used; known: {', '.join(names)}."
+                for stage in waiting}
+        for stage in ready:
+            ordered.insert([other.name for other in ordered].index(stage.after) + 1 if stage.after else len(ordered), stage)
+        waiting = [stage for stage in waiting if stage not in ready]
+    return {stage.name: stage for stage in ordered}, {}
+
+
+@cache
+def stages() -> dict[str, Stage]:
+    """Every stage by name, in the order of prediction.
+
+    A stage of another package that cannot be used (its package does not import, it lacks a part, its name is taken) is left out with a
+    warning, and `stage_of` refuses it: commands that do not need it go on. InputError where the name is one of our own stages, for then
+    every model needs it.
+    """
+    known, refused = _find_stages()
+    for name, why in refused.items():
+        if name in OWN:
+            raise InputError(why)
+        logger.warning("%s Whatever needs no stage '%s' goes on without it.", why, name)
+    return known
 
 
 def stage_names() -> tuple[str, ...]:
     """Names of the stages that can be trained; no package is imported for it."""
-    foreign = [point.name for point in entry_points(group=STAGE_POINTS)]
-    return (*(name for name in OWN if name != "heights"), *(name for name in foreign if name not in OWN))
+    foreign = [point.name for point in find_points(STAGE_POINTS)]
+    return (*(name for name in OWN if name != "heights"), *dict.fromkeys(name for name in foreign if name not in OWN))
 
 
 def stage_of(name: str) -> Stage:
-    """The stage of that name; InputError names the known ones."""
+    """The stage of that name; InputError says why it cannot be used, or names the known ones."""
     known = stages()
     if name not in known:
+        if name in _find_stages()[1]:
+            raise InputError(_find_stages()[1][name])
         close = difflib.get_close_matches(name, known, n=1)
         raise InputError(f"There is no stage '{name}'{f' (did you mean {close[0]}?)' if close else ''}; known: {', '.join(known)}. "
                          "A stage of another package is there once that package is installed.")
@@ -116,24 +150,31 @@ def trainer_class(stage: str, name: str | None = None) -> type[BaseTrainer]:
     described = stage_of(stage)
     if described.trainer is None:
         raise InputError(f"Stage '{stage}' learns nothing, so it has no trainer; trainable: {', '.join(stage_names())}.")
-    module_name, _, default = described.trainer.partition(":")
+    default = described.trainer.partition(":")[2]
     wanted = name or default
-    if wanted == default:
-        return described.part(described.trainer)
-    module = importlib.import_module(module_name)
-    found = getattr(module, wanted, None)
-    for point in entry_points(group=TRAINER_POINTS) if found is None else ():
-        if point.name == wanted:
-            try:
-                found = point.load()
-            except Exception as error:  # whatever a foreign package does at its import
-                raise InputError(f"Trainer '{wanted}' of {point.value} cannot be imported ({type(error).__name__}: {error}); repair that "
-                                 "package.") from error
-    if found is None or getattr(found, "stage", None) != stage:
+    found = described.part(described.trainer)
+    module = sys.modules[described.trainer.partition(":")[0]]
+    if wanted != default:
+        found = getattr(module, wanted, None) or load_named(TRAINER_POINTS, wanted, "trainer")
+    if found is None:
         known = [key for key, value in vars(module).items() if getattr(value, "stage", None) == stage]
-        known += [point.name for point in entry_points(group=TRAINER_POINTS)]
+        known += [point.name for point in find_points(TRAINER_POINTS)]
         raise InputError(f"Stage '{stage}' has no trainer '{wanted}'; known: {', '.join(known)}. Trainers of other packages are found "
-                         f"through entry points of the group {TRAINER_POINTS}.")
+                         f"through entry points of the group {TRAINER_POINTS}, once those packages are installed.")
+    return _check_trainer(found, wanted, stage)
+
+
+def _check_trainer(found: Any, name: str, stage: str) -> type[BaseTrainer]:
+    """`found` itself; InputError where it is no trainer of that stage, or goes by another name than the one it is found by."""
+    from ..training.trainer import BaseTrainer
+
+    if not isinstance(found, type) or not issubclass(found, BaseTrainer):
+        raise InputError(f"Trainer '{name}' of stage '{stage}' is {found!r}; expected a subclass of spineclue_v2.BaseTrainer.")
+    if found.stage != stage:
+        raise InputError(f"Trainer '{name}' trains stage '{found.stage}', not '{stage}'; choose a trainer of that stage with -tr.")
+    if found.__name__ != name or "__" in name:
+        raise InputError(f"Trainer '{name}' is the class {found.__name__}; folders and checkpoints hold the class's name, so call both "
+                         "alike, without a double underscore.")
     return found
 
 

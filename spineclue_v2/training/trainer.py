@@ -23,6 +23,7 @@ from ..anatomy.vertebra import Vertebra
 from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
 from ..plans.plans import Plans
+from ..utilities.plugins import package_of
 from ..version import __version__
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
@@ -95,6 +96,7 @@ class BaseTrainer:
         self.epoch = 0
         self.extra: dict[str, torch.Tensor] = {}
         self.fitted: dict[str, Any] = {}
+        self.method = ""                        # fingerprint of the numbers in the stage's code, for the checkpoint
         self.upstream: EarlierFindings | None = None  # what earlier stages found in the validation cases
         self._stop = False
         self._parallel_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] = self._loss_alone
@@ -313,8 +315,10 @@ class BaseTrainer:
     def checkpoint(self, with_optimizer: bool = False) -> Checkpoint:
         meta = {"stage": self.stage, "trainer": type(self).__name__, "fold": self.fold, "epoch": self.epoch, "best_ema": self.best,
                 "history": self.history, "plans": self.plans.to_json(), "data_fingerprint": self.plan.data_fingerprint,
-                "model_fingerprint": self.plan.model_fingerprint, "fitted": self.fitted, "version": __version__,
+                "model_fingerprint": self.plan.model_fingerprint, "fitted": self.fitted, "version": __version__, "method": self.method,
                 "train_cases": self.train_cases, "val_cases": self.val_cases}
+        if package := package_of(type(self)):
+            meta["package"] = package  # who lacks it cannot build the network, and learns which one to install
         optimizer = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()} if with_optimizer else None
         return Checkpoint(self.network.state_dict(), meta, self.extra, optimizer, self.scaler.state_dict() if with_optimizer else None)
 

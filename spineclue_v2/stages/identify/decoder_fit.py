@@ -11,6 +11,8 @@ from .decoder import Decoder
 from .plan import Penalties
 
 FITTED = ("l6", "missing_t12", "missed", "false_detection", "evidence")
+OF_VARIANT = {"T13": ("t13", "t13_offset"), "L6": ("l6_offset",)}
+"""What only scans with such a vertebra tell: fitted where there is one, else left as it is."""
 BOUNDS = {"t13": (-9.0, 0.0), "l6": (-9.0, 0.0), "missing_t12": (-9.0, 0.0), "missed": (-9.0, 0.0), "t13_offset": (-4.0, 4.0),
           "l6_offset": (-4.0, 4.0), "false_detection": (-6.0, 4.0), "evidence": (0.1, 2.0)}
 WORST = -20.0
@@ -34,20 +36,23 @@ def mean_log_posterior(penalties: Penalties, cases: Sequence[Case], weights: Seq
     return float(np.average(np.maximum(values, WORST), weights=weights))
 
 
-def fit_penalties(cases: Sequence[Case], start: Penalties | None = None, names: Sequence[str] = FITTED, iterations: int = 8,
+def fit_penalties(cases: Sequence[Case], start: Penalties | None = None, names: Sequence[str] | None = None, iterations: int = 8,
                weights: Sequence[float] | None = None) -> Penalties:
     """Penalties that maximise `mean_log_posterior` over held-out scans.
 
     Args:
         cases: out-of-fold scans; their share of anomalies, missed and false detections is what the penalties learn.
         start: where to begin; fields not in `names` stay.
-        names: fields of `Penalties` to fit.
+        names: fields of `Penalties` to fit; None: `FITTED`, and those of the variants that the cases show.
         iterations: of L-BFGS with numerical gradients; each costs one pass over the cases per fitted field.
         weights: of the cases; a stratified sample gives each scan the number it stands for.
     """
     start = start or Penalties()
     if not cases:
         return start
+    if names is None:
+        shown = {name for case in cases for name in case.names}
+        names = (*FITTED, *(field for variant, own in OF_VARIANT.items() if variant in shown for field in own))
 
     def loss(values: np.ndarray) -> float:
         return -mean_log_posterior(replace(start, **dict(zip(names, map(float, values), strict=True))), cases, weights)

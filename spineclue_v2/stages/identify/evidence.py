@@ -41,7 +41,7 @@ def combine_evidence(evidence: Mapping[str, Evidence], weights: Mapping[str, flo
     if "shape" in evidence and ("shape" in classifiers or not used):
         used = {"shape": evidence["shape"]} | used
     weight = {name: weights.get(name, 1.0) if found.weight is None else found.weight for name, found in used.items()}
-    total = sum(weight[name] * found.logs for name, found in used.items())
+    total = np.sum([weight[name] * found.logs for name, found in used.items()], axis=0)
     norm = np.logaddexp.reduce(total, axis=1, keepdims=True)
     if all(found.variants is None for found in used.values()):
         return total - norm, None

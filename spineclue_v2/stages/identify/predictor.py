@@ -28,7 +28,7 @@ INFERENCE_BATCH = 8
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
     """Names for segmented vertebrae, by the shape of their masks and by what other classifiers have said of them so far.
 
-    What the decoder takes for no vertebra is dropped; `extra["rejected"]` counts it.
+    What the decoder takes for no vertebra is dropped; `extra["identify"]["rejected"]` counts it.
     """
     vertebrae, plan = findings.vertebrae, context.plans.stage("identify")
     if not vertebrae:
@@ -45,7 +45,7 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
                   for v, p, u, row, extra, name, c in zip(vertebrae, probabilities, uncertainty, logs, own, numbering.names,
                                                           numbering.confidence, strict=True) if name is not None)
     return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
-                   margin=numbering.margin, extra={**findings.extra, "rejected": len(vertebrae) - len(named)})
+                   margin=numbering.margin, extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)}})
 
 
 def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str, Any], plan: StagePlan, device: torch.device,
@@ -56,7 +56,7 @@ def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str,
     with torch.inference_mode(), autocast(device):
         features = torch.cat([network.features(crops[i:i + INFERENCE_BATCH].to(device)).float()
                               for i in range(0, len(crops), INFERENCE_BATCH)])
-    mean, entropy, _ = monte_carlo(network, features, plan.run.mc_samples, fitted.get("temperature", 1.0))
+    mean, entropy = monte_carlo(network, features, plan.run.mc_samples, fitted.get("temperature", 1.0))
     return mean.cpu().clone(), entropy.cpu().clone()
 
 

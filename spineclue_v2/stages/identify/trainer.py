@@ -14,10 +14,10 @@ from ...preprocessing.crops import mask_crop
 from ...training.distributed import gather_rows, shard_of
 from ...training.losses import supervised_contrastive
 from ...training.optimizers import build_optimizer, poly_schedule
-from ...training.temperature import fit_temperature
 from ...training.trainer import BaseTrainer, logger
 from .data import MaskBatches
-from .fusion import MessageFusion, fit_phi, fusion_with
+from .fitting import HALVES, ScanRows, fit_halves, fit_rows, fitted_without
+from .fusion import fusion_with
 from .losses import identification_loss
 from .network import LevelNetwork, network_of_plans
 from .uncertainty import monte_carlo
@@ -121,26 +121,17 @@ class IdentifyTrainer(BaseTrainer):
         self.network.eval()
         found = self._found_scans()
         scans = found or self._scans()
-        logits = torch.cat([s["logits"] for s in scans])
-        targets = torch.cat([s["targets"] for s in scans])
-        temperature = fit_temperature(logits, targets)
-        run = self.plan.run
-        fusion = MessageFusion(run.theta, run.hops, run.neighbours)
-        rows = []
-        for scan in scans:
-            mean, uncertainty, _ = monte_carlo(self.network, scan["features"].to(self.device), run.mc_samples, temperature)
-            rows.append((mean.cpu().clone(), uncertainty.cpu().clone(), scan["positions"], scan["targets"]))
-        with torch.enable_grad():
-            curve = fit_phi(fusion, rows)
-        self.extra = {"phi": fusion.phi.detach().clone()}
+        fit = fit_rows(self.network, scans, self.plan.run, self.device)
+        halves, tensors = fit_halves(self.network, scans, self.plan.run, self.device)
+        self.extra = {"phi": fit.phi, **tensors}
         cases = "training cases" if self.batch_cases(training=False) == self.train_cases else "validation cases"
-        self.fitted = {"temperature": temperature, "fusion_cross_entropy": [curve[0], curve[-1]],
+        self.fitted = {"temperature": fit.temperature, "fusion_cross_entropy": list(fit.cross_entropy), HALVES: halves,
                        "fitted_on": f"{cases}, {'predicted' if found else 'true'} masks", "upstream": self._upstream_weights()}
         logger.info("Temperature %.3f; fusion: cross entropy %.4f with shift matrices, %.4f after learning phi.",
-                    temperature, curve[0], curve[-1])
+                    fit.temperature, *fit.cross_entropy)
 
     @torch.no_grad()
-    def _scans(self) -> list[dict[str, Any]]:
+    def _scans(self) -> list[ScanRows]:
         """Per validation case: features, logits, targets and positions of its vertebrae in cranio-caudal order (true masks)."""
         maker = self.batch_sampler(training=False)
         scans = []
@@ -151,9 +142,9 @@ class IdentifyTrainer(BaseTrainer):
             properties = {v["label"]: v for v in self.dataset.properties(case)["vertebrae"].values()}
             features = self.network.features(maker.inputs_of(case).to(self.device)).float()
             centres = np.array([properties[label]["body_centre"] for _, label, _ in rows]) * self.plan.data.spacing_mm
-            scans.append({"case": case, "features": features.cpu(), "logits": self.network.classify(features).float().cpu(),
-                          "targets": torch.tensor([LEVEL_INDEX_OF_LABEL[label] for _, label, _ in rows]),
-                          "positions": torch.from_numpy(round_positions(vertebral_gaps(centres)))})
+            scans.append(ScanRows(case, features.cpu(), self.network.classify(features).float().cpu(),
+                                  torch.tensor([LEVEL_INDEX_OF_LABEL[label] for _, label, _ in rows]),
+                                  torch.from_numpy(round_positions(vertebral_gaps(centres)))))
         return scans
 
     def _upstream_weights(self) -> dict[str, str]:
@@ -165,11 +156,11 @@ class IdentifyTrainer(BaseTrainer):
         return self.fitted.get("upstream", {}) != self._upstream_weights()
 
     @torch.no_grad()
-    def _found_scans(self) -> list[dict[str, Any]]:
+    def _found_scans(self) -> list[ScanRows]:
         """As `_scans`, of the masks that earlier stages found; rows that are no regular true vertebra have the target -1."""
         from ...evaluation.instances import match_true_names
 
-        scans: list[dict[str, Any]] = []
+        scans: list[ScanRows] = []
         if self.upstream is None:
             return scans
         for case in self.val_cases:
@@ -180,29 +171,29 @@ class IdentifyTrainer(BaseTrainer):
             features = self.network.features(masks.to(self.device)).float()
             targets = [LEVEL_INDEX.get(name or "", -1) for name in match_true_names(found, self.upstream.labels(case))]
             centres = np.array([v.known_body_centre for v in found])
-            scans.append({"case": case, "features": features.cpu(),
-                          "logits": self.network.classify(features).float().cpu(), "targets": torch.tensor(targets),
-                          "positions": torch.from_numpy(round_positions(vertebral_gaps(centres)))})
-        return scans if any((scan["targets"] >= 0).any() for scan in scans) else []
+            scans.append(ScanRows(case, features.cpu(), self.network.classify(features).float().cpu(), torch.tensor(targets),
+                                  torch.from_numpy(round_positions(vertebral_gaps(centres)))))
+        return scans if any((scan.targets >= 0).any() for scan in scans) else []
 
     def validate_cases(self) -> dict[str, Any]:
-        """True masks of the validation cases: share named right one by one, after fusion, and mean squared level distance."""
+        """True masks of the validation cases: fraction named right one by one, after fusion, and mean squared level distance; each half of
+        the cases by the temperature and the fusion that were fitted on the other half."""
         run = self.plan.run
-        fusion = fusion_with(run.theta, run.hops, run.neighbours, self.extra.get("phi"))
         single, fused, squared, per_case = [], [], [], []
         for scan in self._scans():
-            mean, uncertainty, _ = monte_carlo(self.network, scan["features"].to(self.device), run.mc_samples,
-                                               self.fitted.get("temperature", 1.0))
+            fitted, extra = fitted_without(scan.case, self.fitted, self.extra)
+            fusion = fusion_with(run.theta, run.hops, run.neighbours, extra.get("phi"))
+            mean, uncertainty = monte_carlo(self.network, scan.features.to(self.device), run.mc_samples, fitted.get("temperature", 1.0))
             with torch.no_grad():
-                after = fusion(mean.cpu().clone(), uncertainty.cpu().clone(), scan["positions"])
-            targets = scan["targets"]
+                after = fusion(mean.cpu().clone(), uncertainty.cpu().clone(), scan.positions)
+            targets = scan.targets
             single += (mean.cpu().argmax(1) == targets).tolist()
             fused += (after.argmax(1) == targets).tolist()
             squared += ((after.argmax(1) - targets) ** 2).tolist()
-            per_case.append({"case": scan["case"], "vertebrae": len(targets), "right": int((after.argmax(1) == targets).sum())})
+            per_case.append({"case": scan.case, "vertebrae": len(targets), "right": int((after.argmax(1) == targets).sum())})
             if self.save_probabilities:
                 (self.folder / "validation").mkdir(parents=True, exist_ok=True)
-                np.savez_compressed(self.folder / "validation" / f"{scan['case']}_true_masks.npz", probabilities=mean.cpu().numpy(),
+                np.savez_compressed(self.folder / "validation" / f"{scan.case}_true_masks.npz", probabilities=mean.cpu().numpy(),
                                     fused=after.numpy(), level=targets.numpy())
         return {"stage": self.stage, "id_rate_single": float(np.mean(single)), "id_rate_fused": float(np.mean(fused)),
                 "mse_fused": float(np.mean(squared)), "metric_per_case": per_case}

@@ -17,8 +17,8 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def monte_carlo(network: LevelNetwork, features: Tensor, samples: int = 20, temperature: float = 1.0,
-                seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean probabilities (n, levels), entropy (n,) and variance (n, levels) over `samples` dropout draws of the head.
+                seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Mean probabilities (n, levels) and their entropy (n,) over `samples` dropout draws of the head.
 
     Dropout sits only in the head, so the backbone has run once and the samples are one batched product over
     (samples, n, inputs). The draws come from their own generator: the same seed gives the same answer, the training mode of
@@ -37,4 +37,4 @@ def monte_carlo(network: LevelNetwork, features: Tensor, samples: int = 20, temp
     keep = network.dropout_masks((samples, len(features)), generator)
     probabilities = (network.classify(features, keep).float() / temperature).softmax(dim=-1)
     mean = probabilities.mean(dim=0)
-    return mean, entropy(mean), probabilities.var(dim=0, unbiased=False)
+    return mean, entropy(mean)

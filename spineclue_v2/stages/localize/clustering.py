@@ -148,16 +148,6 @@ def hits(planes: np.ndarray, slice_gap_mm: Mapping[str, float], folds: int = 1) 
     return max(float(found.sum() / wanted[np.isfinite(wanted)].sum()), ONE_PLANE * float((found / wanted).max()))
 
 
-def density(points: np.ndarray, eps: float, expected: float) -> np.ndarray:
-    """rho(b, eps) = N_eps / l for scaled points (N, 3): share of the expected boxes that lie within eps (the point included)."""
-    from sklearn.neighbors import NearestNeighbors
-
-    if not len(points):
-        return np.zeros(0)
-    graph = NearestNeighbors(radius=eps).fit(points).radius_neighbors_graph(points)
-    return np.asarray(graph.sum(axis=1)).ravel() / expected
-
-
 def linked_scale(run: LocalizeRun, slice_gap_mm: Mapping[str, float]) -> np.ndarray:
     """The plan's axis scale (z, y, x), in y and x made larger where this scan's slices lie so far apart that the next one would be
     out of reach (coronal slices follow each other along y, sagittal ones along x)."""
