@@ -72,5 +72,6 @@ def test_links_and_pictures_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_modules_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
+    places = (ROOT, ROOT / "spineclue_v2", ROOT / "tests" / "data" / "extension")
     for name in re.findall(r"`([a-z_]+/[a-z_/]*[a-z_]+\.py)`", text):
-        assert any((folder / name).exists() for folder in (ROOT, ROOT / "spineclue_v2", ROOT / "tests" / "data" / "extension")), f"{page.name} names {name}"
+        assert any((folder / name).exists() for folder in places), f"{page.name} names {name}"
