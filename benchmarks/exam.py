@@ -1,7 +1,7 @@
 """The frozen exam through the whole pipeline: `python -m benchmarks.exam -o DIR [-d ID -f FOLD] [--groups normal metal ...]`.
 
 Makes the scans of exam.json (kept in DIR), predicts them without any truth, and prints one table per group. Synthetic scans; see
-documentation/phantom.md for how far they resemble real ones.
+documentation/explanation/phantom.md for how far they resemble real ones.
 """
 from __future__ import annotations
 

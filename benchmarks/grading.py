@@ -1,4 +1,5 @@
-"""Figures of documentation/grading.md: heights against the phantom's own parameters, grades against the phantom's and readers'.
+"""Figures of documentation/explanation/heights_and_grades.md: heights against the phantom's own parameters, grades against
+the phantom's and readers'.
 
     python -m benchmarks.grading heights -subjects 40                     # mean absolute error at 1 mm and with 3 mm slices
     python -m benchmarks.grading grades -subjects 240 -first 50000 -o ROWS.json   # the grade that heights imply, true masks

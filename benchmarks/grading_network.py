@@ -1,4 +1,5 @@
-"""Network, heights and both on synthetic CT (documentation/grading.md); the training goes through the ordinary commands' functions.
+"""Network, heights and both on synthetic CT (documentation/explanation/heights_and_grades.md); the training goes through the
+ordinary commands' functions.
 
     python -m benchmarks.grading_network data -o DIR                  # training, out-of-fold and test scans
     python -m benchmarks.grading_network train -o DIR                 # every arm, CPU

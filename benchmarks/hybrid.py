@@ -1,4 +1,4 @@
-"""What each part of SSHSNet is worth, at a size that two CPU cores carry; documentation/hybrid.md holds the tables.
+"""What each part of SSHSNet is worth, at a size that two CPU cores carry; documentation/explanation/spine_mr.md holds the tables.
 
     python -m benchmarks.hybrid phantoms --seeds 1 2        # five arms on MR phantoms, 5 labelled + 40 unlabelled
     python -m benchmarks.hybrid placed --seeds 1            # 3D with patches placed anywhere instead of on classes

@@ -1,4 +1,4 @@
-"""The tables of documentation/planning.md, made from the planners: `python tests/planning_table.py` prints them."""
+"""The tables of documentation/explanation/planning.md, made from the planners: `python tests/planning_table.py` prints them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "whole spine": {},
     "lumbar": {"levels": ("T12", "L3", "L5"), "spacing": (28, 33, 42), "fov": (230, 180, 180), "voxel": 0.8},
     "cervical": {"levels": ("C2", "C5", "T1"), "spacing": (14, 17, 24), "fov": (180, 200, 200), "voxel": 0.6},
-    "chest, 3 mm": {"levels": ("T1", "T6", "T12"), "spacing": (18, 24, 32), "fov": (330, 350, 350), "voxel": 1.3},
+    "thoracic, 3 mm": {"levels": ("T1", "T6", "T12"), "spacing": (18, 24, 32), "fov": (330, 350, 350), "voxel": 1.3},
     "lumbar MR": {"levels": ("T12", "L3", "L5"), "spacing": (28, 33, 42), "fov": (300, 80, 250), "voxel": 1.6, "channel": "T2"},
 }
 

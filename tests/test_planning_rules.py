@@ -130,7 +130,7 @@ def test_the_tiny_budget_is_what_a_laptop_can_train() -> None:
 
 
 def test_the_tables_of_the_documentation_are_what_the_planners_say() -> None:
-    text = (Path(__file__).parents[1] / "documentation" / "planning.md").read_text()
+    text = (Path(__file__).parents[1] / "documentation" / "explanation" / "planning.md").read_text()
     for made in (against_the_paper(), for_other_datasets()):
         assert made in text, "print them with: python tests/planning_table.py"
 
@@ -140,7 +140,7 @@ def test_the_tables_of_the_documentation_are_what_the_planners_say() -> None:
     [
         ({"levels": ("T12", "L3", "L5"), "spacing": (28, 33, 42), "fov": (230, 180, 180)}, 0.8),  # lumbar
         ({"levels": ("C2", "C5", "T1"), "spacing": (14, 17, 24), "fov": (180, 200, 200)}, 0.6),  # cervical
-        ({"levels": ("T1", "T6", "T12"), "spacing": (18, 24, 32), "fov": (330, 350, 350)}, 1.3),  # chest, 3 mm slices
+        ({"levels": ("T1", "T6", "T12"), "spacing": (18, 24, 32), "fov": (330, 350, 350)}, 1.3),  # thoracic, 3 mm slices
         ({"channel": "T2", "fov": (300, 80, 250)}, 1.6),  # MR
     ],
 )

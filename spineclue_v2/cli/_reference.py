@@ -9,7 +9,7 @@ from ._common import build_parser
 
 HEAD = """# Commands
 
-Made by `python -m spineclue_v2.cli --reference > documentation/commands.md`; do not edit by hand.
+Made by `python -m spineclue_v2.cli --reference > documentation/reference/commands.md`; do not edit by hand.
 All commands also take `--verbose` (say more), `-q`/`--quiet` (warnings and errors only), `--version` and `-h`.
 """
 _EVERYWHERE = {"--help", "--verbose", "--quiet", "--version"}

@@ -17,7 +17,7 @@ Made by `python -m spineclue_v2.cli --plan-reference > documentation/reference/p
 A plan (`SpineCLUEPlans.json`) holds three groups per stage. A change of `data` asks for preprocessing and training anew, one of
 `network` for training anew, one of `run` for neither. Old names are those of version 0.1, which are still read. A range of a list is
 that of each of its values; numbers beyond 10^9 are refused everywhere. What the planner chooses, and why, stands beside each value in
-the plan and in [planning](../planning.md).
+the plan and in [planning](../explanation/planning.md).
 """
 TABLE = "| field | type | unit | range | default | meaning |\n|---|---|---|---|---|---|"
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", dict: "names with a value each"}

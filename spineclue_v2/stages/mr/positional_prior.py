@@ -1,9 +1,9 @@
 """Where in the field of view each level lies, as the labels of the training cases have it: a classifier for the count where no sacrum
 is seen.
 
-Not in the paper. Examinations of one kind are planned alike: in the water-fat MR of documentation/hybrid.md a level lies within a fifth
-of a level's height of the same position in every scan. Where fields of view differ the spread grows and the classifier falls silent
-by itself; a few cases may hide that, so it is enabled only where no sacrum is found.
+Not in the paper. Examinations of one kind are planned alike: in the water-fat MR of documentation/explanation/spine_mr.md a level lies
+within a fifth of a level's height of the same position in every scan. Where fields of view differ the spread grows and the classifier
+falls silent by itself; a few cases may hide that, so it is enabled only where no sacrum is found.
 """
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Shares of classes: what a pixel of the 2D branches holds, which is wider than the voxels whose labels are learned.
 
-A disc is two such pixels high; called by their largest class, pixels lose a fifth of it (documentation/hybrid.md).
+A disc is two such pixels high; called by their largest class, pixels lose a fifth of it (documentation/explanation/spine_mr.md).
 """
 from __future__ import annotations
 
