@@ -41,7 +41,7 @@ class Program:
             result = self.program.predict(path)
             labels = label_map(self.program, result, path)
             seconds = time.perf_counter() - started
-        vertebrae = [Predicted(v.level, tuple(v.body_centre), float(v.confidence), height_loss(v)) for v in result.vertebrae]
+        vertebrae = [predicted(v) for v in result.vertebrae]
         return {"labels": labels, "vertebrae": vertebrae, "anchored": bool(result.numbering_anchored), "seconds": seconds,
                 "notes": list(result.notes)}
 
@@ -54,6 +54,12 @@ def label_map(program: Any, result: Any, path: Path) -> np.ndarray:
     from spineclue_v2.imageio.volume import read_volume
 
     return program.label_map(result, read_volume(path))
+
+
+def predicted(vertebra: Any) -> Predicted:
+    """What the exam needs of a named vertebra."""
+    x, y, z = (float(v) for v in vertebra.body_centre)
+    return Predicted(vertebra.level, (x, y, z), float(vertebra.confidence), height_loss(vertebra))
 
 
 def height_loss(vertebra: Any) -> float | None:

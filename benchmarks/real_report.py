@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .real_cases import SEEN, Scan
@@ -71,7 +71,7 @@ def truth_and_errors(figures: dict[str, Any]) -> str:
     return wrong + (f" false {' '.join(figures['false'])}" if figures["false"] else "")
 
 
-def figures_table(groups: dict[str, Sequence[dict[str, Any]]], base: dict[str, dict[str, Any]]) -> list[str]:
+def figures_table(groups: Mapping[str, Sequence[dict[str, Any]]], base: dict[str, dict[str, Any]]) -> list[str]:
     lines = [f"{'':18s}" + " ".join(f"{c:>11s}" for c in COLUMNS)]
     for name, records in groups.items():
         if records:
@@ -122,7 +122,8 @@ def contradiction_lines(records: Sequence[dict[str, Any]], base: dict[str, dict[
 
 def changed_lines(records: Sequence[dict[str, Any]], base: dict[str, dict[str, Any]], known: dict[str, Scan]) -> list[str]:
     """Which trivial changes changed names or the number of vertebrae."""
-    lines, changed = [], defaultdict(int)
+    lines: list[str] = []
+    changed: dict[str, int] = defaultdict(int)
     compared = [(record, pair) for record in records if (pair := comparison(record, base)) is not None]
     for record, pair in compared:
         before = len(base[record["scan"]]["vertebrae"])

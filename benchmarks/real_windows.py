@@ -183,7 +183,8 @@ def mirrored(made: Made, rng: np.random.Generator) -> Made:
 
 def moved(made: Made, image: Any, forward: np.ndarray) -> Made:
     """The case with its points moved by `forward` (4, 4)."""
-    points = tuple(replace(p, place=tuple(float(v) for v in (forward @ [*p.place, 1.0])[:3])) for p in made.points)
+    places = [(forward @ [*p.place, 1.0])[:3] for p in made.points]
+    points = tuple(replace(p, place=(float(x), float(y), float(z))) for p, (x, y, z) in zip(made.points, places, strict=True))
     return replace(made, image=image, points=points, back=made.back @ np.linalg.inv(forward))
 
 
