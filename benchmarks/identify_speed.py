@@ -34,10 +34,9 @@ def made_up_vertebrae(spacing: float) -> list:
 
 
 def main() -> None:
-    from spineclue_v2.inference.model import geometry_classifier
-    from spineclue_v2.inference.pipeline import Options
+    from spineclue_v2.inference.model import Model, load_stand_in
+    from spineclue_v2.inference.pipeline import identify_masks
     from spineclue_v2.stages.identify.network import build_network
-    from spineclue_v2.stages.identify.predictor import identify
     from spineclue_v2.stages.identify.uncertainty import monte_carlo
     from spineclue_v2.training.checkpoint import Checkpoint
     from spineclue_v2.training.stage_model import StageModel
@@ -49,19 +48,21 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     meta = Checkpoint.load(paths.weights_folder() / "identify.pth").meta
-    plan = plans_from_json(meta["plans"]).stage("identify")
-    vertebrae, geometry, device = made_up_vertebrae(plan.data.spacing_mm), geometry_classifier(), torch.device("cpu")
+    plans, device = plans_from_json(meta["plans"]), torch.device("cpu")
+    plan = plans.stage("identify")
+    vertebrae, geometry = made_up_vertebrae(plan.data.spacing_mm), load_stand_in("geometry", device)
     for width in args.widths:
         own = replace(plan, network=replace(plan.network, width=width))
         network = build_network(own.network, len(own.data.windows_hu)).eval()
         calls: list[int] = []
         network.stem.register_forward_hook(lambda _m, inputs, _o, calls=calls: calls.append(len(inputs[0])))
         model = StageModel([network], [{}], [{}], [""])
+        whole = Model(replace(plans, stages=plans.stages | {"identify": own}), device, {"geometry": geometry, "identify": model})
         seconds, cpu, head = [], [], []
         for _ in range(REPEATS):
             calls.clear()
             started, used = time.perf_counter(), time.process_time()
-            identify(vertebrae, model, geometry, own, device, Options())
+            identify_masks(vertebrae, whole)
             seconds.append(time.perf_counter() - started)
             cpu.append(time.process_time() - used)
             features = torch.randn(VERTEBRAE, network.feature_dim)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.geometry_weights import read_geometry
+
 MASKS = {"verse004": "sub-verse004_seg-vert_msk.nii.gz", "verse005": "sub-verse005_seg-vert_msk.nii.gz",
          "verse008": "sub-verse008_seg-vert_msk.nii.gz"}
 RUN = 4
@@ -28,10 +30,12 @@ def made_shape_rows(targets: np.ndarray, generator: np.random.Generator) -> np.n
 def landmarks(classifier, weights: list[float], count: int) -> None:
     from spineclue_v2.anatomy import EMITTING_LEVEL, LEVEL_INDEX, LEVELS, region
     from spineclue_v2.anatomy.vertebral_gaps import vertebral_gaps
+    from spineclue_v2.stages.base import Evidence
     from spineclue_v2.stages.geometry.features import L6
+    from spineclue_v2.stages.geometry.predictor import evidence_of
     from spineclue_v2.stages.geometry.training import sample_spine_curves
     from spineclue_v2.stages.identify.decoder import Decoder
-    from spineclue_v2.stages.identify.predictor import combine_evidence
+    from spineclue_v2.stages.identify.evidence import combine_evidence, fold_variants, shape_logs
 
     scans = [scan for scan in sample_spine_curves(count, seed=7_000_000) if len(scan.centres) > 2]
     alone: dict[str, list[bool]] = {}
@@ -41,12 +45,12 @@ def landmarks(classifier, weights: list[float], count: int) -> None:
         centres = scan.centres + generator.normal(0.0, 1.5, scan.centres.shape)
         targets = np.where(scan.targets == L6, LEVEL_INDEX["L5"], scan.targets)
         regions = [region(LEVELS[t]) for t in targets]
-        geometry, shape = classifier.log_probabilities(centres), made_shape_rows(targets, generator)
-        for name, hit in zip(regions, geometry[:, :24].argmax(axis=1) == targets, strict=True):
+        evidence = {"shape": Evidence(shape_logs(made_shape_rows(targets, generator))), "geometry": evidence_of(centres, classifier)}
+        for name, hit in zip(regions, fold_variants(evidence["geometry"])[:, :24].argmax(axis=1) == targets, strict=True):
             alone.setdefault(name, []).append(bool(hit))
         for weight in weights:
-            rows = combine_evidence(shape, geometry, {"geometry": weight})
-            named = Decoder().decode(rows, vertebral_gaps(centres)).names
+            logs, variants = combine_evidence(evidence, {"geometry": weight})
+            named = Decoder().decode(logs, vertebral_gaps(centres), variants=variants).names
             for name, level, target in zip(regions, named, scan.targets, strict=True):
                 wanted = "L6" if target == L6 else LEVELS[target]
                 hit = level == wanted or (level == "T13" and wanted == EMITTING_LEVEL["T13"])
@@ -69,7 +73,7 @@ def masks(classifier, weights: list[float], data: Path) -> None:
     from spineclue_v2.inference.relabel import find_bodies, name_bodies
 
     model = load_shipped(torch.device("cpu"))
-    model.geometry = classifier
+    model.stages["geometry"] = classifier
     identify = model.plans.stage("identify")
     for weight in weights:
         plan = replace(identify, run=replace(identify.run, classifier_weights={"shape": 1.0, "geometry": weight}))
@@ -99,10 +103,9 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=200, help="phantom spines")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[1].parent / "shared" / "data" / "ct" / "verse")
     args = parser.parse_args()
-    from spineclue_v2.stages.geometry.classifier import GeometryClassifier
     from spineclue_v2.utilities.paths import weights_folder
 
-    classifier = GeometryClassifier.load(args.m or weights_folder() / "geometry.pth")
+    classifier = read_geometry(args.m or weights_folder() / "geometry.pth")
     if args.what == "landmarks":
         landmarks(classifier, args.w, args.n)
     else:

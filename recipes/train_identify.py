@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from recipes import train_shipped
+from recipes.geometry_weights import read_geometry, write_geometry
 from spineclue_v2 import anatomy
 from spineclue_v2.stages.plan_files import load_plans
 from spineclue_v2.utilities.files import atomic_path, read_json, write_json
@@ -27,7 +28,7 @@ DATASET = "Dataset591_Found"
 FIRST_NUMBER = 1000           # localize and segment were trained on numbers below 200 of the same seeds
 STEPS = ("data", "found", "shape", "geometry", "appearance", "fit")
 REPEATS = 6                   # a scan's found centres among the geometry classifier's examples
-FITTED_PRICES = ("false_detection", "evidence")   # the rare numberings are too few here
+FITTED_PENALTIES = ("false_detection", "evidence")   # the rare numberings are too few here
 MISSED = -4.0
 """By hand, one vertebra in fifty: what localize misses is looked for; of phantoms one in 600 stays missed, but patients have implants."""
 GEOMETRY = "geometry.pth"
@@ -131,7 +132,7 @@ def train_geometry(home: Path, landmark_file: Path) -> None:
 
     found = [Landmarks(scan["centres"], np.array([target(str(n)) for n in scan["names"]])) for scan in found_scans(home, False)
              if len(scan["names"])]
-    train_for_pipeline(landmark_file, found=found * REPEATS).save(home / GEOMETRY)
+    write_geometry(*train_for_pipeline(landmark_file, found=found * REPEATS), home / GEOMETRY)
 
 
 def train_appearance(home: Path, epochs: int, device: str | None) -> None:
@@ -139,46 +140,52 @@ def train_appearance(home: Path, epochs: int, device: str | None) -> None:
 
     folder = home / "preprocessed" / DATASET
     plans = load_plans(folder / "SpineCLUEPlans.json")
-    plan = plans.stage("identify")
-    run = dataclasses.replace(plan.run, contrastive_epochs=0, classifier_epochs=epochs)
-    stages = plans.stages | {"identify": dataclasses.replace(plan, run=run)}
+    plan = plans.stage("appearance")
+    stages = plans.stages | {"appearance": dataclasses.replace(plan, run=dataclasses.replace(plan.run, epochs=epochs))}
     dataclasses.replace(plans, plans_name=APPEARANCE_PLANS, stages=stages).save(folder / f"{APPEARANCE_PLANS}.json")
     resume = bool(list((home / "results" / DATASET).glob("AppearanceTrainer__*/fold_0/checkpoint_latest.pth")))
-    train(DATASET, "identify", 0, "AppearanceTrainer", plans_name=APPEARANCE_PLANS, device=device, resume=resume)
+    train(DATASET, "appearance", 0, plans_name=APPEARANCE_PLANS, device=device, resume=resume)
 
 
 def trained_appearance(home: Path) -> Any:
     """The appearance classifier that was trained, None without one."""
-    from spineclue_v2.stages.identify.appearance import AppearanceClassifier
+    import torch
+
+    from spineclue_v2.inference.model import load_stage
 
     files = list((home / "results" / DATASET).glob("AppearanceTrainer__*/fold_0/checkpoint_final.pth"))
     if not files:
         return None
-    data = load_plans(home / "preprocessed" / DATASET / "SpineCLUEPlans.json").stage("identify").data
-    return AppearanceClassifier.from_checkpoints(files, data)
+    return load_stage(files[0], "appearance", torch.device("cpu"))
 
 
 def seen_around(home: Path, scans: list[dict[str, Any]], classifier: Any) -> None:
     """Adds the appearance classifier's log-probabilities to scans with anything found."""
+    import torch
+
     from spineclue_v2.dataset.preprocessed import PreprocessedDataset
     from spineclue_v2.imageio.volume import ImageGrid, Volume
+    from spineclue_v2.stages.appearance.predictor import log_probabilities
 
     (folder,) = {path.parent for path in (home / "preprocessed" / DATASET).glob("*/*_found.json")}
     data = PreprocessedDataset(folder)
     for scan in scans if classifier is not None else ():
         name = f"{scan['case']}_found"
         volume = Volume(np.asarray(data.image(name)[:]), ImageGrid.from_json(data.properties(name)["geometry"]))
-        scan["appearance"] = classifier.log_probabilities(volume, scan["centres"])
+        model, plans = classifier
+        scan["appearance"] = log_probabilities(volume, scan["centres"], model, plans.stage("appearance"), torch.device("cpu"))
 
 
 def evidence_rows(scans: list[dict[str, Any]], stage: Any, plan: Any, geometry: Any) -> list[Any]:
-    """`WitnessRows` of scans with anything found: shape after fusion, geometry, and appearance where it looked."""
+    """`EvidenceRows` of scans with anything found: shape after fusion, geometry, and appearance where it looked."""
     import torch
 
     from spineclue_v2.anatomy.vertebra import Vertebra
     from spineclue_v2.anatomy.vertebral_gaps import round_positions, vertebral_gaps
+    from spineclue_v2.stages.geometry.predictor import evidence_of
     from spineclue_v2.stages.identify.calibration import EvidenceRows
-    from spineclue_v2.stages.identify.predictor import shape_logs, shape_probabilities
+    from spineclue_v2.stages.identify.evidence import fold_variants, shape_logs
+    from spineclue_v2.stages.identify.predictor import shape_probabilities
 
     rows = []
     for scan in scans:
@@ -187,7 +194,7 @@ def evidence_rows(scans: list[dict[str, Any]], stage: Any, plan: Any, geometry: 
         steps = vertebral_gaps(scan["centres"])
         vertebrae = [Vertebra(tuple(c), (0.0, 0.0, 0.0), 1.0, mask=m) for c, m in zip(scan["centres"], scan["masks"], strict=True)]
         shape, _ = shape_probabilities(vertebrae, stage, plan, torch.device("cpu"), round_positions(steps))
-        logs = {"shape": shape_logs(shape), "geometry": geometry.log_probabilities(scan["centres"])}
+        logs = {"shape": shape_logs(shape), "geometry": fold_variants(evidence_of(scan["centres"], geometry))}
         logs |= {"appearance": scan["appearance"]} if "appearance" in scan else {}
         rows.append(EvidenceRows(logs, tuple(str(n) or None for n in scan["names"]), steps))
     return rows
@@ -198,7 +205,7 @@ def fitted(rows: list[Any], penalties: Any) -> tuple[dict[str, float], Any]:
     from spineclue_v2.stages.identify.decoder_fit import Case, fit_penalties
 
     weights = fit_weights(rows, penalties)
-    return weights, fit_penalties([Case(weigh(r.logs, weights), r.names, r.steps) for r in rows], penalties, FITTED_PRICES)
+    return weights, fit_penalties([Case(weigh(r.logs, weights), r.names, r.steps) for r in rows], penalties, FITTED_PENALTIES)
 
 
 def judged(rows: list[Any], missed: int, settings: Any) -> str:
@@ -227,11 +234,10 @@ def judged(rows: list[Any], missed: int, settings: Any) -> str:
 def fit_all(home: Path) -> None:
     """Print the table and write the plan's weights and penalties, and the new weights, into DIR/weights.
 
-    What relabels a mask without its CT does not hear the appearance classifier: the other weights are fitted without it.
+    What relabels a mask without its CT has no appearance classifier: the other weights are fitted without it.
     """
     from spineclue_v2.inference.model import stage_model
     from spineclue_v2.model_sharing.export_model import write_shipped_stage
-    from spineclue_v2.stages.geometry.classifier import GeometryClassifier
     from spineclue_v2.stages.identify.plan import Penalties
     from spineclue_v2.training.checkpoint import Checkpoint
 
@@ -242,12 +248,12 @@ def fit_all(home: Path) -> None:
     plans = load_plans(plans_file)
     plan, before = plans.stage("identify"), model.plans.stage("identify")
     new = stage_model("identify", [Checkpoint.load(final)], [final], plans, model.device)
-    geometry, appearance = GeometryClassifier.load(home / GEOMETRY), trained_appearance(home)
+    geometry, appearance = read_geometry(home / GEOMETRY), trained_appearance(home)
     seen_around(home, scans, appearance)
     penalties = dataclasses.replace(Penalties.from_dict(before.run.decoder_penalties), missed=MISSED)
     plain = {"shape": 1.0, "geometry": 1.0, "appearance": 0.0} | {k: v for k,
                                                                   v in before.run.classifier_weights.items() if k != "appearance"}
-    for what, stage, classifier in (("shipped", model.stages["identify"], model.geometry), ("new", new, geometry)):
+    for what, stage, classifier in (("shipped", model.stages["identify"], model.stages["geometry"]), ("new", new, geometry)):
         rows = evidence_rows(scans, stage, before, classifier)
         for label, weights in (("without geometry", plain | {"geometry": 0.0}), ("weights of the shipped plan", plain)):
             print(f"shape and geometry {what}, {label}: {judged(rows, missed, lambda _, w=weights: (w, penalties))}")
@@ -259,7 +265,7 @@ def fit_all(home: Path) -> None:
             print(f"shape and geometry {what}, weights of the shipped plan, appearance {weight}: "
                   f"{judged(rows, missed, lambda _, w=enabled: (w, penalties))}")
     weights, penalties = fitted(own, penalties)
-    print("fitted on all that was left out:", weights, {name: round(getattr(penalties, name), 3) for name in FITTED_PRICES})
+    print("fitted on all that was left out:", weights, {name: round(getattr(penalties, name), 3) for name in FITTED_PENALTIES})
     run = dataclasses.replace(plan.run, classifier_weights=weights, decoder_penalties={k: round(v, 6) for k,
                                                                                        v in penalties.to_dict().items()})
     dataclasses.replace(plans, stages=plans.stages | {"identify": dataclasses.replace(plan, run=run)}).save(plans_file)
