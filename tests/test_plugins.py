@@ -21,6 +21,7 @@ from spineclue_v2.stages.plan_files import load_plans, plans_from_json
 from spineclue_v2.training.checkpoint import Checkpoint
 from spineclue_v2.utilities import paths
 from spineclue_v2.utilities.files import read_json, write_json
+from spineclue_v2.utilities.plugins import is_importable
 
 
 def refused(capsys: pytest.CaptureFixture[str], command: str, *words: str) -> str:
@@ -155,6 +156,11 @@ def test_a_plan_with_a_stage_of_a_package_that_is_not_here(tmp_path, tiny):
         plans.stage("volume")
     plans.save(tmp_path / "again.json")
     assert read_json(tmp_path / "again.json")["stages"]["volume"] == theirs
+
+
+@pytest.mark.parametrize("package, is_here", [("numpy", True), ("__main__", True), ("gone_package", False), ("../etc", False)])
+def test_whether_a_package_is_here(package, is_here):
+    assert is_importable(package) == is_here
 
 
 def trained_elsewhere(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """What installed packages add through entry points: finding it, loading it, and saying whose it is."""
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any
@@ -46,4 +47,5 @@ def package_of(kind: type) -> str:
 
 def is_importable(package: str) -> bool:
     """Whether a top-level package of that name is installed; it is not imported."""
-    return package.isidentifier() and find_spec(package) is not None
+    # What runs as a script is `__main__`, of which find_spec knows nothing.
+    return package in sys.modules or (package.isidentifier() and find_spec(package) is not None)
