@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ...plans.data import Box
 
@@ -67,5 +67,6 @@ class IdentifyRun:
     neighbours: int                   # including the target
     decoder_penalties: dict[str, float] = field(default_factory=dict)  # empty: the decoder's own defaults
     classifier_weights: dict[str, float] = field(default_factory=dict)  # weight of each classifier's log probabilities
+    evidence_model: dict[str, Any] = field(default_factory=dict)  # what each classifier is worth (`trust`); empty: only their weights count
 
     KNOWN_KEYS: ClassVar[dict[str, tuple[str, ...]]] = {"decoder_penalties": tuple(entry.name for entry in fields(Penalties))}
