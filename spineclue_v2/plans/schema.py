@@ -46,6 +46,8 @@ def _typed(value: Any, hint: Any, place: str) -> Any:
     """`value` as the annotated type; lists become tuples; anything that does not fit is an InputError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     wrong = InputError(f"{place} is {reprlib.repr(value)}; expected {getattr(hint, '__name__', None) or hint}.")
+    if hint is Any:
+        return _plain(value, wrong)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise wrong
@@ -65,6 +67,17 @@ def _typed(value: Any, hint: Any, place: str) -> Any:
     if hint in (int, str, bool) and type(value) is hint:
         return value
     raise wrong
+
+
+def _plain(value: Any, wrong: InputError) -> Any:
+    """Nested objects and lists of numbers, lists as tuples; anything else is `wrong`."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v, wrong) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v, wrong) for v in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong
+    return float(value)
 
 
 MAX_NUMBER = 10 ** 9

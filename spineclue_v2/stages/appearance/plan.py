@@ -13,6 +13,7 @@ class AppearanceNetworkPlan:
     widths: tuple[int, ...]           # channels per resolution
     pool_grid: Box                    # spatial cells kept by the pooling: above and below, before and behind; left and right mean the same
     dropout: float
+    landmarks: bool = False           # sacrum and skull base are classes of their own, beside "not a vertebra"
 
 
 @dataclass(frozen=True)

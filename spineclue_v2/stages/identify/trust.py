@@ -1,10 +1,10 @@
 """How much each classifier is worth, and the decoder's answer when any of them may be wrong about the whole scan.
 
 Rows of one scan share their mistakes: a network that has seen all vertebrae repeats one opinion n times. So a classifier counts with
-`scale * n ** -power` of its log-probabilities, not with their sum. And a classifier may be off for a whole scan, by one level say. Therefore the
-numberings are weighed for every set of classifiers that may be right (the others know nothing then), and the sets are mixed by their prior
-(`trust`) times the weight that they give to all numberings together. Where classifiers agree nothing changes; where they contradict each
-other the mixture spreads over their answers, and the numbering is not anchored.
+`scale * n ** -power` of its log-probabilities, not with their sum. And a classifier may be off for a whole scan, by one level say.
+Therefore the numberings are weighed for every set of classifiers that may be right (the others know nothing then), and the sets are
+mixed by their prior (`trust`) times the weight that they give to all numberings together. Where classifiers agree nothing changes;
+where they contradict each other the mixture spreads over their answers, and the numbering is not anchored.
 """
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ LEAST_SET = 1e-4             # sets of classifiers with less posterior than this
 class EvidenceModel:
     """Fitted on windows of scans that no classifier was trained on.
 
-    `scale`: classifier -> region -> factor of its logs (the region that the row itself points to). `power`: classifier -> how the factor falls
-    with the number of detections. `trust`: classifier -> probability that it is not off for a whole scan. `landmark`: "sacrum", "skull" -> the
-    same for these. `bias`: classifier -> region -> fractions (5,) of vertebrae that it places -2 .. 2 levels lower than they are.
-    `none_weight`: of "not a vertebra".
+    `scale`: classifier -> region -> factor of its logs (the region that the row itself points to). `power`: classifier -> how the
+    factor falls with the number of detections. `trust`: classifier -> probability that it is not off for a whole scan. `landmark`:
+    "sacrum", "skull" -> the same for these. `bias`: classifier -> region -> fractions (5,) of vertebrae that it places -2 .. 2 levels
+    lower than they are. `none_weight`: of "not a vertebra".
     """
 
     scale: Mapping[str, Mapping[str, float]]
