@@ -266,7 +266,8 @@ class SpineCLUEPaperPlanner(SpineCLUEPlanner):
                "classifier_epochs": paper(100), "contrastive_lr": paper(1e-2), "classifier_lr": paper(1e-5),
                "contrastive_loss": paper("in", "Eq. 2 as printed"), "freeze_backbone": paper(True),
                "loss_weights": paper((0.1, 0.5, 1.0), "alpha, beta, gamma"),
-               "classifier_weights": paper({"shape": 1.0, "geometry": 0.0, "appearance": 0.0}, "the mask's shape alone")}
+               "classifier_weights": paper({"shape": 1.0, "geometry": 0.0, "appearance": 0.0}, "the mask's shape alone"),
+               "evidence_model": paper({}, "none: rows of one classifier, added up")}
         return overridden(super().identify(segment), network=network, run=run)
 
     def grade(self, segment: StagePlan) -> StagePlan:
@@ -310,7 +311,9 @@ def method_choices() -> dict[str, PlannedValue]:
             "classifier_weights": PlannedValue({"shape": 1.0, "geometry": 0.45, "appearance": 0.45}, "middle of the best range on the "
                                                "validation "
                                       "phantoms of fold 0 (0.3 to 0.6); the geometry classifier repeats part of what the decoder knows; as "
-                                      "much for the appearance classifier where it was trained", {})}
+                                      "much for the appearance classifier where it was trained", {}),
+            "evidence_model": PlannedValue({}, "empty: fitted on real scans for the shipped classifiers only; others are weighed by "
+                                               "classifier_weights", {})}
 
 
 def stage_plan(stage: str, data: Mapping[str, PlannedValue], network: Mapping[str, PlannedValue],

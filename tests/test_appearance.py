@@ -26,6 +26,8 @@ from spineclue_v2.stages.appearance import predictor as appearance_predictor
 from spineclue_v2.stages.appearance.data import (
     FALSE_DISTANCE_MM,
     NOT_A_VERTEBRA,
+    SACRUM,
+    SKULL,
     AppearanceBatches,
     augment,
     beyond_ends,
@@ -34,7 +36,7 @@ from spineclue_v2.stages.appearance.data import (
 )
 from spineclue_v2.stages.appearance.network import AppearanceNetwork
 from spineclue_v2.stages.appearance.plan import AppearanceNetworkPlan, AppearanceRun
-from spineclue_v2.stages.appearance.predictor import log_probabilities, predict
+from spineclue_v2.stages.appearance.predictor import beyond, follow, log_probabilities, predict
 from spineclue_v2.stages.appearance.trainer import AppearanceTrainer
 from spineclue_v2.stages.base import Context, Evidence, Findings, Options
 from spineclue_v2.stages.identify.calibration import START
@@ -130,6 +132,30 @@ def test_places_beyond_the_ends_are_taught_as_no_vertebra(tiny, monkeypatch):
     off = [place for place, level in zip(looked, levels, strict=True) if level == NOT_A_VERTEBRA]
     near = [min(np.linalg.norm(centres - place, axis=1).min() for centres in own.values()) for place in off]
     assert sum(15.0 < n < FALSE_DISTANCE_MM for n in near) > len(off) / 5   # nearer than a random place may be
+
+
+def test_with_landmarks_the_place_below_is_taught_as_sacrum(tiny, monkeypatch):
+    plan = with_batch(load_plans(tiny / "SpineCLUEPlans.json").stage("appearance"), 40)
+    plan = replace(plan, network=replace(plan.network, landmarks=True))
+    monkeypatch.setattr(appearance_data, "beyond_ends", lambda labels, centres: [centres[np.argmin(centres[:, 2])] - (0.0, 0.0, 22.0)])
+    folder = tiny / plan.data_fingerprint
+    maker = AppearanceBatches(folder, PreprocessedDataset(folder).cases, plan, seed=5, augment=False)
+    levels = torch.cat([maker(i)["level"] for i in range(4)])
+    assert (levels == SACRUM).any() and (levels == NOT_A_VERTEBRA).any() and not (levels == SKULL).any()
+
+
+def test_landmarks_follow_from_the_next_detection_or_the_place_beyond():
+    rows = np.full((3, NUM_LEVELS + 3), 0.01)
+    rows[2, SACRUM], rows[0, SKULL] = 0.7, 0.6
+    found = follow(rows, {"below": np.eye(NUM_LEVELS + 3)[SACRUM]})
+    np.testing.assert_allclose(found[:, 0], [0.01, 0.7, 1.0])
+    assert np.isnan(found[0, 1]) and found[1, 1] == 0.6
+
+
+def test_a_place_beyond_the_scan_is_not_asked_for():
+    scan = Volume(np.zeros((60, 40, 40), np.int16), ImageGrid((60, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3)))
+    assert set(beyond(np.array([[20.0, 20.0, 40.0], [20.0, 20.0, 25.0]]), scan)) == {"below"}
+    assert beyond(np.array([[20.0, 20.0, 40.0]]), scan) == {}
 
 
 def test_augmentation_cuts_ends_off_but_never_the_middle():
@@ -244,7 +270,7 @@ def test_a_fitted_weight_is_stronger_than_the_plans(monkeypatch):
     rows = np.log(np.random.default_rng(0).dirichlet(np.ones(NUM_LEVELS + 1), 3))
     rows[2, LEVEL_INDEX["L3"]] = 8.0                          # the last one is all but surely lumbar
     rows -= np.logaddexp.reduce(rows, axis=1, keepdims=True)
-    monkeypatch.setattr(appearance_predictor, "log_probabilities", lambda *_: rows)
+    monkeypatch.setattr(appearance_predictor, "class_logs", lambda *_: rows)
 
     def weight_used(plans, weight: dict[str, float] | None) -> np.ndarray:
         fitted = {} if weight is None else {"weight": weight}

@@ -45,11 +45,13 @@ class Evidence:
 
     `logs`: (n, 25) log-probabilities over the 24 levels and "not a vertebra". `variants`: (n, 2) of T13 and L6, NaN where it does not
     know them. `weight`: of its logs beside the other classifiers, where it was fitted with the network; None: the plan says.
+    `landmarks`: (n, 2) probability that the sacrum lies where the next vertebra below would lie, and the skull base above; NaN unknown.
     """
 
     logs: np.ndarray
     variants: np.ndarray | None = None
     weight: float | None = None
+    landmarks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

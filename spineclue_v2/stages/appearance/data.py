@@ -23,7 +23,7 @@ from ...preprocessing.moving_grids import moving_grid
 from ...preprocessing.resampling import to_network_space, windows
 from ...utilities.triples import box_slices
 
-NOT_A_VERTEBRA = NUM_LEVELS
+NOT_A_VERTEBRA, SACRUM, SKULL = NUM_LEVELS, NUM_LEVELS + 1, NUM_LEVELS + 2
 FALSE_DISTANCE_MM = 30.0
 BEYOND_FRACTION = 0.6               # of false places, just beyond C1 or the last lumbar vertebra: a sacrum looks like one more vertebra
 BEYOND_MM = 8.0
@@ -68,7 +68,8 @@ def beyond_ends(labels: Sequence[int], centres_xyz: np.ndarray) -> list[np.ndarr
 
 @dataclass
 class AppearanceBatches:
-    """{"image" (B, C, z, y, x), "level" (B,)}; levels equally often, class 24 are places off the spine. Batch i depends on (seed, i)."""
+    """{"image" (B, C, z, y, x), "level" (B,)}; levels equally often, class 24 are places off the spine, with the plan's `landmarks` 25 the
+    sacrum and 26 the skull base. Batch i depends on (seed, i)."""
 
     folder: Path
     cases: list[str]
@@ -121,8 +122,8 @@ class AppearanceBatches:
         for k in rng.permutation(max(len(levels), self.plan.run.batch_size))[:self.plan.run.batch_size]:
             level = levels[k % len(levels)]
             case, centre = self._rows[level][int(rng.integers(len(self._rows[level])))]
-            if rng.random() < self.plan.run.false_fraction and (place := self._off_the_spine(case, rng)) is not None:
-                level, centre = NOT_A_VERTEBRA, place
+            if rng.random() < self.plan.run.false_fraction and (found := self._off_the_spine(case, rng)) is not None:
+                level, centre = found
             elif self.augment:
                 centre = centre + rng.normal(0, self.plan.run.centre_jitter_mm / np.sqrt(3), 3)
             images.append(cut_crops(self._scans[case], centre[None], self.plan)[0])
@@ -130,18 +131,20 @@ class AppearanceBatches:
         batch = torch.from_numpy(np.stack(images))
         return {"image": augment(batch, rng, self.plan.network.spacing_mm) if self.augment else batch, "level": torch.tensor(targets)}
 
-    def _off_the_spine(self, case: str, rng: np.random.Generator) -> np.ndarray | None:
-        """A place beyond an end of the spine, or a random one of the scan well away from every vertebra (LPS mm); None when ten tries
-        find none."""
+    def _off_the_spine(self, case: str, rng: np.random.Generator) -> tuple[int, np.ndarray] | None:
+        """Class and place (LPS mm) beyond an end of the spine, or of a random place of the scan well away from every vertebra; None when
+        ten tries find none."""
         scan = self._scans[case]
         ends = [place for place in self._beyond[case] if (scan.geometry.world_to_index(place) > 0).all()
                 and (scan.geometry.world_to_index(place) < np.array(scan.array.shape) - 1).all()]
         if ends and rng.random() < BEYOND_FRACTION:
-            return ends[int(rng.integers(len(ends)))] + rng.normal(0, BEYOND_MM / np.sqrt(3), 3)
+            end = ends[int(rng.integers(len(ends)))]
+            landmark = SKULL if end[2] > self._centres[case][:, 2].max() else SACRUM
+            return landmark if self.plan.network.landmarks else NOT_A_VERTEBRA, end + rng.normal(0, BEYOND_MM / np.sqrt(3), 3)
         for _ in range(10):
             place = scan.geometry.index_to_world(rng.uniform(0, np.array(scan.array.shape) - 1))
             if np.linalg.norm(self._centres[case] - place, axis=1).min() >= FALSE_DISTANCE_MM:
-                return place
+                return NOT_A_VERTEBRA, place
         return None
 
 

@@ -16,15 +16,17 @@ DROPOUT = 0.3
 
 
 class AppearanceNetwork(nn.Module):
-    """CT crop (B, C, z, y, x) in 0..1 -> logits (B, 25) over the 24 levels and "not a vertebra"."""
+    """CT crop (B, C, z, y, x) in 0..1 -> logits (B, 25) over the 24 levels and "not a vertebra"; with `landmarks` (B, 27), sacrum and
+    skull base last."""
 
     def __init__(self, channels: int, widths: Sequence[int] = WIDTHS, pool_grid: Sequence[int] = POOL_GRID,
-                 dropout: float = DROPOUT):
+                 dropout: float = DROPOUT, landmarks: bool = False):
         super().__init__()
         pairs = zip([widths[0], *widths], widths, strict=False)
         blocks = [ResidualBlock(inputs, outputs, 1 if k == 0 else 2, bottleneck=False) for k, (inputs, outputs) in enumerate(pairs)]
         self.layers = nn.Sequential(InceptionStem(channels, widths[0], 2), *blocks, nn.AdaptiveAvgPool3d(tuple(pool_grid)), nn.Flatten(),
-                                    nn.Dropout(dropout), nn.Linear(widths[-1] * int(np.prod(pool_grid)), NUM_LEVELS + 1))
+                                    nn.Dropout(dropout),
+                                    nn.Linear(widths[-1] * int(np.prod(pool_grid)), NUM_LEVELS + (3 if landmarks else 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -33,4 +35,5 @@ class AppearanceNetwork(nn.Module):
 def network_of_plans(plans: Plans) -> AppearanceNetwork:
     """The plan's network with fresh weights."""
     plan = plans.stage("appearance")
-    return AppearanceNetwork(len(plan.data.windows_hu), plan.network.widths, plan.network.pool_grid, plan.network.dropout)
+    return AppearanceNetwork(len(plan.data.windows_hu), plan.network.widths, plan.network.pool_grid, plan.network.dropout,
+                             plan.network.landmarks)

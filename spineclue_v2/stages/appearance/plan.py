@@ -16,6 +16,7 @@ class AppearanceNetworkPlan:
     widths: Annotated[tuple[Channels, ...], planned("channels per resolution", min_length=1)]
     pool_grid: Annotated[Box, planned("cells (z, y, x) kept by the pooling before the classifier", "cells")]
     dropout: Annotated[Amount, planned("part of the classifier's inputs that training drops", lt=1)]
+    landmarks: Annotated[bool, planned('sacrum and skull base are classes of their own, beside "not a vertebra"')] = False
 
 
 @dataclass(frozen=True, config=CONFIG)

@@ -76,7 +76,7 @@ class Decoder:
         if lattice.n == 0:
             return Numbering((), np.zeros((0, NAMES + 1)), np.zeros(0), None, 0.0, 0.0, False)
         best, score = lattice.best_path(lattice.emission)
-        names = tuple(None if k == NAMES else ANATOMICAL_ORDER[k] for k in best)
+        names = names_of(best)
         posterior, total = lattice.posterior()
         confidence = posterior[np.arange(lattice.n), best]
         named = np.flatnonzero(best < NAMES)
@@ -104,7 +104,7 @@ class Decoder:
                 only[i, ORDER_INDEX[name]] = lattice.emission[i, ORDER_INDEX[name]]
         return float(replace(lattice, none=none).log_total(only) - lattice.log_total(lattice.emission))
 
-    def _lattice(self, log_probabilities: np.ndarray, steps: np.ndarray | None, variants: np.ndarray | None) -> _Lattice:
+    def _lattice(self, log_probabilities: np.ndarray, steps: np.ndarray | None, variants: np.ndarray | None) -> Lattice:
         given = np.asarray(log_probabilities, dtype=float)
         n = len(given)
         if given.shape != (n, NUM_LEVELS + 1):
@@ -119,9 +119,9 @@ class Decoder:
         if gaps.shape != (max(n - 1, 0),):
             raise ValueError(f"steps must be ({max(n - 1, 0)},) for {n} detections, got {gaps.shape}")
         none = given[:, NOT_A_VERTEBRA] + self.penalties.false_detection
-        return _Lattice(emission, none, self._transitions(gaps))
+        return Lattice(emission, none, self.transitions(gaps))
 
-    def _transitions(self, gaps: np.ndarray) -> np.ndarray:
+    def transitions(self, gaps: np.ndarray) -> np.ndarray:
         """(n, n, 26, 26) weights of going from name a at detection i to name b at the next named detection j > i."""
         n = len(gaps) + 1
         upper, lower = np.triu_indices(n, 1)
@@ -154,12 +154,23 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class _Lattice:
-    """One scan's weights. emission (n, 26) and none (n,) are logs; moves (n, n, 26, 26) are plain weights, zero for j <= i."""
+class Lattice:
+    """One scan's weights. emission (n, 26) and none (n,) are logs; moves (n, n, 26, 26) are plain weights, zero for j <= i.
+
+    `first`, `last`: (n, 26) logs of being the first and the last named vertebra (what lies beyond may say so), 0 by default.
+    """
 
     emission: np.ndarray
     none: np.ndarray
     moves: np.ndarray
+    first: np.ndarray | float = 0.0
+    last: np.ndarray | float = 0.0
+
+    @cached_property
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """`first` and `last` as (n, 26) arrays."""
+        zeros = np.zeros((self.n, NAMES))
+        return zeros + self.first, zeros + self.last
 
     @property
     def n(self) -> int:
@@ -177,10 +188,10 @@ class _Lattice:
     def forward(self, emission: np.ndarray) -> np.ndarray:
         """(n, 26): log sum of all partial paths that end with that name at that detection."""
         n = self.n
-        drop = self.between
+        drop, first = self.between, self.ends[0]
         out = np.empty((n, NAMES))
         for j in range(n):
-            arriving = np.full(NAMES, drop[0, j + 1])
+            arriving = drop[0, j + 1] + first[j]
             if j:
                 before = out[:j] + drop[1:j + 1, j + 1, None]
                 arriving = np.logaddexp(arriving, _log_product(before.ravel(), self.moves[:j, j].reshape(-1, NAMES)))
@@ -190,10 +201,10 @@ class _Lattice:
     def backward(self) -> np.ndarray:
         """(n, 26): log sum of everything after that name at that detection."""
         n = self.n
-        drop = self.between
+        drop, last = self.between, self.ends[1]
         out = np.empty((n, NAMES))
         for i in range(n - 1, -1, -1):
-            leaving = np.full(NAMES, drop[i + 1, n + 1])
+            leaving = drop[i + 1, n + 1] + last[i]
             if i < n - 1:
                 after = out[i + 1:] + self.emission[i + 1:] + drop[i + 1, i + 2:n + 1, None]
                 moves = self.moves[i, i + 1:].transpose(0, 2, 1).reshape(-1, NAMES)
@@ -205,7 +216,7 @@ class _Lattice:
         """Log sum of all paths, the one that names nothing included."""
         if self.n == 0:
             return 0.0
-        ends = self.forward(emission) + self.between[1:-1, -1, None]
+        ends = self.forward(emission) + self.between[1:-1, -1, None] + self.ends[1]
         return float(np.logaddexp(np.logaddexp.reduce(ends, axis=None), self.between[0, -1]))
 
     def posterior(self) -> tuple[np.ndarray, float]:
@@ -218,10 +229,10 @@ class _Lattice:
     def best_path(self, emission: np.ndarray) -> tuple[np.ndarray, float]:
         """(n,) ANATOMICAL_ORDER indices (26 = none) of the best path, and its log weight."""
         n = self.n
-        drop = self.between
+        drop, (first, last) = self.between, self.ends
         score, origin = np.empty((n, NAMES)), np.full((n, NAMES), -1)
         for j in range(n):
-            score[j] = drop[0, j + 1]
+            score[j] = drop[0, j + 1] + first[j]
             if j:
                 with np.errstate(divide="ignore"):
                     moves = np.log(self.moves[:j, j])
@@ -232,7 +243,7 @@ class _Lattice:
                 score[j] = np.maximum(score[j], value)
             score[j] += emission[j]
         path = np.full(n, NAMES)
-        ends = score + drop[1:-1, -1, None]
+        ends = score + drop[1:-1, -1, None] + last
         cell = int(ends.argmax())
         if ends.flat[cell] <= drop[0, -1]:
             return path, float(drop[0, -1])
@@ -243,6 +254,13 @@ class _Lattice:
             cell = int(origin[j, name])
         return path, best
 
+    def path_weight(self, path: np.ndarray) -> float:
+        """Log weight of one path (ANATOMICAL_ORDER indices, 26 = none), -inf when it is impossible."""
+        emission, none = np.full_like(self.emission, NEVER), np.where(path == NAMES, self.none, NEVER)
+        named = np.flatnonzero(path < NAMES)
+        emission[named, path[named]] = self.emission[named, path[named]]
+        return replace(self, none=none).best_path(emission)[1]
+
     def best_shift(self, path: np.ndarray, direction: int) -> float:
         """Log weight of the best path with every named detection moved one level and the rest false (-inf when impossible)."""
         emission = np.full_like(self.emission, NEVER)
@@ -251,6 +269,11 @@ class _Lattice:
             there = MOVED[direction][path[i]]
             emission[i, there] = self.emission[i, there]
         return replace(self, none=none).best_path(emission)[1]
+
+
+def names_of(path: Sequence[int] | np.ndarray) -> tuple[str | None, ...]:
+    """Names of ANATOMICAL_ORDER indices, None for 26."""
+    return tuple(None if k == NAMES else ANATOMICAL_ORDER[k] for k in path)
 
 
 def _log_product(log_vector: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -12,6 +12,9 @@ from pydantic.dataclasses import dataclass
 from ...plans.fields import CONFIG, Amount, Batch, Box, Count, Real, Run, Whole, one_of, planned
 from ...plans.schema import nearest
 
+EvidenceValues = dict[str, Real | dict[str, Real | dict[str, Real | tuple[Real, ...]]]]
+EVIDENCE_ENTRIES = ("scale", "power", "trust", "landmark", "bias", "none_weight")   # of `trust.EvidenceModel`
+
 
 @plain_dataclass(frozen=True)
 class Penalties:
@@ -45,6 +48,12 @@ def _check_penalties(values: dict[str, float]) -> dict[str, float]:
     known = [entry.name for entry in fields(Penalties)]
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"unknown key '{unknown[0]}'{nearest(unknown[0], known)}")
+    return values
+
+
+def _check_evidence_model(values: EvidenceValues) -> EvidenceValues:
+    if unknown := [name for name in values if name not in EVIDENCE_ENTRIES]:
+        raise ValueError(f"unknown key '{unknown[0]}'{nearest(unknown[0], EVIDENCE_ENTRIES)}")
     return values
 
 
@@ -90,6 +99,9 @@ class IdentifyRun(Run):
         default_factory=dict)
     classifier_weights: Annotated[dict[str, Real], planned(
         "weight of each classifier's log probabilities: shape, geometry, appearance", old_names=["witness_weights"])] = field(
+        default_factory=dict)
+    evidence_model: Annotated[EvidenceValues, AfterValidator(_check_evidence_model), planned(
+        "what each classifier is worth and how often it is off for a whole scan; empty: classifier_weights alone count")] = field(
         default_factory=dict)
     classifier_batch_size: Annotated[int, planned(
         "vertebrae per step of the classifier's phase, filled up to whole spines; 0: as many as batch_size", "vertebrae", ge=0,

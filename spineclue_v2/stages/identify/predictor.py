@@ -16,10 +16,11 @@ from ...preprocessing.crops import mask_crop
 from ...training.device import autocast
 from ...training.stage_model import StageModel
 from ..base import Context, Evidence, Findings
-from .decoder import Decoder
+from .decoder import Decoder, Numbering
 from .evidence import combine_evidence, shape_logs
 from .fusion import fusion_with
 from .plan import Penalties
+from .trust import EvidenceModel, combined_rows, decode_with_trust
 from .uncertainty import monte_carlo
 
 INFERENCE_BATCH = 8
@@ -36,9 +37,7 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
     gaps = vertebral_gaps(np.array([v.body_centre for v in vertebrae]))
     probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, context.device, round_positions(gaps))
     evidence = {"shape": Evidence(shape_logs(probabilities)), **findings.evidence}
-    logs, variants = combine_evidence(evidence, plan.run.classifier_weights, context.options.classifiers)
-    decoder = Decoder(Penalties.from_dict(plan.run.decoder_penalties), context.options.forbid_anomalies)
-    numbering = decoder.decode(logs, gaps, variants)
+    logs, variants, numbering = _decode(evidence, gaps, plan, context)
     own = [None] * len(vertebrae) if variants is None else [(float(t13), float(l6)) for t13, l6 in variants]
     named = tuple(replace(v, probabilities=p, uncertainty=float(u), log_probabilities=row, variant_log_probabilities=extra, level=name,
                           confidence=float(c))
@@ -46,6 +45,19 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
                                                           numbering.confidence, strict=True) if name is not None)
     return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
                    margin=numbering.margin, extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)}})
+
+
+def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
+            context: Context) -> tuple[np.ndarray, np.ndarray | None, Numbering]:
+    """Combined logs (n, 25) and variants (n, 2) of the enabled classifiers, and the numbering."""
+    penalties, forbid = Penalties.from_dict(plan.run.decoder_penalties), context.options.forbid_anomalies
+    if plan.run.evidence_model:
+        model = EvidenceModel.from_dict(plan.run.evidence_model)
+        enabled = {name: found for name, found in evidence.items() if name in context.options.classifiers} or {"shape": evidence["shape"]}
+        logs, variants = combined_rows(enabled, model)
+        return logs, variants, decode_with_trust(enabled, gaps, model, penalties, forbid)
+    logs, own = combine_evidence(evidence, plan.run.classifier_weights, context.options.classifiers)
+    return logs, own, Decoder(penalties, forbid).decode(logs, gaps, own)
 
 
 def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str, Any], plan: StagePlan, device: torch.device,

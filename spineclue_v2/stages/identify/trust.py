@@ -1,0 +1,206 @@
+"""How much each classifier is worth, and the decoder's answer when any of them may be wrong about the whole scan.
+
+Rows of one scan share their mistakes: a network that has seen all vertebrae repeats one opinion n times. So a classifier counts with
+`scale * n ** -power` of its log-probabilities, not with their sum. And a classifier may be off for a whole scan, by one level say.
+Therefore the numberings are weighed for every set of classifiers that may be right (the others know nothing then), and the sets are
+mixed by their prior (`trust`) times the weight that they give to all numberings together. Where classifiers agree nothing changes;
+where they contradict each other the mixture spreads over their answers, and the numbering is not anchored.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ...anatomy import LEVELS, NUM_LEVELS, ORDER_INDEX, region
+from ..base import Evidence
+from .decoder import EMITTING, NAMES, NEVER, VARIANTS, Decoder, Lattice, Numbering, names_of
+from .plan import Penalties
+
+REGIONS = ("cervical", "thoracic", "lumbar")
+REGION_OF_LEVEL = np.array([[region(level) == name for name in REGIONS] for level in LEVELS], float)
+SHIFTS = (-2, -1, 0, 1, 2)
+LANDMARKS = {"sacrum": [ORDER_INDEX["L5"], ORDER_INDEX["L6"]], "skull": [ORDER_INDEX["C1"]]}
+FLOOR = 1e-4                 # of a row's probability: one zero forbids nothing
+NONE_RANGE = (1e-4, 1 - 1e-4)
+LEAST_SET = 1e-4             # sets of classifiers with less posterior than this are left out
+
+
+@dataclass(frozen=True)
+class EvidenceModel:
+    """Fitted on windows of scans that no classifier was trained on.
+
+    `scale`: classifier -> region -> factor of its logs (the region that the row itself points to). `power`: classifier -> how the
+    factor falls with the number of detections. `trust`: classifier -> probability that it is not off for a whole scan. `landmark`:
+    "sacrum", "skull" -> the same for these. `bias`: classifier -> region -> fractions (5,) of vertebrae that it places -2 .. 2 levels
+    lower than they are. `none_weight`: of "not a vertebra".
+    """
+
+    scale: Mapping[str, Mapping[str, float]]
+    power: Mapping[str, float]
+    trust: Mapping[str, float]
+    landmark: Mapping[str, float] = field(default_factory=dict)
+    bias: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    none_weight: float = 1.0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvidenceModel:
+        """From a plan; an unknown name is an error that lists the known ones."""
+        known = {entry.name for entry in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown entry '{unknown[0]}' of the evidence model; known: {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """One classifier's scaled logs (n, 26) of the names given that there is a vertebra, 0 = no opinion; (n,) logs of none and vertebra."""
+
+    names: np.ndarray
+    none: np.ndarray
+    vertebra: np.ndarray
+
+
+def decode_with_trust(evidence: Mapping[str, Evidence], gaps: np.ndarray, model: EvidenceModel, penalties: Penalties,
+                      forbid_anomalies: bool = False) -> Numbering:
+    """The numbering under `model`.
+
+    Args:
+        evidence: by classifier, detections in cranio-caudal order; those that `model` does not know are left out.
+        gaps: (n - 1,) measured steps between detections.
+        model: fitted weights.
+        penalties: of the decoder; `evidence` is not used.
+        forbid_anomalies: no T13, no L6, no T11 -> L1.
+    """
+    known = {name: found for name, found in evidence.items() if name in model.trust}
+    if not known or not len(next(iter(known.values())).logs):
+        return Decoder(penalties, forbid_anomalies).decode(np.zeros((0, NUM_LEVELS + 1)))
+    decoder = Decoder(penalties, forbid_anomalies)
+    opinions = {name: opinion(name, found, model) for name, found in known.items()}
+    none = sum(o.none for o in opinions.values()) * model.none_weight + penalties.false_detection
+    vertebra = sum(o.vertebra for o in opinions.values()) * model.none_weight
+    base = np.repeat(np.asarray(vertebra)[:, None], NAMES, axis=1)
+    base[:, VARIANTS] += (decoder.penalties.t13_offset, decoder.penalties.l6_offset)
+    ends = landmark_weights(known, model)
+    moves = decoder.transitions(np.asarray(gaps, dtype=float))
+    lattices, priors = [], []
+    for trusted in product((True, False), repeat=len(opinions)):
+        heard = [o.names for o, right in zip(opinions.values(), trusted, strict=True) if right]
+        lattices.append(Lattice(base + sum(heard) if heard else base, np.asarray(none), moves, ends["skull"], ends["sacrum"]))
+        priors.append(sum(np.log(model.trust[name] if right else 1.0 - model.trust[name])
+                          for name, right in zip(opinions, trusted, strict=True)))
+    return _mix(lattices, np.array(priors), penalties.shifted_limit)
+
+
+def opinion(name: str, evidence: Evidence, model: EvidenceModel) -> Opinion:
+    """What a classifier says, scaled by what it is worth."""
+    rows = np.exp(evidence.logs)
+    levels, n = rows[:, :NUM_LEVELS], len(rows)
+    variants = np.full((n, 2), np.nan) if evidence.variants is None else np.exp(evidence.variants)
+    given = levels.sum(1) + np.nan_to_num(variants).sum(1)
+    none = vertebra = np.zeros(n)
+    if name != "shape":                                      # which knows no "not a vertebra"
+        fraction = np.clip(rows[:, NUM_LEVELS] / (rows[:, NUM_LEVELS] + given), *NONE_RANGE)
+        none, vertebra = np.log(fraction), np.log(1 - fraction)
+    levels, variants = levels / given[:, None], variants / given[:, None]
+    names = relative_logs(remove_bias(levels, model.bias.get(name)))[:, EMITTING]
+    own = ~np.isnan(variants)
+    names[:, VARIANTS] = np.where(own, relative_logs(np.nan_to_num(variants)), names[:, VARIANTS])
+    scale = region_fractions(levels) @ np.array([model.scale[name][part] for part in REGIONS])
+    return Opinion(names * (scale * float(n) ** -model.power[name])[:, None], none, vertebra)
+
+
+def region_fractions(levels: np.ndarray) -> np.ndarray:
+    """(n, 24) probabilities -> (n, 3): how much of each lies in each region."""
+    return levels @ REGION_OF_LEVEL / np.maximum(levels.sum(1, keepdims=True), 1e-12)
+
+
+def remove_bias(levels: np.ndarray, bias: Mapping[str, Sequence[float]] | None) -> np.ndarray:
+    """(n, 24) after taking back what the classifier is known to be off by, region by region of what it says."""
+    if bias is None:
+        return levels
+    kernel = region_fractions(levels) @ np.array([bias[part] for part in REGIONS])
+    out = np.zeros_like(levels)
+    for k, shift in enumerate(SHIFTS):                       # it says level + shift where level is true
+        moved = np.zeros_like(levels)
+        first, last = max(0, -shift), NUM_LEVELS - max(0, shift)
+        moved[:, first:last] = levels[:, first + shift:last + shift]
+        out += kernel[:, k:k + 1] * moved
+    return out / np.maximum(out.sum(1, keepdims=True), 1e-9)
+
+
+def relative_logs(probabilities: np.ndarray) -> np.ndarray:
+    """Logs relative to a uniform opinion over the levels."""
+    return np.log((probabilities + FLOOR) / (1 + NUM_LEVELS * FLOOR) * NUM_LEVELS)
+
+
+def landmark_weights(evidence: Mapping[str, Evidence], model: EvidenceModel) -> dict[str, np.ndarray]:
+    """(n, 26) logs by landmark of being the last (sacrum below) and the first (skull above) named vertebra; 0 where nothing is known."""
+    n = len(next(iter(evidence.values())).logs)
+    found = next((e.landmarks for e in evidence.values() if e.landmarks is not None), np.full((n, 2), np.nan))
+    weights = {}
+    for column, (name, ends) in enumerate(LANDMARKS.items()):
+        seen, trust = found[:, column:column + 1], model.landmark.get(name, 0.0)
+        p = np.nan_to_num(seen, nan=0.5)
+        log = np.log(trust * np.where(np.isin(np.arange(NAMES), ends)[None], p, 1 - p) + (1 - trust) * 0.5)
+        weights[name] = np.where(np.isnan(seen), 0.0, log)
+    return weights
+
+
+def _mix(lattices: Sequence[Lattice], priors: np.ndarray, limit: float) -> Numbering:
+    totals = np.array([lattice.log_total(lattice.emission) for lattice in lattices])
+    weight = priors + totals
+    weight = np.exp(weight - np.logaddexp.reduce(weight))
+    heard = [int(i) for i in np.argsort(-weight) if weight[i] > LEAST_SET]
+    posterior = np.sum([weight[i] * lattices[i].posterior()[0] for i in heard], axis=0) / weight[heard].sum()
+    paths = {tuple(lattices[i].best_path(lattices[i].emission)[0].tolist()) for i in heard}
+    agreement = {path: _agreement(path, lattices, totals, weight, heard) for path in paths if any(k < NAMES for k in path)}
+    if not agreement:
+        return Numbering((None,) * lattices[0].n, posterior, posterior[:, -1], None, 1.0, 1.0, False)
+    best = max(agreement, key=agreement.__getitem__)
+    shifted = min(1.0, max(0.0, 1.0 - agreement[best]))
+    path = np.array(best)
+    nowhere = _nowhere(path, lattices, totals, weight, heard)
+    top = lattices[heard[0]]
+    margin = top.path_weight(path) - max(top.best_shift(path, direction) for direction in (-1, 1))
+    return Numbering(names_of(path), posterior, posterior[np.arange(len(path)), path], margin, shifted, nowhere, shifted <= limit)
+
+
+def _agreement(path: tuple[int, ...], lattices: Sequence[Lattice], totals: np.ndarray, weight: np.ndarray, heard: Sequence[int]) -> float:
+    """Posterior of all numberings that agree with every vertebra that `path` names."""
+    named = [i for i, name in enumerate(path) if name < NAMES]
+    total = 0.0
+    for k in heard:
+        only = lattices[k].emission.copy()
+        only[named] = NEVER
+        only[named, [path[i] for i in named]] = lattices[k].emission[named, [path[i] for i in named]]
+        total += weight[k] * float(np.exp(lattices[k].log_total(only) - totals[k]))
+    return total
+
+
+def _nowhere(path: np.ndarray, lattices: Sequence[Lattice], totals: np.ndarray, weight: np.ndarray, heard: Sequence[int]) -> float:
+    """Posterior of all numberings that agree with no vertebra that `path` names."""
+    named = np.flatnonzero(path < NAMES)
+    total = 0.0
+    for k in heard:
+        other = lattices[k].emission.copy()
+        other[named, path[named]] = NEVER
+        total += weight[k] * float(np.exp(lattices[k].log_total(other) - totals[k]))
+    return min(1.0, total)
+
+
+def combined_rows(evidence: Mapping[str, Evidence], model: EvidenceModel) -> tuple[np.ndarray, np.ndarray]:
+    """All classifiers together as other readers want them: logs (n, 25), rows normalised, and variants (n, 2)."""
+    opinions = [opinion(name, found, replace(model, power=dict.fromkeys(model.power, 0.0))) for name, found in evidence.items()
+                if name in model.trust]
+    names = np.sum([o.names for o in opinions], axis=0) + np.sum([o.vertebra for o in opinions], axis=0)[:, None]
+    none = np.sum([o.none for o in opinions], axis=0)[:, None]
+    regular = np.concatenate([np.delete(names, VARIANTS, axis=1), none], axis=1)
+    norm = np.logaddexp.reduce(regular, axis=1, keepdims=True)
+    return regular - norm, names[:, VARIANTS] - norm
