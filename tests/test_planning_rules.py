@@ -13,6 +13,7 @@ from example_fingerprint import fingerprint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_table import DATASETS, against_the_paper, for_other_datasets
+from plugins import found_in, write_package
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning import memory, rules
@@ -154,23 +155,14 @@ def test_other_datasets_get_their_own_plan(changes: dict[str, Any], voxel: float
         assert np.prod(plan.stage("segment").network.crop_size) < np.prod(usual.stage("segment").network.crop_size)
 
 
-def test_planners_are_found_by_name_and_mistakes_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spineclue_v2.utilities import plugins as module
-
-    class Mine(SpineCLUEPlanner):
-        default_plans_name = "MyPlans"
-
-    class Entry:
-        name, value = "Mine", "mine:Mine"
-
-        @staticmethod
-        def load() -> type:
-            return Mine
-
-    monkeypatch.setattr(module, "entry_points", lambda group: [Entry] if group == "spineclue_v2.planners" else [])
-    assert find_planner("Mine")("raw", fingerprint(), 1, "cpu").plan().planner == "Mine"
-    with pytest.raises(InputError, match="'Yours' is unknown; known: Mine, .*SpineCLUEPaperPlanner, SpineCLUEPlanner"):
-        find_planner("Yours")
+def test_planners_are_found_by_name_and_mistakes_named(tmp_path: Path) -> None:
+    source = "from spineclue_v2 import SpineCLUEPlanner\nclass Mine(SpineCLUEPlanner):\n    default_plans_name = 'MyPlans'\n"
+    write_package(tmp_path, "theirs", source, planners="Mine=Mine")
+    with found_in(tmp_path):
+        planner = find_planner("Mine")("raw", fingerprint(), 1, "cpu")
+        assert planner.plan().planner == "Mine" and planner.plans_name == "MyPlans"
+        with pytest.raises(InputError, match="'Yours' is unknown; known: Mine, .*SpineCLUEPaperPlanner, SpineCLUEPlanner"):
+            find_planner("Yours")
     for wrong in ({"device": "tpu"}, {"gpu_memory_target": 0.0}, {"gpu_memory_target": float("nan")}):
         with pytest.raises(InputError):
             SpineCLUEPlanner("raw", fingerprint(), **wrong)

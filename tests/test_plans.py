@@ -53,6 +53,8 @@ def changed(value: Any, place: tuple[str, ...] = ("",)) -> Any:
         return value + 2
     if field == "decoder_penalties":
         return value | {"missed": -1.0}
+    if field == "evidence_model":
+        return {"none_weight": 0.5}
     if isinstance(value, bool):
         return not value
     if isinstance(value, float):
