@@ -14,6 +14,7 @@ class AppearanceNetworkPlan:
     pool_grid: Box                    # spatial cells kept by the pooling: above and below, before and behind; left and right mean the same
     dropout: float
     landmarks: bool = False           # sacrum and skull base are classes of their own, beside "not a vertebra"
+    members: int = 1                  # networks whose mean probability is the classifier's
 
 
 @dataclass(frozen=True)
