@@ -120,3 +120,14 @@ def test_unknown_entry_is_named():
 
 def test_nothing_found():
     assert decode_with_trust({}, np.zeros(0), model(), PENALTIES).names == ()
+
+
+def test_a_detection_that_is_half_taken_for_none_is_no_anchor():
+    logs = rows("L1", 5)
+    logs[2] = np.log(np.exp(logs[2]) * 0.4)
+    logs[2, 24] = np.log(0.6)
+    evidence = {"geometry": Evidence(logs), "shape": Evidence(rows("L1", 5)), "appearance": Evidence(rows("L1", 5))}
+    sure = decode(evidence, model=model(none_weight={"geometry": 0.1}))
+    assert sure.names == names("L1", 5) and sure.numbering_anchored
+    doubtful = decode(evidence, model=model(none_weight={"geometry": 0.1}, doubt=0.5))
+    assert doubtful.names == sure.names and not doubtful.numbering_anchored

@@ -54,7 +54,7 @@ def changed(value: Any, place: tuple[str, ...] = ("",)) -> Any:
     if field == "decoder_penalties":
         return value | {"missed": -1.0}
     if field == "evidence_model":
-        return {"none_weight": 0.5}
+        return {"doubt": 0.5}
     if isinstance(value, bool):
         return not value
     if isinstance(value, float):

@@ -1,9 +1,11 @@
 """The network of the appearance classifier: a small 3D ResNet on a coarse CT crop."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ...anatomy import NUM_LEVELS
@@ -32,8 +34,22 @@ class AppearanceNetwork(nn.Module):
         return self.layers(x)
 
 
-def network_of_plans(plans: Plans) -> AppearanceNetwork:
+class AppearanceEnsemble(nn.Module):
+    """Several networks; the logs of their mean probabilities stand for logits (B, classes)."""
+
+    def __init__(self, members: Sequence[AppearanceNetwork]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logs = torch.stack([member(x).float().log_softmax(1) for member in self.members])
+        return logs.logsumexp(0) - math.log(len(self.members))
+
+
+def network_of_plans(plans: Plans) -> AppearanceNetwork | AppearanceEnsemble:
     """The plan's network with fresh weights."""
     plan = plans.stage("appearance")
-    return AppearanceNetwork(len(plan.data.windows_hu), plan.network.widths, plan.network.pool_grid, plan.network.dropout,
-                             plan.network.landmarks)
+    shape = plan.network
+    members = [AppearanceNetwork(len(plan.data.windows_hu), shape.widths, shape.pool_grid, shape.dropout, shape.landmarks)
+               for _ in range(shape.members)]
+    return members[0] if len(members) == 1 else AppearanceEnsemble(members)

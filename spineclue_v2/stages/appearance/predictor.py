@@ -23,13 +23,14 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
     if not findings.vertebrae or not context.enabled("appearance"):
         return findings
     centres = np.array([v.body_centre for v in findings.vertebrae])
-    plan = context.plans.stage("appearance")
-    ends = beyond(centres, findings.volume) if plan.network.landmarks else {}
-    rows = class_logs(findings.volume, np.vstack([centres, *(place[None] for place in ends.values())]), model, plan, context.device)
-    logs, weight = merge_landmarks(rows[:len(centres)]), model.fitted[0].get("weight")
-    landmarks = None
+    plan, weight, landmarks = context.plans.stage("appearance"), model.fitted[0].get("weight"), None
     if plan.network.landmarks:
+        ends = beyond(centres, findings.volume)
+        rows = class_logs(findings.volume, np.vstack([centres, *(place[None] for place in ends.values())]), model, plan, context.device)
         landmarks = follow(np.exp(rows[:len(centres)]), dict(zip(ends, np.exp(rows[len(centres):]), strict=True)))
+        logs = merge_landmarks(rows[:len(centres)])
+    else:
+        logs = log_probabilities(findings.volume, centres, model, plan, context.device)
     evidence = (Evidence(logs, landmarks=landmarks) if weight is None
                 else Evidence(weight_by_region(logs, weight), weight=1.0, landmarks=landmarks))
     return replace(findings, evidence={**findings.evidence, "appearance": evidence})

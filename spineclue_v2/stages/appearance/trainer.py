@@ -12,17 +12,17 @@ from ...plans.plans import Plans
 from ...training.temperature import fit_temperature
 from ...training.trainer import BaseTrainer
 from .data import AppearanceBatches
-from .network import AppearanceNetwork, network_of_plans
+from .network import AppearanceEnsemble, AppearanceNetwork, network_of_plans
 
 
 class AppearanceTrainer(BaseTrainer):
     """Cross entropy; the epoch metric is the fraction of crops named right."""
 
     stage = "appearance"
-    network: AppearanceNetwork
+    network: AppearanceNetwork | AppearanceEnsemble
 
     @classmethod
-    def build_network(cls, plans: Plans) -> AppearanceNetwork:
+    def build_network(cls, plans: Plans) -> AppearanceNetwork | AppearanceEnsemble:
         return network_of_plans(plans)
 
     def has_samples(self, cases: list[str]) -> bool:

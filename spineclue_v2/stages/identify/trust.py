@@ -25,7 +25,6 @@ REGION_OF_LEVEL = np.array([[region(level) == name for name in REGIONS] for leve
 SHIFTS = (-2, -1, 0, 1, 2)
 LANDMARKS = {"sacrum": [ORDER_INDEX["L5"], ORDER_INDEX["L6"]], "skull": [ORDER_INDEX["C1"]]}
 FLOOR = 1e-4                 # of a row's probability: one zero forbids nothing
-NONE_RANGE = (1e-4, 1 - 1e-4)
 LEAST_SET = 1e-4             # sets of classifiers with less posterior than this are left out
 
 
@@ -36,7 +35,9 @@ class EvidenceModel:
     `scale`: classifier -> region -> factor of its logs (the region that the row itself points to). `power`: classifier -> how the
     factor falls with the number of detections. `trust`: classifier -> probability that it is not off for a whole scan. `landmark`:
     "sacrum", "skull" -> the same for these. `bias`: classifier -> region -> fractions (5,) of vertebrae that it places -2 .. 2 levels
-    lower than they are. `none_weight`: of "not a vertebra".
+    lower than they are. `none_weight`: classifier -> weight of its "not a vertebra", which is held within `least_none` and
+    1 - `least_none`. `doubt`: a named detection between two others that a classifier takes for no vertebra with this probability is
+    no anchor.
     """
 
     scale: Mapping[str, Mapping[str, float]]
@@ -44,7 +45,9 @@ class EvidenceModel:
     trust: Mapping[str, float]
     landmark: Mapping[str, float] = field(default_factory=dict)
     bias: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    none_weight: float = 1.0
+    none_weight: Mapping[str, float] = field(default_factory=dict)
+    least_none: float = 1e-4
+    doubt: float = 1.0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvidenceModel:
@@ -83,19 +86,32 @@ def decode_with_trust(evidence: Mapping[str, Evidence], gaps: np.ndarray, model:
         return Decoder(penalties, forbid_anomalies).decode(np.zeros((0, NUM_LEVELS + 1)))
     decoder = Decoder(penalties, forbid_anomalies)
     opinions = {name: opinion(name, found, model) for name, found in known.items()}
-    none = sum(o.none for o in opinions.values()) * model.none_weight + penalties.false_detection
-    vertebra = sum(o.vertebra for o in opinions.values()) * model.none_weight
-    base = np.repeat(np.asarray(vertebra)[:, None], NAMES, axis=1)
+    none = np.sum([o.none for o in opinions.values()], axis=0) + penalties.false_detection
+    base = np.repeat(np.sum([o.vertebra for o in opinions.values()], axis=0)[:, None], NAMES, axis=1)
     base[:, VARIANTS] += (decoder.penalties.t13_offset, decoder.penalties.l6_offset)
     ends = landmark_weights(known, model)
     moves = decoder.transitions(np.asarray(gaps, dtype=float))
     lattices, priors = [], []
     for trusted in product((True, False), repeat=len(opinions)):
         heard = [o.names for o, right in zip(opinions.values(), trusted, strict=True) if right]
-        lattices.append(Lattice(base + sum(heard) if heard else base, np.asarray(none), moves, ends["skull"], ends["sacrum"]))
+        lattices.append(Lattice(base + sum(heard) if heard else base, none, moves, ends["skull"], ends["sacrum"]))
         priors.append(sum(np.log(model.trust[name] if right else 1.0 - model.trust[name])
                           for name, right in zip(opinions, trusted, strict=True)))
-    return _mix(lattices, np.array(priors), penalties.shifted_limit)
+    numbering = _mix(lattices, np.array(priors), penalties.shifted_limit)
+    return replace(numbering, numbering_anchored=numbering.numbering_anchored and doubt(known, numbering.names) < model.doubt)
+
+
+def doubt(evidence: Mapping[str, Evidence], names: Sequence[str | None]) -> float:
+    """The largest probability of "not a vertebra" that a classifier gives a named detection between two others."""
+    worst = 0.0
+    for name, found in evidence.items():
+        if name == "shape":
+            continue
+        rows = np.exp(found.logs)
+        total = rows.sum(1) + (0.0 if found.variants is None else np.nan_to_num(np.exp(found.variants)).sum(1))
+        inner = [rows[i, NUM_LEVELS] / total[i] for i in range(1, len(names) - 1) if names[i] is not None]
+        worst = max([worst, *map(float, inner)])
+    return worst
 
 
 def opinion(name: str, evidence: Evidence, model: EvidenceModel) -> Opinion:
@@ -106,8 +122,9 @@ def opinion(name: str, evidence: Evidence, model: EvidenceModel) -> Opinion:
     given = levels.sum(1) + np.nan_to_num(variants).sum(1)
     none = vertebra = np.zeros(n)
     if name != "shape":                                      # which knows no "not a vertebra"
-        fraction = np.clip(rows[:, NUM_LEVELS] / (rows[:, NUM_LEVELS] + given), *NONE_RANGE)
-        none, vertebra = np.log(fraction), np.log(1 - fraction)
+        fraction = np.clip(rows[:, NUM_LEVELS] / (rows[:, NUM_LEVELS] + given), model.least_none, 1 - model.least_none)
+        weight = model.none_weight.get(name, 1.0)
+        none, vertebra = weight * np.log(fraction), weight * np.log(1 - fraction)
     levels, variants = levels / given[:, None], variants / given[:, None]
     names = relative_logs(remove_bias(levels, model.bias.get(name)))[:, EMITTING]
     own = ~np.isnan(variants)
