@@ -88,7 +88,7 @@ def trained_by_tutorials(tmp_path: Path, replaced: Mapping[str, str]) -> None:
     own = script(blocks(TUTORIALS / "own_trainer.md"), INSTALL)
     path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
     run(f"{data}\n{own}", tmp_path, PYTHONPATH=path)
-    results = tmp_path / "home" / "results" / "Dataset500_Phantom"
+    results = tmp_path / "home" / "results" / "Dataset500_SpinePhantom"
     assert (results / "SegmentTrainerCosine__SpineCLUEPlans__segment" / "fold_0" / "checkpoint_final.pth").is_file()
     for folder in ("predicted", "predicted_cosine"):
         assert len(list((tmp_path / folder).glob("*.png"))) == 3
