@@ -17,7 +17,7 @@ class AppearanceNetworkPlan:
     pool_grid: Annotated[Box, planned("cells (z, y, x) kept by the pooling before the classifier", "cells")]
     dropout: Annotated[Amount, planned("part of the classifier's inputs that training drops", lt=1)]
     landmarks: Annotated[bool, planned('sacrum and skull base are classes of their own, beside "not a vertebra"')] = False
-    members: Annotated[Count, planned(\"networks whose mean probability is the classifier's\", \"networks\", le=100)] = 1
+    members: Annotated[Count, planned("networks whose mean probability is the classifier's", "networks", le=100)] = 1
 
 
 @dataclass(frozen=True, config=CONFIG)
