@@ -67,11 +67,12 @@ def identify(folder: Path, weights: Path) -> None:
 
     values = json.loads((folder / "evidence.json").read_text())
     old = Checkpoint.load(weights / "identify.pth")
-    plans = plans_from_json(old.meta["plans"])
-    plan = plans.stage("identify")
-    run = replace(plan.run, evidence_model=values["evidence_model"],
-                  decoder_penalties=plan.run.decoder_penalties | values["decoder_penalties"])
-    plans = replace(plans, stages=plans.stages | {"identify": replace(plan, run=run)})
+    content = plans_from_json(old.meta["plans"]).to_json()
+    run = content["stages"]["identify"]["run"]
+    penalties = run["decoder_penalties"]["value"] | values["decoder_penalties"]
+    for key, value in {"evidence_model": values["evidence_model"], "decoder_penalties": penalties}.items():
+        run[key] = {"value": value, "rule": "fitted on windows of real scans, each by networks that never saw its patient"}
+    plans = plans_from_json(content)
     replace(old, meta=old.meta | {"plans": plans.to_json()}).save(weights / "identify.pth", half=True)
 
 
