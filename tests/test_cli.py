@@ -159,6 +159,6 @@ def test_version(capsys):
 
 
 def test_a_flag_of_the_first_version_is_read_once_with_a_warning(capsys):
-    args = build_parser("predict").parse_args(["-i", "a", "-o", "b", "--witnesses", "shape"])
+    args = _common.build_parser("predict").parse_args(["-i", "a", "-o", "b", "--witnesses", "shape"])
     assert args.classifiers == ["shape"]
     assert "--witnesses is called --classifiers now" in capsys.readouterr().err

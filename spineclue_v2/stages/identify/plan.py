@@ -15,7 +15,7 @@ from ...plans.schema import nearest
 
 @plain_dataclass(frozen=True)
 class Penalties:
-    """Log weights of what is rare, learned from held-out scans by `decoder_fit.fit_prices`; more negative = rarer."""
+    """Log weights of what is rare, learned from held-out scans by `decoder_fit.fit_penalties`; more negative = rarer."""
 
     t13: float = -5.5                 # transition T12 -> T13
     l6: float = -4.0                  # transition L5 -> L6
