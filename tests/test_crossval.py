@@ -14,7 +14,7 @@ from crossval_dataset import DATASET, FOLDS, NAMES, splits, use_analytic_network
 from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.cli import _common
 from spineclue_v2.cross_validation import find_best_configuration as best_module
-from spineclue_v2.cross_validation import identification_search as fusion_choice
+from spineclue_v2.cross_validation import identification_search
 from spineclue_v2.cross_validation.out_of_fold import MissingStage
 from spineclue_v2.cross_validation.validation import accumulate, key_metric, open_fold, validate_fold
 from spineclue_v2.errors import InputError
@@ -191,7 +191,7 @@ def test_commands_in_messages_name_plans_and_trainer(home):
 def few_candidates(monkeypatch):
     """A smaller search, and no pictures: what is tried and drawn is tested elsewhere."""
     for name, values in (("THETAS", (0.0, 0.2)), ("HOPS", (1,)), ("NEIGHBOURS", (3, 9))):
-        monkeypatch.setattr(fusion_choice, name, values)
+        monkeypatch.setattr(identification_search, name, values)
     monkeypatch.setattr("spineclue_v2.visualization.report.write_report", lambda *arguments: None)
     monkeypatch.setattr("spineclue_v2.utilities.parallel.default_processes", lambda *arguments: 0)
 
