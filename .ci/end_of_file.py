@@ -1,4 +1,4 @@
-"""Mends text files that do not end with exactly one newline. Usage: end_of_file.py FILE ...
+"""Fixes text files that do not end with exactly one newline. Usage: end_of_file.py FILE ...
 
 Exits with 1 when it changed something, so that the change is looked at before it is committed.
 """
@@ -14,5 +14,5 @@ for path in map(Path, sys.argv[1:]):
         path.write_bytes(after)
         changed.append(path)
 for path in changed:
-    print(f"mended {path}")
+    print(f"fixed {path}")
 sys.exit(bool(changed))

@@ -114,7 +114,7 @@ def convert_case(case: Case, folder: Path) -> str:
     else:
         shifted = np.clip(scan.array + np.float32(case.hu_offset), -32768, 32767) if case.hu_offset else scan.array
         write_volume(Volume(np.round(shifted).astype(np.int16) if case.hu_offset else shifted, scan.geometry), image)
-    return "linked" if unchanged else "mended"
+    return "linked" if unchanged else "fixed"
 
 
 def place(source: Path, target: Path) -> None:
@@ -126,11 +126,6 @@ def place(source: Path, target: Path) -> None:
             os.link(source.resolve(), temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-
-
-def verse_by_name(names: Mapping[int, str]) -> dict[int, int]:
-    """Stored value -> VerSe value from stored value -> level name; names that are no vertebra become background."""
-    return {value: LABEL_OF_NAME.get(name, 0) for value, name in names.items()}
 
 
 def stem(path: Path) -> str:

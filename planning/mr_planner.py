@@ -52,6 +52,7 @@ LARGE_GB = 24.0
 class SSHSNetPlanner:
     """Stages hybrid_2d and hybrid_3d: spacing from the data and the crop that the budget affords, networks from the class of machine."""
 
+    modality = "MR"
     default_plans_name = DEFAULT_PLANS_NAME
 
     def __init__(self, raw_folder: str | Path, fingerprint: Mapping[str, Any], gpu_memory_target: float | None = None,

@@ -16,7 +16,7 @@ from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, GROUPS, Plans
 from spineclue_v2.preprocessing.ct import preprocess_dataset
 from spineclue_v2.preprocessing.mr import preprocess_mr_dataset
 from spineclue_v2.stages.plan_files import load_plans
-from spineclue_v2.stages.registry import stage_of
+from spineclue_v2.stages.registry import modality_of, stage_of
 from spineclue_v2.utilities import paths
 from spineclue_v2.utilities.files import read_json, write_json
 
@@ -66,9 +66,9 @@ def fingerprint_dataset(dataset: str | int, verify_integrity: bool = False, num_
             old.unlink(missing_ok=True)
     if verify_integrity:
         _verify(raw, folder, num_processes)
-    is_mr, why = (issubclass(find_planner(planner), SSHSNetPlanner), f"planner {planner}") if planner else recognise(raw)
-    logger.info("taken as %s dataset: %s", "an MR" if is_mr else "a CT", why)
-    (extract_mr_fingerprint if is_mr else extract_fingerprint)(raw, folder, num_processes, executor, progress)
+    mr, why = (getattr(find_planner(planner), "modality", "CT") == "MR", f"planner {planner}") if planner else recognise(raw)
+    logger.info("taken as %s dataset: %s", "an MR" if mr else "a CT", why)
+    (extract_mr_fingerprint if mr else extract_fingerprint)(raw, folder, num_processes, executor, progress)
     write_json(folder / "dataset.json", raw.json)
     if raw.grades:
         write_json(folder / GRADES_FILE, raw.grades)
@@ -112,9 +112,10 @@ def preprocess_plans(dataset: str | int, plans_name: str = DEFAULT_PLANS_NAME, s
     if plans.dataset_hash != raw.content_hash():
         logger.warning("%s has changed since it was planned; spineclue_plan_and_preprocess plans it anew.", name)
     write_json(folder / "dataset.json", raw.json)
-    if "hybrid_2d" in plans.stages:
-        plan = plans.stage("hybrid_2d")
-        failed = preprocess_mr_dataset(raw, plan.data, folder / plan.data_fingerprint, executor, num_processes, clean, progress)
+    if modality_of(plans.stages) == "MR":
+        failed = {}
+        for fingerprint, data in {plan.data_fingerprint: plan.data for plan in plans.stages.values()}.items():
+            failed |= preprocess_mr_dataset(raw, data, folder / fingerprint, executor, num_processes, clean, progress)
     else:
         failed = preprocess_dataset(raw, plans, folder, stages, executor, num_processes, clean, progress)
     for folder in failed:

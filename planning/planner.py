@@ -35,6 +35,7 @@ IDENTIFY_BATCH = 24             # masks: about one spine; the contrastive loss n
 class SpineCLUEPlanner:
     """The default planner: data decide lengths, the class of machine decides networks, memory decides batches."""
 
+    modality = "CT"
     default_plans_name = DEFAULT_PLANS_NAME
 
     def __init__(self, raw_folder: str | Path, fingerprint: Mapping[str, Any], gpu_memory_target: float | None = None,

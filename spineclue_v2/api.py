@@ -46,6 +46,9 @@ class SpineCLUE:
     def __init__(self, model: Model) -> None:
         self.model = model
 
+    def __repr__(self) -> str:
+        return f"<SpineCLUE for {self.modality}: {self.model.source}; stages {', '.join(self.model.stages)}; on {self.model.device}>"
+
     @classmethod
     def from_pretrained(cls, source: str | Path | int | None = None, folds: Sequence[int | str] | None = None,
                         device: str | None = None) -> SpineCLUE:

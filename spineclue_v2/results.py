@@ -64,6 +64,11 @@ class SpineResult(LabelledSpine):
         classes = {v.level: anatomy.LABEL_OF_NAME[v.level] for v in self.vertebrae if v.level is not None}
         return tuple(structure_records(self._label_volume(), classes))
 
+    def __repr__(self) -> str:
+        """One line; the fields of all vertebrae would fill the screen."""
+        levels = ", ".join(str(v.level) for v in self.vertebrae) or "no vertebra"
+        return f"<{type(self).__name__}: {levels}; numbering {'' if self.numbering_anchored else 'not '}anchored>"
+
     def __len__(self) -> int:
         return len(self.vertebrae)
 
@@ -198,6 +203,9 @@ class MRResult(SpineResult):
     @cached_property
     def structures(self) -> Sequence[Mapping[str, Any]]:
         return tuple(structure_records(self._label_volume(), self.classes))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {', '.join(row['structure'] for row in self.structures) or 'no structure'}>"
 
     def __len__(self) -> int:
         return len(self.structures)

@@ -124,6 +124,7 @@ def test_a_result_is_a_collection_of_levels(found):
     assert found[levels[1]] in found.vertebrae and found[levels[1]].level == levels[1]
     with pytest.raises(KeyError, match=f"'C1' was not found; there are {levels[0]}"):
         found["C1"]
+    assert len(repr(found)) < 80 and all(level in repr(found) for level in levels) and "no vertebra" in repr(SpineResult((), True))
     doubled = replace(found, vertebrae=tuple(replace(v, level="L1", confidence=c) for v, c in zip(found, (0.2, 0.9, 0.4), strict=True)))
     assert doubled["L1"].confidence == 0.9
 

@@ -239,6 +239,17 @@ def test_a_classifier_that_is_not_enabled_changes_nothing():
     np.testing.assert_allclose(both, by_hand - np.logaddexp.reduce(by_hand, axis=1, keepdims=True))
 
 
+def test_a_classifier_of_another_package_counts_unless_the_user_narrows_them():
+    generator = np.random.default_rng(0)
+    shape = generator.dirichlet(np.ones(NUM_LEVELS), 4)
+    texture = np.log(generator.dirichlet(np.ones(NUM_LEVELS + 1), 4))
+    both = evidence(shape) | {"texture": Evidence(texture)}
+    by_hand = shape_logs(shape) + 0.5 * texture
+    np.testing.assert_allclose(combine_evidence(both, {"texture": 0.5})[0],
+                               by_hand - np.logaddexp.reduce(by_hand, axis=1, keepdims=True))
+    np.testing.assert_allclose(combine_evidence(both, {}, ("shape",))[0], combine_evidence(evidence(shape), {})[0])
+
+
 def test_the_papers_plan_uses_the_shape_alone():
     weights = SpineCLUEPaperPlanner("raw", fingerprint()).plan().stage("identify").run.classifier_weights
     assert weights == {"shape": 1.0, "geometry": 0.0, "appearance": 0.0}

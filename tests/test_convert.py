@@ -151,6 +151,8 @@ def with_nan() -> np.ndarray:
     ((GOOD.tolist(),), "cannot be of type list; expected a path"),
     ((None,), "cannot be of type NoneType"),
     ((torch.zeros(6, 6, 6),), r"cannot be of type Tensor.*\.cpu\(\)\.numpy\(\)"),
+    ((torch.zeros(6, 6, 6), (1, 1, 1)), r"cannot be of type Tensor.*\.cpu\(\)\.numpy\(\)"),
+    ((GOOD.tolist(), (1, 1, 1)), r"cannot be of type list.*numpy\.array"),
     (("a.nii.gz", (1, 1, 1)), "belong to bare numpy arrays; a.nii.gz has a grid of its own"),
     (("there/is/none.nii.gz",), "does not exist"),
     ((Volume(GOOD, ImageGrid((6, 6, 7), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))),), "on a grid of shape"),

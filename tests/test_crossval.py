@@ -14,7 +14,7 @@ from crossval_dataset import DATASET, FOLDS, NAMES, splits, use_analytic_network
 from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.cli import _common
 from spineclue_v2.cross_validation import find_best_configuration as best_module
-from spineclue_v2.cross_validation import identification_search as fusion_choice
+from spineclue_v2.cross_validation import identification_search
 from spineclue_v2.cross_validation.out_of_fold import MissingStage
 from spineclue_v2.cross_validation.validation import accumulate, key_metric, open_fold, validate_fold
 from spineclue_v2.errors import InputError
@@ -191,7 +191,7 @@ def test_commands_in_messages_name_plans_and_trainer(home):
 def few_candidates(monkeypatch):
     """A smaller search, and no pictures: what is tried and drawn is tested elsewhere."""
     for name, values in (("THETAS", (0.0, 0.2)), ("HOPS", (1,)), ("NEIGHBOURS", (3, 9))):
-        monkeypatch.setattr(fusion_choice, name, values)
+        monkeypatch.setattr(identification_search, name, values)
     monkeypatch.setattr("spineclue_v2.visualization.report.write_report", lambda *arguments: None)
     monkeypatch.setattr("spineclue_v2.utilities.parallel.default_processes", lambda *arguments: 0)
 
@@ -250,6 +250,30 @@ def test_find_best_compares_trainers_and_later_stages_follow_the_choice(home, fe
     for wrong in ("IdentfyTrainer", "AppearanceTrainer"):  # the appearance classifier names no scan by itself
         with pytest.raises(InputError, match=f"'{wrong}' .*there are: BlindTrainer, IdentifyTrainer, LocalizeTrainer, SegmentTrainer"):
             best_module.find_best_configuration(DATASET, trainers=["LocalizeTrainer", wrong], folds=FOLDS)
+
+
+def test_the_weights_of_all_classifiers_are_searched():
+    """A shape classifier that tends to the next level, and surroundings that do not: the search sees and weighs both."""
+    from spineclue_v2.cross_validation.identification_search import Row, Settings, choose, fitted_weights
+
+    rows = []
+    for i in range(9):
+        names = np.array(LEVELS[9 + i % 3:15 + i % 3])
+        numbers = np.array([LEVELS.index(n) for n in names])
+        shape, appearance = np.full((6, 24), 0.03, dtype=np.float32), np.full((6, 25), 0.03)
+        shape[np.arange(6), numbers], shape[np.arange(6), numbers + 1] = 0.25, 0.3
+        appearance[np.arange(6), numbers] = 0.4
+        shape /= shape.sum(1, keepdims=True)
+        entropy = -(shape * np.log(shape)).sum(1)
+        centres = np.stack([np.zeros(6), np.zeros(6), -30.0 * np.arange(6)], 1)
+        rows.append(Row(f"case_{i}", str(i % 3), shape, entropy, centres, names, 0, {"appearance": np.log(appearance)}))
+    start = Settings(0.0, 1, 3, {"shape": 1.0, "appearance": 0.2}, {})
+    weights = fitted_weights(rows, start)
+    assert weights["shape"] != 1.0 and weights["appearance"] > 0.3
+    settings, table = choose(rows, start)
+    weighed = next(row for row in table if row.get("changed") == "weights")
+    assert weighed["kept"] and weighed["log_posterior_of_true_paths"] > table[0]["log_posterior_of_true_paths"]
+    assert settings.weights["appearance"] == pytest.approx(weights["appearance"], abs=0.05)
 
 
 def test_settings_are_judged_on_folds_left_out():

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +16,7 @@ SOURCES = sorted(path.relative_to(ROOT) for folder in ("spineclue_v2", "planning
 
 FLOORS = (  # bottom up; a room may import rooms of lower floors and, as long as no circle arises, of its own
     {"errors", "version"}, {"utilities", "adapters"}, {"anatomy"}, {"imageio"}, {"plans", "dataset"}, {"preprocessing"},
-    {"phantom", "evaluation"}, {"training"}, {"stages"}, {"export"}, {"visualization"}, {"results"}, {"inference", "api", "results"},
+    {"phantom", "evaluation"}, {"training"}, {"stages"}, {"export"}, {"visualization"}, {"inference", "api", "results"},
     {"cross_validation", "model_sharing", "vid", "demo"}, {"ablation"}, {"planning", "dataset_conversion"}, {"cli"})
 
 
@@ -95,6 +97,20 @@ def test_the_library_neither_prints_nor_exits_nor_unpickles():
             if wrong:
                 offences.append(f"{source}:{node.lineno}: {called}")
     assert offences == []
+
+
+def test_every_dependency_has_code_that_imports_it():
+    """Of the package and of its extra dask; the other extras are tools."""
+    brought = {"setuptools", "torchvision", "distributed"}  # imported by nnunetv2, ultralytics and dask
+    wanted = [re.split(r"[<>=!;\[ ]", line)[0] for line in requires("spineclue_v2") or []
+              if "extra ==" not in line or re.search(r"extra == .dask", line)]
+    modules: dict[str, set[str]] = {}
+    for module, distributions in packages_distributions().items():
+        for distribution in distributions:
+            modules.setdefault(distribution.lower().replace("_", "-"), set()).add(module)
+    met = {name.split(".")[0] for source in SOURCES for name in imported(source)}
+    names = [name.lower().replace("_", "-") for name in wanted]
+    assert names and [name for name in names if name not in brought and not met & modules.get(name, set())] == []
 
 
 def test_importing_the_package_reads_nothing_and_costs_nothing():

@@ -73,12 +73,6 @@ def test_verse_id_rate_of_nothing():
     assert math.isnan(metrics.verse_id_rate({}, column(NINE, 25)))
 
 
-def test_d_mean_counts_hits_only_and_says_how_many_were_missed():
-    truth = {20: (0, 0, 0), 21: (0, 0, -35), 22: (0, 0, -70)}
-    hits = metrics.verse_hits(truth, {20: (3, 4, 0), 21: (0, 0, -34)})
-    assert metrics.mean_distance(hits) == (pytest.approx(3.0), 1)
-
-
 # -- SpineCLUE's ID-rate and MSE -------------------------------------------------------------------------------------------------
 def test_identification_rate_counts_missed_vertebrae_as_wrong():
     assert metrics.identification_rate(["T12", "L1", "L2", "L3"], ["T12", "L1", None, "L2"]) == 0.5
@@ -119,19 +113,6 @@ def test_all_right_needs_every_vertebra():
 def test_detection_rates():
     assert metrics.detection(8, 2, 0) == {"precision": 0.8, "recall": 1.0, "f1": pytest.approx(16 / 18)}
     assert math.isnan(metrics.detection(0, 0, 0)["f1"])
-
-
-def test_detection_by_centre_is_one_to_one():
-    found = metrics.detection_by_centre([[0, 0, 0], [0, 0, 30]], [[0, 0, 1], [0, 0, 9], [0, 0, 41]])
-    assert (found["hits"], found["false_positives"], found["missed"]) == (1, 2, 1)
-
-
-def test_names_where_only_landmarks_exist():
-    truth = [("L1", (0, 0, 0)), ("L2", (0, 0, -35)), ("L3", (0, 0, -70)), ("L4", (0, 0, -105))]
-    found = [("L3", (0, 3, -68)), ("T12", (0, 0, 4)), ("L2", (0, 0, -135)), ("L2", (9, 0, -40))]
-    true, given = metrics.names_by_centroid(truth, found)
-    assert given == ["T12", "L2", "L3", None]
-    assert metrics.identification_rate(true, given) == 0.5 and metrics.level_mse(true, given) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(("true", "predicted", "surplus", "expected"), [

@@ -144,7 +144,7 @@ def test_validation_cases_without_a_spine_do_not_stop_a_training(tiny, tmp_path,
 
 
 class Broken:
-    """A batch maker that raises, or dies as one that runs out of memory does. Module-level: worker processes import it."""
+    """A batch sampler that raises, or dies as one that runs out of memory does. Module-level: worker processes import it."""
 
     def __init__(self, how: str, note: Path) -> None:
         self.how, self.note = how, note

@@ -1,7 +1,7 @@
 """`spineclue_find_best_configuration`: what to predict with, chosen on cross-validation alone, and the commands that do it.
 
 Per plans name, stage by stage: of several trainers the one whose validation on unseen cases is best, later stages validated on what the
-chosen earlier ones found; then fusion and decoder (`fusion_choice`). Of several plans the one whose last stage names most.
+chosen earlier ones found; then fusion and decoder (`identification_search`). Of several plans the one whose last stage names most.
 Everything is kept or made anew by signature, so a run cut at any moment goes on; the instructions are written last.
 """
 from __future__ import annotations

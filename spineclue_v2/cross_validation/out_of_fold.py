@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ..stages.base import Context, Findings, Options
 from ..stages.identify.evidence import fold_variants
 from ..stages.identify.fitting import fitted_without
 from ..stages.plan_files import load_plans
-from ..stages.registry import CORE_STAGES, stage_folder_name, stage_of, train_command
+from ..stages.registry import CORE_STAGES, pipeline_of, stage_folder_name, stage_of, train_command
 from ..training.checkpoint import Checkpoint
 from ..training.stage_model import CHECKPOINT_NAME, StageModel
 from ..utilities import paths
@@ -38,13 +39,17 @@ from ..utilities.files import atomic_path, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-
-CLASSIFIER_STAGES = ("appearance", "geometry")
 RECORD = sorted(field.name for field in dataclasses.fields(Vertebra))  # findings of a version that knows other fields are made again
 
 
 class MissingStage(InputError):
     """An earlier stage has not been trained on this fold, so there is nothing to validate on."""
+
+
+def classifier_stages() -> tuple[str, ...]:
+    """The trained stages that may say something about the levels of given masks before identify names them."""
+    before = list(takewhile(lambda stage: stage.name != "identify", pipeline_of("CT")))
+    return tuple(stage.name for stage in before if stage.names_masks and stage.trainable)
 
 
 def up_to(stage: str) -> tuple[str, ...]:
@@ -128,7 +133,7 @@ class OutOfFold:
         identify = self.model("identify")
         fitted, extra = fitted_without(case, identify.fitted[0], identify.extra[0])
         stages, plans = {"identify": dataclasses.replace(identify, fitted=[fitted], extra=[extra])}, self._plans["identify"]
-        for stage in CLASSIFIER_STAGES:
+        for stage in classifier_stages():
             if (found := self.classifier(stage)) is not None:
                 stages[stage] = found
         own = {stage: self.plan(stage) for stage in stages if self.checkpoint_file(stage).exists()}
@@ -143,7 +148,7 @@ class OutOfFold:
         asked = dataclasses.replace(identify, run=dataclasses.replace(identify.run, classifier_weights={}))
         context = Context(dataclasses.replace(model.plans, stages=model.plans.stages | {"identify": asked}), self.device, Options(),
                           model.stages)
-        for stage in CLASSIFIER_STAGES:
+        for stage in classifier_stages():
             if vertebrae and stage in model.stages:
                 findings = stage_of(stage).predict(findings, model.stages[stage], context)
         return {name: fold_variants(found) for name, found in findings.evidence.items()}

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..dataset.preprocessed import PreprocessedDataset
-from ..dataset.splits import fold_cases, load_splits
+from ..dataset.splits import fold_cases, load_splits, parse_fold, patients_of
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
 from ..stages.method import method_fingerprint
+from ..stages.plan_files import load_plans
 from ..stages.registry import CORE_STAGES, stage_of, trainer_class
 from ..training.checkpoint import Checkpoint
 from ..training.device import resolve_device
@@ -22,11 +23,8 @@ from ..utilities.files import write_json
 
 if TYPE_CHECKING:
     from .out_of_fold import OutOfFold
-from ..dataset.splits import parse_fold, patients_of
-from ..stages.plan_files import load_plans
 
 logger = logging.getLogger(__name__)
-
 
 
 def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None = None, plans_name: str = DEFAULT_PLANS_NAME,

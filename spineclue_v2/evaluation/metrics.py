@@ -14,7 +14,6 @@ from .. import anatomy
 
 VERSE_MAX_MM = 20.0
 HIT_DICE = 0.5
-HIT_CENTRE_MM = 10.0
 # Distances computed in floating point must not turn "exactly 20 mm" into a miss.
 TOLERANCE_MM = 1e-6
 NAN = float("nan")
@@ -80,34 +79,10 @@ def verse_id_rate(reference: Mapping[int, Any], prediction: Mapping[int, Any], m
     return ratio(sum(d is not None for d in hits.values()), len(hits))
 
 
-def mean_distance(hits: Mapping[int, float | None]) -> tuple[float, int]:
-    """d_mean: mean distance in mm over the hits of `verse_hits`, and beside it the number of misses."""
-    distances = [d for d in hits.values() if d is not None]
-    return ratio(sum(distances), len(distances)), len(hits) - len(distances)
-
-
 def detection(hits: int, false_positives: int, missed: int) -> dict[str, float]:
     """Precision, recall and F1 from counts."""
     return {"precision": ratio(hits, hits + false_positives), "recall": ratio(hits, hits + missed),
             "f1": ratio(2 * hits, 2 * hits + false_positives + missed)}
-
-
-def detection_by_centre(reference: Any, prediction: Any, max_mm: float = HIT_CENTRE_MM) -> dict[str, float]:
-    """Detection of the localize stage alone: a hit is a one-to-one pair of centres (n, 3), (m, 3) within `max_mm`."""
-    from .matching import match_by_centroid
-
-    hits = len(match_by_centroid(reference, prediction, max_mm))
-    false_positives, missed = len(prediction) - hits, len(reference) - hits
-    return {"hits": hits, "false_positives": false_positives, "missed": missed} | detection(hits, false_positives, missed)
-
-
-def names_by_centroid(reference: Sequence[tuple[str, Any]], prediction: Sequence[tuple[str, Any]],
-                      max_mm: float = VERSE_MAX_MM) -> tuple[list[str], list[str | None]]:
-    """`true` and `predicted` for the functions above where no masks exist: (name, point in mm) pairs matched within `max_mm`."""
-    from .matching import match_by_centroid
-
-    pairs = dict(match_by_centroid([point for _, point in reference], [point for _, point in prediction], max_mm))
-    return [name for name, _ in reference], [prediction[pairs[i]][0] if i in pairs else None for i in range(len(reference))]
 
 
 def all_right(true: Sequence[str], predicted: Sequence[str | None]) -> bool:

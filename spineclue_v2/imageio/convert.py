@@ -53,6 +53,11 @@ def to_volume(scan: Scan, spacing: Sequence[float] | None = None, affine: ArrayL
     """
     if isinstance(scan, np.ndarray):
         return _from_array(scan, spacing, affine)
+    itk, nifti = _is_a(scan, "SimpleITK", "Image"), _is_a(scan, "nibabel.spatialimages", "SpatialImage")
+    if not (itk or nifti or isinstance(scan, str | os.PathLike | Volume)):
+        remedy = ("; turn the tensor into an array with .cpu().numpy()" if type(scan).__module__.startswith("torch") else
+                  "; turn the list into an array with numpy.array(...)" if isinstance(scan, list | tuple) else "")
+        raise InputError(f"A scan cannot be of type {type(scan).__name__}; expected {ACCEPTED}{remedy}.")
     if spacing is not None or affine is not None:
         raise InputError(f"spacing and affine belong to bare numpy arrays; {describe(scan)} has a grid of its own, so leave them out.")
     if isinstance(scan, str | os.PathLike):
@@ -62,12 +67,7 @@ def to_volume(scan: Scan, spacing: Sequence[float] | None = None, affine: ArrayL
             raise InputError(f"The Volume holds an array of shape {scan.array.shape} on a grid of shape {tuple(scan.geometry.shape)}; "
                              "give both the same.")
         return _checked(scan.array, scan.geometry, "The Volume")
-    if _is_a(scan, "SimpleITK", "Image"):
-        return _from_simple_itk(scan)
-    if _is_a(scan, "nibabel.spatialimages", "SpatialImage"):
-        return _from_nibabel(scan)
-    remedy = "; turn the tensor into an array with .cpu().numpy()" if type(scan).__module__.startswith("torch") else ""
-    raise InputError(f"A scan cannot be of type {type(scan).__name__}; expected {ACCEPTED}{remedy}.")
+    return _from_simple_itk(scan) if itk else _from_nibabel(scan)
 
 
 def _is_a(scan: object, module: str, name: str) -> bool:

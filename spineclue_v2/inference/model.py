@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -32,6 +33,7 @@ from ..utilities.plugins import is_importable
 
 logger = logging.getLogger(__name__)
 
+DATASET_FOLDER = re.compile(r"Dataset\d{3}_")
 
 
 @dataclass
@@ -128,6 +130,10 @@ def trained_files(folder: Path, folds: list[int | str] | None, plans_name: str =
     _check_stages_known(folder, plans_name, checkpoint_name)
     places = {name: folder / stage_folder_name(name, plans_name, (trainers or {}).get(name))
               for name, stage in stages().items() if stage.trainable}
+    if not DATASET_FOLDER.match(folder.name) and not any(folder.glob("*__*__*")):
+        raise InputError(f"{folder} is no folder of a model (no TRAINER__PLANS__STAGE is in it); give -m a folder DatasetXXX_Name of "
+                         "trained results.")
+    _warn_of_moved_trainers(folder, plans_name)
     modality = modality_of([name for name, place in places.items() if place.is_dir()])
     pipeline = [stage for stage in pipeline_of(modality) if stage.trainable]
     stage_folders = {stage.name: places[stage.name] for stage in pipeline if stage.required}
@@ -171,6 +177,16 @@ def _check_stages_known(folder: Path, plans_name: str, checkpoint_name: str) -> 
         except InputError as error:
             raise InputError(f"{place} is of stage '{name}'{whose}, which cannot be used here: {error} To predict without that stage, move "
                              "the folder away.") from error
+
+
+def _warn_of_moved_trainers(folder: Path, plans_name: str) -> None:
+    """Version 0.1 kept the appearance classifier as a trainer of identify; its weights have another form now and are not used."""
+    owner = {default_trainer_name(name): name for name, stage in stages().items() if stage.trainable}
+    for place in sorted(folder.glob(f"*__{plans_name}__*")):
+        trainer, stage = place.name.split("__")[0], place.name.rpartition("__")[2]
+        if (now := owner.get(trainer, stage)) != stage and any(place.glob("fold_*")):
+            logger.warning("%s is left out: since version 0.2 %s belongs to stage %s, not to %s; train it again with %s.", place,
+                           trainer, now, stage, train_command(folder.name, now, "FOLD", plans_name))
 
 
 def _other_trainers(folder: Path, stage: str, plans_name: str) -> str:

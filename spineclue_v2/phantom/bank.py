@@ -193,7 +193,7 @@ BEYOND = 127 / PER_MM
 
 
 def batches(bank: ShapeBank, size: tuple[int, int, int], spacing: float, batch_size: int, seed: int) -> Callable[[int], dict[str, Tensor]]:
-    """Batch maker for training: call it with a batch's number; levels come equally often. {"image", "level"} and "mask" with CT."""
+    """Batch sampler for training: call it with a batch's number; levels come equally often. {"image", "level"} and "mask" with CT."""
     own = [torch.nonzero(bank.levels.cpu() == level).flatten() for level in sorted(set(bank.levels.tolist()))]
 
     def make(number: int) -> dict[str, Tensor]:

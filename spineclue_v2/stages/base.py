@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,11 @@ STAGE_NAME = re.compile(r"(?=.{1,40}$)[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 CLASSIFIERS = ("shape", "geometry", "appearance")
 """Who can say something about a vertebra's level: its mask, where the others lie, what surrounds it in the scan."""
+
+
+def is_enabled(classifier: str, chosen: Collection[str]) -> bool:
+    """Whether a classifier counts where these were chosen: one of another package does while none of `CLASSIFIERS` is switched off."""
+    return classifier in chosen or (classifier not in CLASSIFIERS and set(CLASSIFIERS) <= set(chosen))
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Context:
         """Whether this classifier counts: wanted by the user and not weighed 0 by the plan."""
         identify = self.plans.stages.get("identify")
         weights = identify.run.classifier_weights if identify is not None else {}
-        return classifier in self.options.classifiers and weights.get(classifier, 1.0) > 0
+        return is_enabled(classifier, self.options.classifiers) and weights.get(classifier, 1.0) > 0
 
 
 Predict = Callable[[Findings, "StageModel", Context], Findings]

@@ -2,7 +2,7 @@
 
 Naming detections one by one cannot tell whether a whole scan is shifted; a candidate as a whole can be weighed: what lies at
 T12 and L1 if this numbering holds, how many are lumbar, what is left out, how well the sizes go with each other
-(`vid_likelihood`), and whose scan it looks like (`vid_origin`). Networks and forests score each candidate from its features, the
+(`likelihood`), and whose scan it looks like (`origin`). Networks and forests score each candidate from its features, the
 softmax of their mean over a scan's candidates is the posterior (conditional logit), its temperature comes from held-out scans.
 """
 from __future__ import annotations

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,10 +12,6 @@ from ...training.stage_model import StageModel
 from ..base import Context, Findings
 from .comparison import USUAL, compare
 from .heights import Measurement, axes_along, measure, trabecular_points
-
-if TYPE_CHECKING:
-    pass
-
 
 FEWEST_POINTS = 50
 

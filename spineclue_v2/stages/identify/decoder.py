@@ -69,7 +69,7 @@ class Decoder:
 
         Args:
             log_probabilities: (n, 25) over the 24 levels and "not a vertebra", detections in cranio-caudal order.
-            steps: (n - 1,) measured steps between them (`steps.steps_along_spine`); None or NaN = unknown.
+            steps: (n - 1,) measured steps between them (`anatomy.vertebral_gaps`); None or NaN = unknown.
             variants: (n, 2) log-probabilities of T13 and L6 from a classifier that knows them; NaN = start from T12 and L5.
         """
         lattice = self._lattice(log_probabilities, steps, variants)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...anatomy import LEVEL_INDEX
-from ..base import CLASSIFIERS, Evidence
+from ..base import CLASSIFIERS, Evidence, is_enabled
 
 NOT_A_VERTEBRA_SHAPE = 0.02  # the shape classifier has no such class: a small constant keeps the decoder's false detections possible
 FLOOR = 1e-6
@@ -35,9 +35,9 @@ def combine_evidence(evidence: Mapping[str, Evidence], weights: Mapping[str, flo
     Args:
         evidence: by classifier; shape counts whether enabled or not where no other one is there.
         weights: of each classifier's logs; 1 where none is given. Evidence with a weight of its own keeps that.
-        classifiers: which are enabled.
+        classifiers: which are enabled (see `is_enabled` for those of other packages).
     """
-    used = {name: found for name, found in evidence.items() if name in classifiers and name != "shape"}
+    used = {name: found for name, found in evidence.items() if name != "shape" and is_enabled(name, classifiers)}
     if "shape" in evidence and ("shape" in classifiers or not used):
         used = {"shape": evidence["shape"]} | used
     weight = {name: weights.get(name, 1.0) if found.weight is None else found.weight for name, found in used.items()}

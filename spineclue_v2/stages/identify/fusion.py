@@ -51,7 +51,7 @@ class MessageFusion(nn.Module):
         Args:
             probabilities: (..., n, levels), rows sum to 1.
             entropy: (..., n) in nats.
-            positions: (..., n) whole steps along the spine (`steps.whole_positions`).
+            positions: (..., n) whole steps along the spine (`vertebral_gaps.round_positions`).
             present: (..., n) bool, False for padding.
 
         Returns:

@@ -18,7 +18,7 @@ EVIDENCE_ENTRIES = ("scale", "power", "trust", "landmark", "bias", "none_weight"
 
 @plain_dataclass(frozen=True)
 class Penalties:
-    """Log weights of what is rare, learned from held-out scans by `decoder_fit.fit_prices`; more negative = rarer."""
+    """Log weights of what is rare, learned from held-out scans by `decoder_fit.fit_penalties`; more negative = rarer."""
 
     t13: float = -5.5                 # transition T12 -> T13
     l6: float = -4.0                  # transition L5 -> L6

@@ -33,7 +33,7 @@ AHEAD = 3                # steps that a row is followed beyond its ends in one l
 MOST_LOOKS = 3
 WEAK_FRACTION = 0.5         # of the plan's least score: so weak a box may still tell of a vertebra that the row has room for
 ROOM = 0.65              # of the spacing: so far from all others
-LEAST_EVIDENCE, SURE = 1.0, 0.5   # a spine's scores add up to the first, or one of them reaches the second: knees stay below
+LEAST_EVIDENCE, SURE = 0.9, 0.5   # a spine's scores add up to the first, or one of them reaches the second: knees stay below
 
 
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
