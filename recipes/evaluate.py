@@ -3,8 +3,8 @@
     python -m recipes.evaluate localize|boxes|segment DATA OUT --weights NAME=FOLDER ...
 
 Localize, per scan: a vertebra (C1..L5 marked by a point or labelled) is found when a located centre lies within 10 mm of the middle of its
-mask's bounding box, one to one; other located ones are false. `plan` looks as the plan says (32 slices per plane), `4mm` at slices 4 mm
-apart over the whole field (not for the necks).
+mask's bounding box, one to one; other located ones are false. `row_hits`: 10 mm along the body's axis, 20 mm across. `plan` looks as the
+plan says, `4mm` at slices 4 mm apart (not for the necks).
 
 Boxes: the detector alone, on slices 6 mm apart through the vertebrae and 20 mm beyond.
 
@@ -34,7 +34,7 @@ MISS_MM = 4.0
 STEP_MM, BESIDE_MM = 6.0, 20.0   # between the slices whose boxes are counted; how far beyond the vertebrae they go
 
 
-def localize_scan(case: str, dataset: Any, network: Any, plan: Any) -> dict[str, Any]:
+def localize_scan(case: str, dataset: Any, network: Any, plan: Any, looks: tuple[str, ...] = ("plan", "4mm")) -> dict[str, Any]:
     """hits, found and true vertebrae of a preprocessed case, scores of all that was located, and the mean distance of the hits."""
     import torch
 
@@ -46,15 +46,16 @@ def localize_scan(case: str, dataset: Any, network: Any, plan: Any) -> dict[str,
     volume = Volume(dataset.image(case)[:], ImageGrid.from_json(properties["geometry"]))
     wanted = np.array([(np.array(v["start"]) + np.array(v["stop"]) - 1) / 2 for v in properties["vertebrae"].values()]).reshape(-1, 3)
     row: dict[str, Any] = {"true": len(wanted)}
-    looks = {"plan": plan.run.slices_per_plane}
-    if not case.startswith("real_pt_"):
-        looks["4mm"] = int(np.ceil(max(volume.array.shape[1:]) * plan.data.spacing_mm / GAP_MM))
-    for name, slices in looks.items():
-        this = dataclasses.replace(plan, run=dataclasses.replace(plan.run, slices_per_plane=slices))
+    gaps = {"plan": plan.run.slice_gap_mm, "4mm": GAP_MM}
+    for name in ("plan",) if case.startswith("real_pt_") else looks:
+        this = dataclasses.replace(plan, run=dataclasses.replace(plan.run, slice_gap_mm=gaps[name]))
         found = locate(volume, [network], this, torch.device("cpu"))
         centres = np.array([v.box_centre for v in found]).reshape(-1, 3)
         hits, distances = match_centres(centres, volume.geometry.index_to_world(wanted))
-        row[name] = {"hits": hits, "found": len(found), "score": round(float(np.mean([v.score for v in found])), 3) if found else None,
+        flat = np.array([0.5, 0.5, 1.0])
+        row_hits, _ = match_centres(centres * flat, volume.geometry.index_to_world(wanted) * flat)
+        row[name] = {"hits": hits, "row_hits": row_hits, "found": len(found),
+                     "score": round(float(np.mean([v.score for v in found])), 3) if found else None,
                      "mm": round(float(np.mean(distances)), 1) if distances else None}
     return row
 
@@ -155,14 +156,18 @@ def reference_points(reference: Any) -> list[Point]:
             for name, v in vertebra_properties(reference).items()]
 
 
-def evaluate(stage: str, data: Path, cases: Path, out: Path, weights: dict[str, Path], plan_of: Path, folds: list[int]) -> None:
+def evaluate(stage: str, data: Path, cases: Path, out: Path, weights: dict[str, Path], plan_of: Path, folds: list[int],
+             only: list[str], min_score: float | None = None) -> None:
     from spineclue_v2.dataset.preprocessed import PreprocessedDataset
     from spineclue_v2.imageio.volume import read_volume
     from spineclue_v2.preprocessing.resampling import to_network_space
 
-    plan = shipped_plans(plan_of)["segment" if stage == "segment" else "localize"]
+    plan = shipped_plans(plan_of)["segment" if stage in ("segment", "clean") else "localize"]
+    looks: tuple[str, ...] = ("plan", "4mm")
+    if min_score is not None:
+        plan, looks = dataclasses.replace(plan, run=dataclasses.replace(plan.run, min_score=min_score)), ("plan",)
     done = {(r["weights"], r["scan"]) for r in map(json.loads, out.read_text().splitlines())} if out.exists() else set()
-    load = load_segment if stage == "segment" else load_localize
+    load = load_segment if stage in ("segment", "clean") else load_localize
     networks = {name: load(folder, plan) for name, folder in weights.items()}
     dataset, points = PreprocessedDataset(cases / "localize"), read_points(data)
     for patient, (fold, scans) in patients(data).items():
@@ -170,7 +175,7 @@ def evaluate(stage: str, data: Path, cases: Path, out: Path, weights: dict[str, 
             case, volume = f"real_{scan_name(scan)}", None
             reference = read_reference(data, scan) if scan in REFERENCES else None
             marks = points.get(scan) or (reference_points(reference) if reference is not None else [])
-            if case not in dataset.cases or (stage == "segment" and not marks):
+            if case not in dataset.cases or (stage in ("segment", "clean") and not marks) or (only and scan_name(scan) not in only):
                 continue
             for name, network in networks.items():
                 if (name, scan) in done:
@@ -178,7 +183,10 @@ def evaluate(stage: str, data: Path, cases: Path, out: Path, weights: dict[str, 
                 if stage == "boxes":
                     row = boxes_scan(case, dataset, network, plan)
                 elif stage == "localize":
-                    row = localize_scan(case, dataset, network, plan)
+                    row = localize_scan(case, dataset, network, plan, looks)
+                elif stage == "clean":
+                    volume = volume or to_network_space(read_volume(data / scan), plan.data)
+                    row = {level: {"clean": clean} for level, clean in alone(marks, volume, network, plan).items()}
                 else:
                     volume = volume or to_network_space(read_volume(data / scan), plan.data)
                     row = segment_scan(volume, marks, reference, network, plan)
@@ -186,21 +194,41 @@ def evaluate(stage: str, data: Path, cases: Path, out: Path, weights: dict[str, 
                     file.write(json.dumps({"weights": name, "scan": scan, "patient": patient, "fold": fold, "result": row}) + "\n")
 
 
+def evaluate_phantoms(cases: Path, out: Path, weights: dict[str, Path], plan_of: Path) -> None:
+    """Boxes and located vertebrae on the synthetic scans that no training saw: a floor, not a proof."""
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+
+    from .train_stage import HELD_OUT_PHANTOMS
+
+    plan, dataset = shipped_plans(plan_of)["localize"], PreprocessedDataset(cases / "localize")
+    for name, folder in weights.items():
+        network = load_localize(folder, plan)
+        for case in [c for c in dataset.cases if c.startswith("phantom_")][-HELD_OUT_PHANTOMS:]:
+            row = {"boxes": boxes_scan(case, dataset, network, plan), "located": localize_scan(case, dataset, network, plan, ("plan",))}
+            with open(out, "a") as file:
+                file.write(json.dumps({"weights": name, "case": case, "result": row}) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("localize", "boxes", "segment"))
+    parser.add_argument("stage", choices=("localize", "boxes", "segment", "clean", "phantoms"))
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", type=Path, required=True, help="folder with localize/ of preprocessed cases")
     parser.add_argument("--weights", nargs="+", required=True, help="NAME=FOLDER with STAGE.pth")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--folds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--min-score", type=float, default=None, help="instead of the plan's least score; looks as the plan says only")
+    parser.add_argument("--only", nargs="+", default=[], help="names of scans")
     args = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
     weights = {name: Path(folder) for name, folder in (text.split("=", 1) for text in args.weights)}
-    evaluate(args.stage, args.data, args.cases, args.out, weights, args.plan, args.folds)
+    if args.stage == "phantoms":
+        evaluate_phantoms(args.cases, args.out, weights, args.plan)
+        return
+    evaluate(args.stage, args.data, args.cases, args.out, weights, args.plan, args.folds, args.only, args.min_score)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def segment_table(rows: list[dict[str, Any]], per_scan: bool) -> None:
                 keys.append((row["weights"], f"fold {row['fold']}", scan_name(row["scan"]), "all"))
             for key in keys:
                 sums[key][0] += 1
-                sums[key][1] += r["right"]
+                sums[key][1] += r.get("right", 0)
                 sums[key][2] += [r["dice"]] if "dice" in r else []
                 sums[key][3] += [r["clean"]] if "clean" in r else []
     print("| weights | patients | scans | region | points | right | share | clean (n) | Dice (n) |\n|" + "---|" * 9)

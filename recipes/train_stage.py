@@ -25,6 +25,7 @@ from spineclue_v2.training import trainer as trainer_module
 from spineclue_v2.training.checkpoint import Checkpoint
 
 from .crops import UNKNOWN, MixedCrops, masked_loss
+from .mean_weights import save
 from .slices import MixedSlices
 
 PHANTOM_FRACTION = 0.5
@@ -122,7 +123,10 @@ def trained(kind: str, fold: str, data: Path, out: Path, start: Path, plan_of: P
         run.load_pretrained(start / f"{stage}.pth")
     plans.save(folder / "plans.json")
     run.run(resume)
-    return write_shipped_stage(folder / "fold" / "checkpoint_final.pth", out / f"{kind}_{fold}.pth")
+    target = write_shipped_stage(folder / "fold" / "checkpoint_final.pth", out / f"{kind}_{fold}.pth")
+    done = Checkpoint.load(target)   # any trainer of the stage can go on from it
+    save(dataclasses.replace(done, meta=done.meta | {"trainer": TRAINERS[kind].__mro__[1 if kind == stage else 2].__name__}), target)
+    return target
 
 
 def main() -> None:
