@@ -113,7 +113,7 @@ def preprocess_plans(dataset: str | int, plans_name: str = DEFAULT_PLANS_NAME, s
         logger.warning("%s has changed since it was planned; spineclue_plan_and_preprocess plans it anew.", name)
     write_json(folder / "dataset.json", raw.json)
     if modality_of(plans.stages) == "MR":
-        failed = {}
+        failed: dict[Path, dict[str, str]] = {}
         for fingerprint, data in {plan.data_fingerprint: plan.data for plan in plans.stages.values()}.items():
             failed |= preprocess_mr_dataset(raw, data, folder / fingerprint, executor, num_processes, clean, progress)
     else:
