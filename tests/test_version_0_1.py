@@ -25,6 +25,8 @@ def test_an_appearance_classifier_of_0_1_is_left_out_aloud(tmp_path: Path, caplo
     assert "appearance" not in model.stages and len(caplog.messages) == 1
     assert "AppearanceTrainer__SpineCLUEPlans__identify is left out" in caplog.text
     assert "train it again with spineclue_train 501 appearance FOLD" in caplog.text
+    with pytest.raises(InputError, match="has no Mine__SpineCLUEPlans__identify.*-tr identify=IdentifyTrainer"):
+        load_trained(results, None, CPU, trainers={"identify": "Mine"})
 
 
 def test_a_folder_that_is_no_model_gets_no_command_without_a_dataset(tmp_path: Path) -> None:

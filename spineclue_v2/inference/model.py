@@ -181,7 +181,7 @@ def _check_stages_known(folder: Path, plans_name: str, checkpoint_name: str) -> 
 
 def _warn_of_moved_trainers(folder: Path, plans_name: str) -> None:
     """Version 0.1 kept the appearance classifier as a trainer of identify; its weights have another form now and are not used."""
-    owner = {default_trainer_name(name): name for name, stage in stages().items() if stage.trainable}
+    owner = _default_trainers()
     for place in sorted(folder.glob(f"*__{plans_name}__*")):
         trainer, stage = place.name.split("__")[0], place.name.rpartition("__")[2]
         if (now := owner.get(trainer, stage)) != stage and any(place.glob("fold_*")):
@@ -189,9 +189,16 @@ def _warn_of_moved_trainers(folder: Path, plans_name: str) -> None:
                            trainer, now, stage, train_command(folder.name, now, "FOLD", plans_name))
 
 
+def _default_trainers() -> dict[str, str]:
+    """{default trainer: its stage}."""
+    return {default_trainer_name(name): name for name, stage in stages().items() if stage.trainable}
+
+
 def _other_trainers(folder: Path, stage: str, plans_name: str) -> str:
     """The end of a sentence: which other trainers have trained this stage."""
-    found = sorted(place.name.split("__")[0] for place in folder.glob(f"*__{plans_name}__{stage}"))
+    owner = _default_trainers()
+    found = sorted(place.name.split("__")[0] for place in folder.glob(f"*__{plans_name}__{stage}")
+                   if owner.get(place.name.split("__")[0], stage) == stage)
     return f", or choose the trainer that did with -tr {stage}={found[0]}" if found else ""
 
 
