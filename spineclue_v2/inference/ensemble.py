@@ -24,6 +24,7 @@ from ..export.label_map import interpolated, target_box
 from ..export.probabilities import write_probabilities
 from ..imageio.volume import ImageGrid, read_labels
 from ..results import SpineResult
+from ..stages.identify.plan import IdentifyRun
 from ..stages.plan_files import load_plans
 from ..utilities.files import read_json
 from ..utilities.triples import box_slices, float_triple, int_triple
@@ -65,7 +66,7 @@ def ensemble(inputs: Sequence[str | Path], output: str | Path, save_probabilitie
     outcome: dict[str, str | None] = {}
     for case in sorted(cases[0]):
         try:
-            _ensemble_case(case, folders, Path(output), plans.stage("identify").run.decoder_penalties, save_probabilities)
+            _ensemble_case(case, folders, Path(output), plans.stage("identify").run, save_probabilities)
             outcome[case] = None
         except OtherOptions:
             raise
@@ -85,7 +86,7 @@ def _cases(folder: Path) -> set[str]:
     return found
 
 
-def _ensemble_case(case: str, folders: list[Path], output: Path, penalties: dict[str, float], save_probabilities: bool) -> None:
+def _ensemble_case(case: str, folders: list[Path], output: Path, run: IdentifyRun, save_probabilities: bool) -> None:
     members = [read_member(folder / f"{case}.npz") for folder in folders]
     scans = [read_labels(folder / f"{case}.nii.gz").geometry for folder in folders]
     for folder, scan in zip(folders[1:], scans[1:], strict=True):
@@ -98,12 +99,15 @@ def _ensemble_case(case: str, folders: list[Path], output: Path, penalties: dict
             raise OtherOptions(f"Case '{case}' was predicted with other --classifiers or --forbid_anomalies in {folder} than in "
                                f"{folders[0]}; predict it with the same ones to merge it.")
     vertebrae, geometry = merge([(member.vertebrae, member.geometry) for member in members])
-    result = replace(named(vertebrae, penalties, options.forbid_anomalies), grid=scans[0], mask_grid=geometry)
+    result = replace(named(vertebrae, run.decoder_penalties, options.forbid_anomalies), grid=scans[0], mask_grid=geometry)
+    records = [read_json(folder / f"{case}.json", "prediction") for folder in folders]
+    if run.evidence_model and not all(record.get("numbering_anchored") for record in records):
+        # Saved rows are sums: what the evidence model knows of classifiers that err for a whole scan is no longer in them.
+        result = replace(result, numbering_anchored=False)
     remove_earlier(output, case)
     if save_probabilities:
         write_probabilities(result, output / f"{case}.npz", options.classifiers, options.forbid_anomalies)
-    sources = [read_json(folder / f"{case}.json", "prediction").get("plans", {}) for folder in folders]
-    export_case(result, output, case, {"name": "ensemble", "members": sources})
+    export_case(result, output, case, {"name": "ensemble", "members": [record.get("plans", {}) for record in records]})
 
 
 def read_member(file: Path) -> Member:

@@ -20,6 +20,7 @@ from .decoder import Decoder, Numbering
 from .evidence import combine_evidence, shape_logs
 from .fusion import fusion_with
 from .plan import Penalties
+from .reasons import reasons
 from .trust import EvidenceModel, combined_rows, decode_with_trust
 from .uncertainty import monte_carlo
 
@@ -29,7 +30,7 @@ INFERENCE_BATCH = 8
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
     """Names for segmented vertebrae, by the shape of their masks and by what other classifiers have said of them so far.
 
-    What the decoder takes for no vertebra is dropped; `extra["identify"]["rejected"]` counts it.
+    What the decoder takes for no vertebra is dropped; `extra["identify"]["rejected"]` counts it, `["evidence"]` gives the reasons.
     """
     vertebrae, plan = findings.vertebrae, context.plans.stage("identify")
     if not vertebrae:
@@ -38,13 +39,16 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
     probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, context.device, round_positions(gaps))
     evidence = {"shape": Evidence(shape_logs(probabilities)), **findings.evidence}
     logs, variants, numbering = _decode(evidence, gaps, plan, context)
+    why = reasons(_enabled(evidence, context), numbering.names, gaps, Penalties.from_dict(plan.run.decoder_penalties),
+                  context.options.forbid_anomalies)
     own = [None] * len(vertebrae) if variants is None else [(float(t13), float(l6)) for t13, l6 in variants]
     named = tuple(replace(v, probabilities=p, uncertainty=float(u), log_probabilities=row, variant_log_probabilities=extra, level=name,
                           confidence=float(c))
                   for v, p, u, row, extra, name, c in zip(vertebrae, probabilities, uncertainty, logs, own, numbering.names,
                                                           numbering.confidence, strict=True) if name is not None)
     return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
-                   margin=numbering.margin, extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)}})
+                   margin=numbering.margin,
+                   extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named), "evidence": why}})
 
 
 def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
@@ -53,11 +57,16 @@ def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
     penalties, forbid = Penalties.from_dict(plan.run.decoder_penalties), context.options.forbid_anomalies
     if plan.run.evidence_model:
         model = EvidenceModel.from_dict(plan.run.evidence_model)
-        enabled = {name: found for name, found in evidence.items() if name in context.options.classifiers} or {"shape": evidence["shape"]}
+        enabled = _enabled(evidence, context)
         logs, variants = combined_rows(enabled, model)
         return logs, variants, decode_with_trust(enabled, gaps, model, penalties, forbid)
     logs, own = combine_evidence(evidence, plan.run.classifier_weights, context.options.classifiers)
     return logs, own, Decoder(penalties, forbid).decode(logs, gaps, own)
+
+
+def _enabled(evidence: Mapping[str, Evidence], context: Context) -> dict[str, Evidence]:
+    """What the user lets count; shape where nothing else would be left."""
+    return {name: found for name, found in evidence.items() if name in context.options.classifiers} or {"shape": evidence["shape"]}
 
 
 def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str, Any], plan: StagePlan, device: torch.device,
