@@ -16,15 +16,15 @@ def sure_of(*levels: str) -> np.ndarray:
     return logs
 
 
-def test_landmarks_come_first_and_each_classifier_is_read_alone():
+def test_landmarks_and_what_each_classifier_reads_alone():
     landmarks = np.array([[np.nan, 0.1], [0.2, 0.1], [0.97, 0.0]])
     evidence = {"shape": Evidence(sure_of("L2", "L3", "L4")), "appearance": Evidence(sure_of("L3", "L4", "L5"), landmarks=landmarks)}
-    assert reasons(evidence, ("L3", "L4", "L5"), GAPS, Penalties()) == [
-        "sacrum below L5 (0.97)", "shape alone reads L2 to L4, 3 of 3 differently", "appearance alone reads L3 to L5"]
+    assert reasons(evidence, ("L3", "L4", "L5"), GAPS, Penalties()) == {
+        "landmarks": ["sacrum below L5 (0.97)"], "alone": ["shape: L2 to L4, 3 of 3 differently", "appearance: L3 to L5"]}
 
 
 def test_a_dropped_detection_has_no_landmark_and_does_not_count():
     landmarks = np.array([[np.nan, 0.9], [0.0, 0.2], [0.0, 0.0]])
     evidence = {"appearance": Evidence(sure_of("C1", "C2", "C3"), landmarks=landmarks)}
-    assert reasons(evidence, (None, "C2", "C3"), GAPS, Penalties()) == ["appearance alone reads C1 to C3"]
-    assert reasons(evidence, ("C1", "C2", "C3"), GAPS, Penalties())[0] == "skull base above C1 (0.90)"
+    assert reasons(evidence, (None, "C2", "C3"), GAPS, Penalties()) == {"landmarks": [], "alone": ["appearance: C1 to C3"]}
+    assert reasons(evidence, ("C1", "C2", "C3"), GAPS, Penalties())["landmarks"] == ["skull base above C1 (0.90)"]

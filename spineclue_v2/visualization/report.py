@@ -284,7 +284,8 @@ def _summary(result: LabelledSpine) -> tuple[str, str]:
     names = [v.level or "?" for v in result.vertebrae]
     text = f"{len(names)} vertebrae, {names[0]} to {names[-1]}" if len(names) > 1 else f"1 vertebra, {names[0]}"
     if result.numbering_anchored:
-        return text, TEXT
+        seen = [sentence.rsplit(" (", 1)[0] for sentence in result.extra.get("identify", {}).get("landmarks", ())]
+        return ", ".join([text, *seen]), TEXT
     return f"{text}   NUMBERING NOT ANCHORED: the whole sequence may be shifted up or down", WARNING
 
 

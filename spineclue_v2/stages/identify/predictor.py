@@ -30,7 +30,7 @@ INFERENCE_BATCH = 8
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
     """Names for segmented vertebrae, by the shape of their masks and by what other classifiers have said of them so far.
 
-    What the decoder takes for no vertebra is dropped; `extra["identify"]["rejected"]` counts it, `["evidence"]` gives the reasons.
+    What the decoder takes for no vertebra is dropped; `extra["identify"]["rejected"]` counts it, beside the `reasons`.
     """
     vertebrae, plan = findings.vertebrae, context.plans.stage("identify")
     if not vertebrae:
@@ -48,7 +48,7 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
                                                           numbering.confidence, strict=True) if name is not None)
     return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
                    margin=numbering.margin,
-                   extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named), "evidence": why}})
+                   extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)} | why})
 
 
 def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,

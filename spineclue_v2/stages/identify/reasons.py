@@ -14,8 +14,8 @@ LANDMARKS = {"sacrum": "below", "skull base": "above"}        # columns of `Evid
 
 
 def reasons(evidence: Mapping[str, Evidence], names: Sequence[str | None], gaps: np.ndarray, penalties: Penalties,
-            forbid_anomalies: bool = False) -> list[str]:
-    """Sentences for the reader, landmarks first.
+            forbid_anomalies: bool = False) -> dict[str, list[str]]:
+    """Sentences for the reader: `landmarks` ("sacrum below L5 (0.97)") and `alone`, what the decoder reads from each classifier alone.
 
     Args:
         evidence: of the classifiers that counted, detections in cranio-caudal order.
@@ -24,12 +24,12 @@ def reasons(evidence: Mapping[str, Evidence], names: Sequence[str | None], gaps:
         penalties: of the decoder that reads each classifier alone.
         forbid_anomalies: as in the decoder.
     """
-    said = [sentence for found in evidence.values() if found.landmarks is not None for sentence in _landmarks(found.landmarks, names)]
-    decoder = Decoder(penalties, forbid_anomalies)
+    seen = [sentence for found in evidence.values() if found.landmarks is not None for sentence in _landmarks(found.landmarks, names)]
+    decoder, alone = Decoder(penalties, forbid_anomalies), []
     for classifier, found in evidence.items():
-        alone = decoder.decode(found.logs, gaps, found.variants).names
-        said.append(f"{classifier} alone reads {_span(alone)}{_against(alone, names)}")
-    return said
+        read = decoder.decode(found.logs, gaps, found.variants).names
+        alone.append(f"{classifier}: {_span(read)}{_against(read, names)}")
+    return {"landmarks": seen, "alone": alone}
 
 
 def _landmarks(seen: np.ndarray, names: Sequence[str | None]) -> list[str]:
