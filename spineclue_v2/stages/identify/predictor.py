@@ -15,7 +15,7 @@ from ...plans.plans import StagePlan
 from ...preprocessing.crops import mask_crop
 from ...training.device import autocast
 from ...training.stage_model import StageModel
-from ..base import Context, Evidence, Findings
+from ..base import Context, Evidence, Findings, is_enabled
 from .decoder import Decoder, Numbering
 from .evidence import combine_evidence, shape_logs
 from .fusion import fusion_with
@@ -66,7 +66,8 @@ def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
 
 def _enabled(evidence: Mapping[str, Evidence], context: Context) -> dict[str, Evidence]:
     """What the user lets count; shape where nothing else would be left."""
-    return {name: found for name, found in evidence.items() if name in context.options.classifiers} or {"shape": evidence["shape"]}
+    chosen = context.options.classifiers
+    return {name: found for name, found in evidence.items() if is_enabled(name, chosen)} or {"shape": evidence["shape"]}
 
 
 def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str, Any], plan: StagePlan, device: torch.device,
