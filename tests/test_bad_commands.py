@@ -307,7 +307,7 @@ sys.exit(main(sys.argv[1], sys.argv[2:]))
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are a Unix matter")
 def test_planning_on_a_full_disk(raw):
-    result = subprocess.run([sys.executable, "-c", ON_FULL_DISK, *map(str, PLANNING)], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", ON_FULL_DISK, *map(str, PLANNING)], capture_output=True, encoding="utf-8")
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2, result.stderr
     assert len(errors) == 1 and errors[0].startswith(f"error: Cannot write {paths.preprocessed_folder()}")
@@ -322,7 +322,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_older_one(tmp_pat
                "try:\n    Checkpoint({'w': torch.ones(100_000)}, {'epoch': 2}).save(Path(sys.argv[1]))\n"
                "except InputError as error:\n    print(error)\nprint(Checkpoint.load(Path(sys.argv[1])).meta['epoch'])")
     file = tmp_path / "checkpoint_latest.pth"
-    result = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr
     sentence, epoch = result.stdout.splitlines()
     assert sentence.startswith("Cannot write") and str(file) in sentence

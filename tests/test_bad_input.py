@@ -159,7 +159,7 @@ except InputError as error:
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, ending):
     target = tmp_path / f"scan{ending}"
     target.write_text("the older result")
-    result = subprocess.run([sys.executable, "-c", WRITE_ON_FULL_DISK, str(target)], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", WRITE_ON_FULL_DISK, str(target)], capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"Cannot write {target}") and is_one_sentence(result.stdout.strip())
     assert [path.name for path in tmp_path.iterdir()] == [target.name]

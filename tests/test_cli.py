@@ -27,7 +27,7 @@ def test_help_of_all_commands_imports_nothing_heavy():
     program = ("import sys\nfrom spineclue_v2.cli import command_names\nfrom spineclue_v2.cli._common import build_parser\n"
                "for name in command_names():\n    assert build_parser(name).format_help()\n"
                f"print(' '.join(m for m in {HEAVY} if m in sys.modules))")
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
     assert result.stdout.split() == []
 
 

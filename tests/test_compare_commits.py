@@ -160,5 +160,5 @@ def test_folders_of_one_run_are_not_in_its_record(tmp_path):
 
 def test_it_runs_as_a_file_from_anywhere(old, tmp_path):
     line = [sys.executable, str(ROOT / "benchmarks" / "compare_commits.py"), "compare", str(old), str(old)]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and "0 differences" in done.stdout, done.stderr

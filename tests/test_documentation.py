@@ -58,7 +58,8 @@ def test_the_slurm_recipe_continues_whatever_can_be_continued(tmp_path, there, f
     folder.mkdir(parents=True)
     for name in there:
         (folder / f"checkpoint_{name}.pth").touch()
-    said = subprocess.run(["bash", "-c", script], env={"SLURM_ARRAY_TASK_ID": "3", "PATH": os.defpath}, capture_output=True, text=True)
+    environment = {"SLURM_ARRAY_TASK_ID": "3", "PATH": os.defpath}
+    said = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, encoding="utf-8")
     assert said.stdout.strip() == flag, said
 
 

@@ -43,7 +43,7 @@ def command(site, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess
         environment = os.environ | {"SPINECLUE_HOME": str(home), "PYTHONPATH": str(site) if installed else "", "OMP_NUM_THREADS": "1",
                                     "spineclue_n_proc_DA": "0"}
         done = subprocess.run([sys.executable, "-m", "spineclue_v2.cli", *words], env=environment, cwd=tmp_path_factory.getbasetemp(),
-                              capture_output=True, text=True)
+                              capture_output=True, encoding="utf-8")
         assert done.returncode == code, f"{' '.join(words)} ended with {done.returncode}: {done.stderr}"
         return done
 

@@ -227,15 +227,15 @@ def test_an_old_name_beside_the_new_one_is_a_mistake() -> None:
 
 def test_shipped_weights_are_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
                                                     ) -> None:
-    shutil.copy(WEIGHTS / "identify.pth", tmp_path / "identify.pth")
+    shutil.copy(WEIGHTS / "localize.pth", tmp_path / "localize.pth")
     monkeypatch.setattr(paths, "weights_folder", lambda: tmp_path)
-    content = shipped("identify")
-    assert "decoder_prices" in content["stages"]["identify"]["run"] and content["format"] == 1
+    content = shipped("localize")
+    assert "min_samples_share" in content["stages"]["localize"]["run"] and content["format"] == 1
     with caplog.at_level(logging.WARNING):
-        run = plans_from_json(content, str(tmp_path / "identify.pth")).stage("identify").run
-    assert caplog.messages == [] and run.decoder_penalties["missed"] == -4.0 and run.optimizer == "AdamW" and run.classifier_batch == 24
+        run = plans_from_json(content, str(tmp_path / "localize.pth")).stage("localize").run
+    assert caplog.messages == [] and run.min_samples_fraction > 0 and run.optimizer == "AdamW" and run.slice_gap_mm == 4.0
     with caplog.at_level(logging.WARNING):
-        plans_from_json(content, str(tmp_path.parent / "another" / "identify.pth"))
+        plans_from_json(content, str(tmp_path.parent / "another" / "localize.pth"))
     assert len(caplog.messages) == 1
 
 

@@ -313,7 +313,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, scan):
         file = folder / stage_folder_name(stage) / "fold_0" / "checkpoint_final.pth"
         Checkpoint(build_network(stage, agreed).state_dict(), meta).save(file)
     command = [sys.executable, "-c", ON_FULL_DISK, "-i", scan, "-o", tmp_path / "out", "-m", folder, *QUIET]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    result = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8")
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2, result.stderr
     assert len(errors) == 1 and errors[0].startswith(f"error: Cannot write {tmp_path / 'out'}")

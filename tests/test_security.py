@@ -98,7 +98,7 @@ def test_headers_that_claim_terabytes_are_refused_before_anything_is_allocated(t
     (tmp_path / "d.mha").write_bytes(b"ObjectType = Image\nNDims = 3\nDimSize = 90000 90000 90000\nElementType = MET_SHORT\n"
                                      b"ElementDataFile = LOCAL\n12")
     files = [str(tmp_path / name) for name in ("a.nii", "b.nii.gz", "c.nrrd", "d.mha")]
-    said = subprocess.run([sys.executable, "-c", READ, *files], capture_output=True, text=True, timeout=120)
+    said = subprocess.run([sys.executable, "-c", READ, *files], capture_output=True, encoding="utf-8", timeout=120)
     lines = said.stdout.splitlines()
     assert said.returncode == 0, said.stderr
     assert [line.split()[0] for line in lines[:4]] == ["refused"] * 4

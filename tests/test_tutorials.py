@@ -32,7 +32,8 @@ def run(text: str, folder: Path, **variables: str) -> str:
     """Output of a script that is run in `folder` as a reader would run it; fails with that output where the script does."""
     place = put_commands(folder / "bin")
     environment = os.environ | {"PATH": f"{place}{os.pathsep}{os.environ['PATH']}"} | variables
-    done = subprocess.run(["bash", "-c", text], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(["bash", "-c", text], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          encoding="utf-8")
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
 

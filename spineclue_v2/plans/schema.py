@@ -56,7 +56,7 @@ def parse_group(kind: type, groups: Any, stage: str, group: str, reasons: dict[s
 
 def build_group(kind: type, values: Mapping[str, Any], place: str, remedy: str = "") -> Any:
     """`kind(**values)`, lists as tuples; what does not fit is an InputError of one sentence that begins with `place`."""
-    given = {key: _tuples(value) for key, value in values.items()}
+    given = {key: _tuples(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         checked = _checked(kind)(**given)
     except pydantic.ValidationError as error:
@@ -89,8 +89,6 @@ def _checked(kind: type) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(entry) for key, entry in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 

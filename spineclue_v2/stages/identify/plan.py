@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from ...plans.fields import CONFIG, Amount, Batch, Box, Count, Real, Run, Whole, one_of, planned
 from ...plans.schema import nearest
 
-EvidenceValues = dict[str, Real | dict[str, Real | dict[str, Real | tuple[Real, ...]]]]
+EvidenceValues = dict[str, Real | dict[str, Real | dict[str, Real | list[Real]]]]
 EVIDENCE_ENTRIES = ("scale", "power", "trust", "landmark", "bias", "none_weight", "least_none", "doubt")   # of `trust.EvidenceModel`
 
 
