@@ -148,15 +148,30 @@ def train_appearance(home: Path, epochs: int, device: str | None) -> None:
 
 
 def trained_appearance(home: Path) -> Any:
-    """The appearance classifier that was trained, None without one."""
+    """The appearance classifier that was trained and its plans, None without one."""
     import torch
 
     from spineclue_v2.inference.model import load_stage
 
-    files = list((home / "results" / DATASET).glob("AppearanceTrainer__*/fold_0/checkpoint_final.pth"))
-    if not files:
-        return None
-    return load_stage(files[0], "appearance", torch.device("cpu"))
+    file = appearance_file(home)
+    return None if file is None else load_stage(file, "appearance", torch.device("cpu"))
+
+
+def appearance_file(home: Path) -> Path | None:
+    return next((home / "results" / DATASET).glob("AppearanceTrainer__*/fold_0/checkpoint_final.pth"), None)
+
+
+def write_appearance(home: Path) -> None:
+    """The trained classifier with its weights by region, as `appearance.pth`."""
+    from spineclue_v2.model_sharing.export_model import write_shipped_stage
+    from spineclue_v2.training.checkpoint import Checkpoint
+
+    file = appearance_file(home)
+    if file is not None:
+        target = write_shipped_stage(file, home / "weights" / "appearance.pth")
+        found = Checkpoint.load(target)
+        fitted = found.meta["fitted"] | {"weight": APPEARANCE_WEIGHT, "about": {"training": "recipes.train_identify"}}
+        dataclasses.replace(found, meta=found.meta | {"fitted": fitted}).save(target, half=True)
 
 
 def seen_around(home: Path, scans: list[dict[str, Any]], classifier: Any) -> None:
@@ -271,9 +286,7 @@ def fit_all(home: Path) -> None:
     dataclasses.replace(plans, stages=plans.stages | {"identify": dataclasses.replace(plan, run=run)}).save(plans_file)
     print(write_shipped_stage(final, home / "weights" / "identify.pth"))
     shutil.copyfile(home / GEOMETRY, home / "weights" / GEOMETRY)
-    if appearance is not None:
-        appearance.weight, appearance.about = APPEARANCE_WEIGHT, {"training": "recipes.train_identify"}
-        appearance.save(home / "weights" / "appearance.pth")
+    write_appearance(home)
 
 
 def main() -> None:
