@@ -61,6 +61,7 @@ class Vertebra:
     level: str | None = None                             # name in anatomy.ANATOMICAL_ORDER
     confidence: float | None = None                      # posterior of `level` under the decoder
     heights: BodyHeights | None = None
+    height_doubt: str | None = None                      # why a body that could have `heights` has none
     trabecular_hu: float | None = None                   # median HU of the middle of the body; contrast raises it
     grade_probabilities: tuple[float, float, float, float] | None = None  # of Genant grades 0..3, by the network
     combined_grade_probabilities: tuple[float, float, float, float] | None = None  # by network and heights together

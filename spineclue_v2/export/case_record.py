@@ -66,6 +66,7 @@ def _vertebra_record(vertebra: Vertebra) -> dict[str, Any]:
         "probabilities": probabilities,
         "touches_border": bool(vertebra.touches_border),
         "heights": _heights_record(vertebra.heights),
+        "height_doubt": vertebra.height_doubt,
         "trabecular_hu": _number(vertebra.trabecular_hu, 0),
         "grading": _grading_record(vertebra),
     }

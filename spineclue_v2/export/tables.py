@@ -20,8 +20,8 @@ def vertebra_rows(vertebrae: Iterable[Vertebra]) -> list[dict[str, Any]]:
                      "confidence": vertebra.confidence, "uncertainty": vertebra.uncertainty, "x_mm": x, "y_mm": y, "z_mm": z,
                      "volume_ml": vertebra.volume_ml, "touches_border": vertebra.touches_border,
                      "trabecular_hu": vertebra.trabecular_hu, "height_anterior_mm": anterior, "height_middle_mm": middle,
-                     "height_posterior_mm": posterior, "implied_grade": None if heights is None else heights.grade,
-                     "grade": _grade(vertebra)})
+                     "height_posterior_mm": posterior, "height_doubt": vertebra.height_doubt,
+                     "implied_grade": None if heights is None else heights.grade, "grade": _grade(vertebra)})
     return rows
 
 

@@ -208,7 +208,7 @@ def _merge(group: list[tuple[Vertebra, ImageGrid]], mask: np.ndarray, probabilit
                    mask_centroid=float_triple(grid.index_to_world(np.argwhere(mask).mean(0) + first)),
                    extent=float_triple(n * s for n, s in zip(mask.shape, grid.spacing, strict=True)), hits=sum(v.hits for v in own),
                    volume_ml=float(mask.sum()) * voxel / 1000, touches_border=any(v.touches_border for v in own),
-                   level=None, confidence=None, heights=None)
+                   level=None, confidence=None, heights=None, height_doubt=None)
 
 
 def named(vertebrae: list[Vertebra], penalties: dict[str, float], forbid_anomalies: bool = False) -> SpineResult:

@@ -70,7 +70,7 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
                                            (len(bodies) - len(result.vertebrae), f"{len(bodies) - len(result.vertebrae)} bodies are "
                                             "no vertebra in the chosen numbering and were dropped.")) if count)
     grid = network_grid(labels.geometry, data)
-    named = add_heights(result.vertebrae, grid, volume)
+    named = add_heights(result.vertebrae, grid, volume, labels.geometry)
     result = replace(result, vertebrae=named, notes=result.notes + notes, seconds={"total": time.perf_counter() - started})
     Path(f"{base}.json").unlink(missing_ok=True)  # an older record must not vouch for half-replaced files
     if volume is not None:

@@ -232,8 +232,10 @@ def _draw_names(figure: Any, axes: list[Any], views: tuple[View, View], vertebra
 def _height_mark(vertebra: Vertebra) -> str:
     """Largest loss of height where the body no longer counts as intact, the grade given (above 0), and whether the two disagree.
 
-    A loss is shown before it amounts to a grade: readers grade by eye, and earlier than arithmetic.
+    A loss is shown before it amounts to a grade: readers grade by eye, and earlier than arithmetic. Nothing of a body in doubt.
     """
+    if vertebra.height_doubt is not None:
+        return ""
     from ..stages.grade.comparison import GRADED, INTACT
     from ..stages.grade.predictor import disagree, grade_given
 

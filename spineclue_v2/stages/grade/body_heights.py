@@ -5,17 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...anatomy.vertebra import Vertebra
+from ...anatomy.vertebra import BodyHeights, Vertebra
 from ...imageio.orientation import oriented_view
 from ...imageio.volume import ImageGrid, Volume
 from ...training.stage_model import StageModel
 from ..base import Context, Findings
 from .comparison import USUAL, compare
 from .heights import Measurement, axes_along, measure, trabecular_points
+from .trust import BEYOND_BORDER, BORDER, MIXED_UP, doubt_of_measurement, may_go_on
 
 FEWEST_POINTS = 50
-
-SIDE_MM = 9.0            # heights are measured within this distance of the mid-sagittal plane
 
 ENOUGH_ARCHES = 3
 
@@ -27,21 +26,45 @@ def predict(findings: Findings, model: StageModel | None, context: Context) -> F
     return replace(findings, vertebrae=add_heights(findings.vertebrae, findings.crop.geometry, findings.volume))
 
 
-def add_heights(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid, scan: Volume | None = None) -> tuple[Vertebra, ...]:
-    """Named vertebrae (cranio-caudal) with `heights` and, where the CT `scan` (HU, any grid) is given, `trabecular_hu`.
+def add_heights(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid, scan: Volume | None = None, source: ImageGrid | None = None
+                ) -> tuple[Vertebra, ...]:
+    """Named vertebrae (cranio-caudal) with `heights` or a `height_doubt` and, where the CT `scan` (HU, any grid) is given, `trabecular_hu`.
 
-    `geometry`: the grid of the masks. Levels without a body of two end plates (C1, C2), bodies that reach the border of the scan (without
-    `scan`: of `geometry`) and masks in which no body is found keep None.
+    `geometry`: the grid of the masks. `source`: the grid of the scan, or of the label map, that they were made from; without it `scan`'s,
+    without both `geometry`. Levels without a body of two end plates (C1, C2) and those of no mask have neither heights nor a doubt.
     """
     if not vertebrae:
         return vertebrae
-    axes = axes_along(np.array([v.known_body_centre for v in vertebrae]))
-    field, back = geometry if scan is None else scan.geometry, _backwards(vertebrae, geometry)
-    bodies = [_whole_body(v, geometry, axis, back, field) for v, axis in zip(vertebrae, axes, strict=True)]
-    heights = compare([v.level for v in vertebrae], [None if body is None else body.heights_mm for body in bodies])
+    field = source or (geometry if scan is None else scan.geometry)
+    axes, back = axes_along(np.array([v.known_body_centre for v in vertebrae])), _backwards(vertebrae, geometry)
+    bodies = [measure(v.mask, geometry.spacing, axis, back) if v.mask is not None and v.level in USUAL else None
+              for v, axis in zip(vertebrae, axes, strict=True)]
+    heights, doubts = _trusted(vertebrae, bodies, geometry, field)
     view = None if scan is None else oriented_view(scan)
-    return tuple(replace(v, heights=h, trabecular_hu=None if view is None or body is None else trabecular_hu(v, body, geometry, view))
-                 for v, h, body in zip(vertebrae, heights, bodies, strict=True))
+    whole = [body if doubt not in (BORDER, BEYOND_BORDER) else None for body, doubt in zip(bodies, doubts, strict=True)]
+    return tuple(replace(v, heights=h, height_doubt=doubt,
+                         trabecular_hu=None if view is None or body is None else trabecular_hu(v, body, geometry, view))
+                 for v, h, doubt, body in zip(vertebrae, heights, doubts, whole, strict=True))
+
+
+def _trusted(vertebrae: tuple[Vertebra, ...], bodies: list[Measurement | None], geometry: ImageGrid, field: ImageGrid
+             ) -> tuple[list[BodyHeights | None], list[str | None]]:
+    """Heights of each vertebra that can be trusted, and the reason where they cannot. Only trusted bodies are anybody's neighbours."""
+    doubts = [doubt_of_measurement(body, v.level, np.array(v.known_mask_start), geometry, (field,))
+              if v.mask is not None and v.level in USUAL else None for v, body in zip(vertebrae, bodies, strict=True)]
+    levels = [v.level for v in vertebrae]
+    while True:  # each turn takes at least one body away
+        given = [None if body is None or doubt else body.heights_mm for body, doubt in zip(bodies, doubts, strict=True)]
+        heights = compare(levels, given)
+        cut = [i for i, (v, body, h) in enumerate(zip(vertebrae, bodies, heights, strict=True))
+               if body is not None and h is not None and h.expected is not None
+               and may_go_on(body, np.array(h.expected), np.array(v.known_mask_start), geometry, field)]
+        if not cut:
+            break
+        for i in cut:
+            doubts[i] = BEYOND_BORDER
+    doubts = [MIXED_UP if value is not None and h is None else doubt for value, h, doubt in zip(given, heights, doubts, strict=True)]
+    return heights, doubts
 
 
 def _backwards(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid) -> np.ndarray:
@@ -53,21 +76,6 @@ def _backwards(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid) -> np.ndarr
             way = (middle - geometry.world_to_index(np.array(v.known_body_centre))) * geometry.spacing
             ways.append(way / max(np.linalg.norm(way), 1e-6))
     return np.median(ways, axis=0) if len(ways) >= ENOUGH_ARCHES else np.array([0.0, 1.0, 0.0])
-
-
-def _whole_body(vertebra: Vertebra, geometry: ImageGrid, axis: np.ndarray, back: np.ndarray, field: ImageGrid) -> Measurement | None:
-    """The vertebra's measurement, if its level has heights and what they are measured on lies inside `field` (processes may be cut)."""
-    if vertebra.mask is None or vertebra.level not in USUAL:
-        return None
-    body = measure(vertebra.mask, geometry.spacing, axis, back)
-    if body is None:
-        return None
-    half = max(body.heights_mm) / 2
-    middle, deep = np.mean(body.walls_mm), 0.8 * np.ptp(body.walls_mm) / 2  # a front wall on the border is whole enough
-    ends = np.array(np.meshgrid((-half, half), (middle - deep, middle + deep), (-SIDE_MM, SIDE_MM), indexing="ij")).reshape(3, -1).T
-    index = body.centre + np.array(vertebra.known_mask_start) + ends @ body.axes / np.array(geometry.spacing)
-    position = field.world_to_index(geometry.index_to_world(index))
-    return body if (position >= 0).all() and (position <= np.array(field.shape) - 1).all() else None
 
 
 def trabecular_hu(vertebra: Vertebra, body: Measurement, geometry: ImageGrid, scan: Volume) -> float | None:
