@@ -150,8 +150,8 @@ def _read_csv(path: Path, grid: ImageGrid | None) -> tuple[list[list[str]], np.n
         raise InputError(f"list of points {path} is no CSV in UTF-8 ({error}).") from None
     header = [name.strip().lower() for name in lines[0]] if lines else []
     if missing := [axis for axis in AXES if header.count(axis) != 1]:
-        raise InputError(f"{path} has the columns {', '.join(header)[:200] or '(none)'} and not {', '.join(missing)}; expected a header with "
-                         "x, y and z once each (LPS mm), separated by commas.")
+        raise InputError(f"{path} has the columns {', '.join(header)[:200] or '(none)'} and not {', '.join(missing)}; expected a header "
+                         "with x, y and z once each (LPS mm), separated by commas.")
     for number, line in enumerate(lines[1:], 1):
         if len(line) != len(header):
             raise InputError(f"{path}: point {number} has {len(line)} columns; expected {len(header)} as in the header.")
