@@ -1,19 +1,24 @@
-"""`spineclue_relabel`: name the vertebrae of anybody's label map."""
+"""`spineclue_relabel`: name the vertebrae of anybody's label map, or of a list of body centres."""
 from __future__ import annotations
 
 import argparse
 
+from ..errors import InputError
 from .predict import add_model_arguments, add_source_arguments, load_model
 
 DESCRIPTION = ("Name the vertebrae of a label or instance map made by any tool, by the shape and place of its bodies; its own values are "
-               "ignored. Without -d or -m the weights that come with the package serve.")
+               "ignored. Or name a list of body centres (VerSe centroid JSON, CSV, 3D Slicer .mrk.json) by their places. Without -d or -m "
+               "the weights that come with the package serve.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-i", required=True, help="label map: one value per vertebra, or one value for all that do not touch")
-    parser.add_argument("-o", required=True, help="output label map (.nii.gz); OUT.json and OUT_ctd.json are written beside it")
+    parser.add_argument("-i", required=True, help="label map: one value per vertebra, or one value for all that do not touch; or a "
+                        "list of body centres: VerSe centroid .json, .csv with columns x, y, z (LPS mm), .mrk.json of 3D Slicer")
+    parser.add_argument("-o", required=True, help="output label map (.nii.gz); OUT.json and OUT_ctd.json are written beside it. Of a "
+                        "list of points: the list with levels, same ending")
     parser.add_argument("-ct", default=None, help="the CT of the map: draws OUT.png; the names depend on it only where the model has an "
-                                                  "appearance classifier")
+                                                  "appearance classifier. Of a list of points: no picture; VerSe's voxels "
+                                                  "are then those of the CT, else 1 mm")
     parser.add_argument("--ignore", type=int, nargs="+", default=[], metavar="VALUE",
                         help="values that are no vertebrae (sacrum, ribs, ...)")
     parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")
@@ -25,8 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..inference.pipeline import Options
     from ..inference.relabel import relabel
+    from ..inference.relabel_points import is_label_map, relabel_points
 
-    result = relabel(args.i, args.o, load_model(args), Options(forbid_anomalies=args.forbid_anomalies), args.ignore, args.ct)
+    options = Options(forbid_anomalies=args.forbid_anomalies)
+    if is_label_map(args.i):
+        result = relabel(args.i, args.o, load_model(args), options, args.ignore, args.ct)
+    else:
+        if args.ignore:
+            raise InputError(f"--ignore names values of a label map, and {args.i} is a list of points; leave it out.")
+        result = relabel_points(args.i, args.o, load_model(args), options, args.ct)
     names = " ".join(v.level or "?" for v in result.vertebrae)
     print(f"{args.o}: {names or 'no vertebra found'}")
     for note in result.notes:

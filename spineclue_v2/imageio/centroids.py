@@ -50,13 +50,12 @@ def read_ctd(path: str | Path, geometry: ImageGrid) -> dict[int, np.ndarray]:
     """
     content = read_json(path, "centroid file")
     try:
-        direction = tuple(str(side) for side in content[0]["direction"])
+        direction = tuple(content[0]["direction"])
         rows = [(int(row["label"]), [float(row[axis]) for axis in "XYZ"]) for row in content[1:] if "label" in row]
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise InputError(f'{path} is no VerSe centroid file; expected [{{"direction": ["P","I","R"]}}, '
                          '{"label": 20, "X": .., "Y": .., "Z": ..}, ...].') from None
-    if len(direction) != 3 or not set(direction) <= set(OPPOSITE) or len({min(d, OPPOSITE[d]) for d in direction}) != 3:
-        raise InputError(f"{path} names the directions {list(direction)}; expected three different axes such as P, I, R.")
+    direction = checked_direction(direction, path)
     found: dict[int, np.ndarray] = {}
     for label, voxel in rows:
         if not np.isfinite(voxel).all():
@@ -66,6 +65,14 @@ def read_ctd(path: str | Path, geometry: ImageGrid) -> dict[int, np.ndarray]:
             continue
         found[label] = to_world(np.array(voxel), geometry, direction)
     return found
+
+
+def checked_direction(direction: Iterable[Any], path: str | Path) -> tuple[str, ...]:
+    """The three sides as letters; InputError unless they are three different axes."""
+    sides = tuple(str(side) for side in direction)
+    if len(sides) != 3 or not set(sides) <= set(OPPOSITE) or len({min(side, OPPOSITE[side]) for side in sides}) != 3:
+        raise InputError(f"{path} names the directions {list(sides)}; expected three different axes such as P, I, R.")
+    return sides
 
 
 def to_voxels(point: np.ndarray, geometry: ImageGrid, direction: Sequence[str]) -> np.ndarray:
@@ -91,3 +98,12 @@ def _axes(geometry: ImageGrid, direction: Sequence[str]) -> tuple[list[int], np.
     own = geometry.orientation
     axes = [next(i for i, side in enumerate(own) if side in (wanted, OPPOSITE[wanted])) for wanted in direction]
     return axes, np.array([own[axis] != wanted for axis, wanted in zip(axes, direction, strict=True)])
+
+
+def millimetre_voxels_to_lps(voxel: np.ndarray, direction: Sequence[str]) -> np.ndarray:
+    """Voxels of 1 mm along `direction` -> LPS mm (..., 3) from an unknown origin: distances and sides hold, the place does not."""
+    point = np.empty_like(voxel, dtype=float)
+    for column, side in enumerate(direction):
+        along = "LPS" if side in "LPS" else "RAI"
+        point[..., along.index(side)] = voxel[..., column] * (1 if along == "LPS" else -1)
+    return point

@@ -11,6 +11,7 @@ import torch
 from ...anatomy import NUM_LEVELS
 from ...anatomy.vertebra import Vertebra
 from ...anatomy.vertebral_gaps import round_positions, vertebral_gaps
+from ...errors import InputError
 from ...plans.plans import StagePlan
 from ...preprocessing.crops import mask_crop
 from ...training.device import autocast
@@ -28,24 +29,29 @@ INFERENCE_BATCH = 8
 
 
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
-    """Names for segmented vertebrae, by the shape of their masks and by what other classifiers have said of them so far.
+    """Names for vertebrae, by the shape of their masks and by what other classifiers have said of them so far.
 
-    What the decoder takes for no vertebra is dropped; `extra["identify"]["rejected"]` counts it, beside the `reasons`.
+    Where a mask is missing (a list of body centres) shape says nothing. What the decoder takes for no vertebra is dropped;
+    `extra["identify"]["rejected"]` counts it, beside the `reasons`. Raises InputError where no classifier can say anything.
     """
     vertebrae, plan = findings.vertebrae, context.plans.stage("identify")
     if not vertebrae:
         return findings
     gaps = vertebral_gaps(np.array([v.body_centre for v in vertebrae]))
-    probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, context.device, round_positions(gaps))
-    evidence = {"shape": Evidence(shape_logs(probabilities)), **findings.evidence}
+    evidence = dict(findings.evidence)
+    seen: list[tuple[np.ndarray | None, float | None]] = [(None, None)] * len(vertebrae)
+    if all(v.mask is not None for v in vertebrae):
+        probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, context.device, round_positions(gaps))
+        seen = [(row, float(nats)) for row, nats in zip(probabilities, uncertainty, strict=True)]
+        evidence = {"shape": Evidence(shape_logs(probabilities)), **evidence}
     logs, variants, numbering = _decode(evidence, gaps, plan, context)
     why = reasons(_enabled(evidence, context), numbering.names, gaps, Penalties.from_dict(plan.run.decoder_penalties),
                   context.options.forbid_anomalies)
     own = [None] * len(vertebrae) if variants is None else [(float(t13), float(l6)) for t13, l6 in variants]
-    named = tuple(replace(v, probabilities=p, uncertainty=float(u), log_probabilities=row, variant_log_probabilities=extra, level=name,
+    named = tuple(replace(v, probabilities=p, uncertainty=u, log_probabilities=row, variant_log_probabilities=extra, level=name,
                           confidence=float(c))
-                  for v, p, u, row, extra, name, c in zip(vertebrae, probabilities, uncertainty, logs, own, numbering.names,
-                                                          numbering.confidence, strict=True) if name is not None)
+                  for v, (p, u), row, extra, name, c in zip(vertebrae, seen, logs, own, numbering.names, numbering.confidence, strict=True)
+                  if name is not None)
     return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
                    margin=numbering.margin,
                    extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)} | why})
@@ -55,8 +61,12 @@ def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
             context: Context) -> tuple[np.ndarray, np.ndarray | None, Numbering]:
     """Combined logs (n, 25) and variants (n, 2) of the enabled classifiers, and the numbering."""
     penalties, forbid = Penalties.from_dict(plan.run.decoder_penalties), context.options.forbid_anomalies
-    if plan.run.evidence_model:
-        model = EvidenceModel.from_dict(plan.run.evidence_model)
+    model = EvidenceModel.from_dict(plan.run.evidence_model) if plan.run.evidence_model else None
+    if "shape" not in evidence and not any(is_enabled(name, context.options.classifiers) and (model is None or name in model.trust)
+                                           for name in evidence):
+        raise InputError("Vertebrae without masks are named by the classifiers geometry and appearance, and this model has (or was told to "
+                         "use) neither; leave -d and -m out for the package's own model, or train stage geometry.")
+    if model is not None:
         enabled = _enabled(evidence, context)
         logs, variants = combined_rows(enabled, model)
         return logs, variants, decode_with_trust(enabled, gaps, model, penalties, forbid)
