@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="checkpoint of stage appearance that saw phantoms only")
     parser.add_argument("--pool", action="store_true", help="only make the crops")
     parser.add_argument("--batches", type=int, default=420, help="of the pool")
-    parser.add_argument("--steps", type=int, default=500, help="of a fold")
+    parser.add_argument("--steps", type=int, default=600, help="of a fold")
     parser.add_argument("--folds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--final", action="store_true")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """Whether heights can be trusted: why a body is given none.
 
 A false loss is worse than none. So a body is measured only where its voxels could not make a loss of 20 % (Genant's first limit) by
-themselves, where its end plates are as smooth as those of whole masks, and where what it lacks cannot lie beyond the border of the scan.
+themselves, where its end plates are as smooth as its voxels let expect, and where what it lacks cannot lie beyond the border of the scan.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...imageio.volume import ImageGrid
 from .comparison import GRADE_LIMITS, USUAL
 from .heights import Measurement
 
-SMOOTH_MM = 0.8          # residual of the end plates' fit: 0.7 at most in whole masks, synthetic and real
+SMOOTH_MM = 0.8          # residual of the end plates' fit above which a mask is ragged: 0.7 at most in whole masks of fine voxels
 SIDE_MM = 9.0            # heights are measured within this distance of the mid-sagittal plane
 DEEP = 0.8               # share of the depth that must lie in the scan: a front wall on its border is whole enough
 
@@ -37,7 +37,7 @@ def doubt_of_measurement(body: Measurement | None, level: str, start: np.ndarray
     voxel = max(voxel_along(body.axes[0], grid, source) for source in (grid, *sources))
     if voxel >= GRADE_LIMITS[0] * usual:
         return f"voxels of {voxel:.1f} mm along the spine are too coarse for a body of {usual:.0f} mm"
-    if body.residual_mm > SMOOTH_MM:
+    if body.residual_mm > max(SMOOTH_MM, voxel / np.sqrt(12)):  # the deviation of a place that may be anywhere in a voxel
         return f"end plates of the mask are rough ({body.residual_mm:.1f} mm)"
     return None
 
