@@ -212,6 +212,8 @@ BAD = {
     "no system": ("a.mrk.json", json.dumps({"markups": [{"controlPoints": []}]}), "LPS or RAS"),
     "other units": ("a.mrk.json", json.dumps({"markups": [{**GOOD["markups"][0], "coordinateUnits": "um"}]}), "expected mm"),
     "unset point": ("a.mrk.json", json.dumps({"markups": [{"coordinateSystem": "LPS", "controlPoints": [{"id": "1"}]}]}), "point 1"),
+    "point not placed": ("a.mrk.json", json.dumps({"markups": [{"coordinateSystem": "LPS", "controlPoints": [
+        {"position": [0, 0, 0], "positionStatus": "undefined"}]}]}), "point 1"),
     "unknown format": ("a.fcsv", "x", "no known format"),
 }
 

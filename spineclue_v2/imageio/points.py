@@ -26,6 +26,7 @@ SAME_PLACE_MM = 1.0     # nearer than this are no two body centres
 LARGEST_MM = 1e5        # a larger coordinate is no millimetre of a scan
 NO_VERTEBRA = "no vertebra"
 TO_LPS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0)}
+UNSET = ("undefined", "preview")   # 3D Slicer's words for a point that has not been placed
 COLUMNS = ("level", "confidence", "anchored")
 AXES = "xyz"
 Row = dict[str, Any]
@@ -191,7 +192,7 @@ def _read_markups(path: Path, grid: ImageGrid | None) -> tuple[Row, np.ndarray]:
         if "mm" not in str(units):
             raise InputError(f"{path} has the units {str(units)[:40]}; expected mm.")
         for point in points:
-            position = point.get("position")
+            position = None if point.get("positionStatus") in UNSET else point.get("position")
             numbers = _position(position if isinstance(position, list) else [], f"{path}: point {len(centres) + 1}")
             centres.append([sign * number for sign, number in zip(TO_LPS[system], numbers, strict=True)])
     return content, _array(centres)
