@@ -21,6 +21,7 @@ from spineclue_v2.planning import memory, rules
 from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
 from spineclue_v2.plans.plans import Plans
 from spineclue_v2.results import SpineResult
+from spineclue_v2.stages.grade import trust
 from spineclue_v2.stages.grade.body_heights import add_heights
 from spineclue_v2.stages.grade.comparison import grade_of
 from spineclue_v2.stages.grade.data import GradeBatches, grade_crop, graded_rows, stored_losses
@@ -151,6 +152,7 @@ def test_the_stage_trains_and_validates(graded: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("spineclue_preprocessed", str(graded.parent))
     monkeypatch.setenv("spineclue_results", str(tmp_path))
     monkeypatch.setenv("spineclue_n_proc_DA", "0")
+    monkeypatch.setattr(trust, "COARSEST", 1.0)     # the network space of this dataset is too coarse for heights
     assert main("train", ["499", "grade", "0", "-device", "cpu"]) == 0
     assert "macro_f1" in capsys.readouterr().out
     fold = next(tmp_path.glob("*/GradeTrainer__SpineCLUEPlans__grade/fold_0"))
@@ -238,7 +240,8 @@ def test_weights_of_network_and_heights_are_learnt() -> None:
     assert OrdinalFusion.fit(np.zeros(9, int), probabilities[:9], measured[:9]) is None
 
 
-def test_losses_of_stored_cases(graded: Path) -> None:
+def test_losses_of_stored_cases(graded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "COARSEST", 1.0)
     dataset = dataset_of(graded)
     for case in dataset.cases:
         losses = stored_losses(dataset.folder, case)

@@ -14,6 +14,7 @@ from .comparison import GRADE_LIMITS, USUAL
 from .heights import Measurement
 
 SMOOTH_MM = 0.8          # residual of the end plates' fit above which a mask is ragged: 0.7 at most in whole masks of fine voxels
+COARSEST = GRADE_LIMITS[0]   # share of the usual height that a voxel may not reach
 SIDE_MM = 9.0            # heights are measured within this distance of the mid-sagittal plane
 DEEP = 0.8               # share of the depth that must lie in the scan: a front wall on its border is whole enough
 
@@ -35,7 +36,7 @@ def doubt_of_measurement(body: Measurement | None, level: str, start: np.ndarray
         return BORDER
     usual = float(USUAL[level].mean())
     voxel = max(voxel_along(body.axes[0], grid, source) for source in (grid, *sources))
-    if voxel >= GRADE_LIMITS[0] * usual:
+    if voxel >= COARSEST * usual:
         return f"voxels of {voxel:.1f} mm along the spine are too coarse for a body of {usual:.0f} mm"
     if body.residual_mm > max(SMOOTH_MM, voxel / np.sqrt(12)):  # the deviation of a place that may be anywhere in a voxel
         return f"end plates of the mask are rough ({body.residual_mm:.1f} mm)"
