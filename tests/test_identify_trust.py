@@ -6,7 +6,7 @@ from spineclue_v2.anatomy import LEVEL_INDEX, LEVELS
 from spineclue_v2.stages.base import Evidence
 from spineclue_v2.stages.identify.decoder import Decoder
 from spineclue_v2.stages.identify.plan import Penalties
-from spineclue_v2.stages.identify.trust import EvidenceModel, decode_with_trust, remove_bias
+from spineclue_v2.stages.identify.trust import EvidenceModel, decode_with_trust, has_variant, prefer_variant, remove_bias
 
 ALL = ("shape", "geometry", "appearance")
 PENALTIES = Penalties(false_detection=-1.0)
@@ -131,3 +131,20 @@ def test_a_detection_that_is_half_taken_for_none_is_no_anchor():
     assert sure.names == names("L1", 5) and sure.numbering_anchored
     doubtful = decode(evidence, model=model(none_weight={"geometry": 0.1}, doubt=0.5))
     assert doubtful.names == sure.names and not doubtful.numbering_anchored
+
+
+def test_a_variant_that_the_plain_sum_is_sure_of_is_named_and_no_anchor():
+    said = np.concatenate([rows("T10", 3), rows("T12", 4)])           # T12 twice: the second one is T13
+    evidence = {name: Evidence(said) for name in ALL}
+    trusted = decode(evidence, model=model(power=1.5))
+    assert not has_variant(trusted.names)
+    answer = prefer_variant(trusted, evidence, np.ones(6), {}, PENALTIES)
+    assert answer.names == ("T10", "T11", "T12", "T13", "L1", "L2", "L3") and not answer.numbering_anchored
+    assert (answer.confidence < 1 - 0.4 * trusted.shifted).all(), "both readings count"
+
+
+def test_without_a_variant_the_evidence_model_decides():
+    evidence = {name: Evidence(rows("T9", 7)) for name in ALL}
+    trusted = decode(evidence)
+    assert prefer_variant(trusted, evidence, np.ones(6), {}, PENALTIES) is trusted
+    assert has_variant(("T11", "L1")) and has_variant(("L5", None, "L6")) and not has_variant(("T11", None, "T12", "L1"))

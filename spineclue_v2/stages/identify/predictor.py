@@ -22,7 +22,7 @@ from .evidence import combine_evidence, shape_logs
 from .fusion import fusion_with
 from .plan import Penalties
 from .reasons import reasons
-from .trust import EvidenceModel, combined_rows, decode_with_trust
+from .trust import EvidenceModel, combined_rows, decode_with_trust, prefer_variant
 from .uncertainty import monte_carlo
 
 INFERENCE_BATCH = 8
@@ -69,7 +69,8 @@ def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
     if model is not None:
         enabled = _enabled(evidence, context)
         logs, variants = combined_rows(enabled, model)
-        return logs, variants, decode_with_trust(enabled, gaps, model, penalties, forbid)
+        numbering = decode_with_trust(enabled, gaps, model, penalties, forbid)
+        return logs, variants, numbering if forbid else prefer_variant(numbering, enabled, gaps, plan.run.classifier_weights, penalties)
     logs, own = combine_evidence(evidence, plan.run.classifier_weights, context.options.classifiers)
     return logs, own, Decoder(penalties, forbid).decode(logs, gaps, own)
 

@@ -18,6 +18,7 @@ import numpy as np
 from ...anatomy import LEVELS, NUM_LEVELS, ORDER_INDEX, region
 from ..base import Evidence
 from .decoder import EMITTING, NAMES, NEVER, VARIANTS, Decoder, Lattice, Numbering, names_of
+from .evidence import combine_evidence
 from .plan import Penalties
 
 REGIONS = ("cervical", "thoracic", "lumbar")
@@ -112,6 +113,30 @@ def doubt(evidence: Mapping[str, Evidence], names: Sequence[str | None]) -> floa
         inner = [rows[i, NUM_LEVELS] / total[i] for i in range(1, len(names) - 1) if names[i] is not None]
         worst = max([worst, *map(float, inner)])
     return worst
+
+
+def prefer_variant(trusted: Numbering, evidence: Mapping[str, Evidence], gaps: np.ndarray, weights: Mapping[str, float],
+                   penalties: Penalties) -> Numbering:
+    """`trusted`, or what the plain sum of the classifiers reads where that is sure of a T13, an L6 or a missing T12 and `trusted` has none.
+
+    The evidence model takes the rows of a scan for one opinion, so it hardly hears what tells a variant: a step between two of them. The
+    other reading contradicts the model. So it is never anchored, and a confidence is the mean of both posteriors.
+    """
+    if has_variant(trusted.names):
+        return trusted
+    logs, variants = combine_evidence(evidence, weights, tuple(evidence))
+    summed = Decoder(penalties).decode(logs, gaps, variants)
+    if not (summed.numbering_anchored and has_variant(summed.names)):
+        return trusted
+    path = [NAMES if name is None else ORDER_INDEX[name] for name in summed.names]
+    posterior = (summed.posterior + trusted.posterior) / 2
+    return replace(summed, posterior=posterior, confidence=posterior[np.arange(len(path)), path], numbering_anchored=False)
+
+
+def has_variant(names: Sequence[str | None]) -> bool:
+    """Whether a numbering holds T13 or L6, or goes from T11 to L1."""
+    named = [name for name in names if name is not None]
+    return "T13" in named or "L6" in named or ("T11", "L1") in zip(named, named[1:], strict=False)
 
 
 def opinion(name: str, evidence: Evidence, model: EvidenceModel) -> Opinion:
