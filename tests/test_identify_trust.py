@@ -6,7 +6,7 @@ from spineclue_v2.anatomy import LEVEL_INDEX, LEVELS
 from spineclue_v2.stages.base import Evidence
 from spineclue_v2.stages.identify.decoder import Decoder
 from spineclue_v2.stages.identify.plan import Penalties
-from spineclue_v2.stages.identify.trust import EvidenceModel, decode_with_trust, has_variant, prefer_variant, remove_bias
+from spineclue_v2.stages.identify.trust import EvidenceModel, compare_with_sum, decode_with_trust, has_variant, remove_bias
 
 ALL = ("shape", "geometry", "appearance")
 PENALTIES = Penalties(false_detection=-1.0)
@@ -138,13 +138,19 @@ def test_a_variant_that_the_plain_sum_is_sure_of_is_named_and_no_anchor():
     evidence = {name: Evidence(said) for name in ALL}
     trusted = decode(evidence, model=model(power=1.5))
     assert not has_variant(trusted.names)
-    answer = prefer_variant(trusted, evidence, np.ones(6), {}, PENALTIES)
+    answer = compare_with_sum(trusted, evidence, np.ones(6), {}, PENALTIES)
     assert answer.names == ("T10", "T11", "T12", "T13", "L1", "L2", "L3") and not answer.numbering_anchored
     assert (answer.confidence < 1 - 0.4 * trusted.shifted).all(), "both readings count"
 
 
-def test_without_a_variant_the_evidence_model_decides():
+def test_an_anchor_needs_a_plain_sum_that_is_sure_of_the_same_names():
     evidence = {name: Evidence(rows("T9", 7)) for name in ALL}
     trusted = decode(evidence)
-    assert prefer_variant(trusted, evidence, np.ones(6), {}, PENALTIES) is trusted
+    assert trusted.numbering_anchored and compare_with_sum(trusted, evidence, np.ones(6), {}, PENALTIES) == trusted
+    for other in (rows("T10", 7), rows("T9", 7, 0.05)):
+        answer = compare_with_sum(trusted, {"shape": Evidence(other)}, np.ones(6), {}, PENALTIES)
+        assert answer.names == trusted.names and not answer.numbering_anchored
+
+
+def test_variants_are_told_from_gaps():
     assert has_variant(("T11", "L1")) and has_variant(("L5", None, "L6")) and not has_variant(("T11", None, "T12", "L1"))

@@ -22,7 +22,7 @@ from .evidence import combine_evidence, shape_logs
 from .fusion import fusion_with
 from .plan import Penalties
 from .reasons import reasons
-from .trust import EvidenceModel, combined_rows, decode_with_trust, prefer_variant
+from .trust import EvidenceModel, combined_rows, compare_with_sum, decode_with_trust
 from .uncertainty import monte_carlo
 
 INFERENCE_BATCH = 8
@@ -70,7 +70,7 @@ def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
         enabled = _enabled(evidence, context)
         logs, variants = combined_rows(enabled, model)
         numbering = decode_with_trust(enabled, gaps, model, penalties, forbid)
-        return logs, variants, numbering if forbid else prefer_variant(numbering, enabled, gaps, plan.run.classifier_weights, penalties)
+        return logs, variants, compare_with_sum(numbering, enabled, gaps, plan.run.classifier_weights, penalties, forbid)
     logs, own = combine_evidence(evidence, plan.run.classifier_weights, context.options.classifiers)
     return logs, own, Decoder(penalties, forbid).decode(logs, gaps, own)
 

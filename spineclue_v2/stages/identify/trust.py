@@ -115,22 +115,22 @@ def doubt(evidence: Mapping[str, Evidence], names: Sequence[str | None]) -> floa
     return worst
 
 
-def prefer_variant(trusted: Numbering, evidence: Mapping[str, Evidence], gaps: np.ndarray, weights: Mapping[str, float],
-                   penalties: Penalties) -> Numbering:
-    """`trusted`, or what the plain sum of the classifiers reads where that is sure of a T13, an L6 or a missing T12 and `trusted` has none.
+def compare_with_sum(trusted: Numbering, evidence: Mapping[str, Evidence], gaps: np.ndarray, weights: Mapping[str, float],
+                     penalties: Penalties, forbid_anomalies: bool = False) -> Numbering:
+    """`trusted` beside what the plain sum of the classifiers reads, which hears other things and errs in other scans.
 
-    The evidence model takes the rows of a scan for one opinion, so it hardly hears what tells a variant: a step between two of them. The
-    other reading contradicts the model. So it is never anchored, and a confidence is the mean of both posteriors.
+    Where the sum is sure of a T13, an L6 or a missing T12 and `trusted` has none, the sum's reading is taken: the evidence model takes the
+    rows of a scan for one opinion, so it hardly hears what tells a variant, a step between two of them. A confidence is the mean of both
+    posteriors then. Such a reading is never anchored, nor is `trusted` where the sum is unsure or gives a vertebra another name.
     """
-    if has_variant(trusted.names):
-        return trusted
     logs, variants = combine_evidence(evidence, weights, tuple(evidence))
-    summed = Decoder(penalties).decode(logs, gaps, variants)
-    if not (summed.numbering_anchored and has_variant(summed.names)):
-        return trusted
-    path = [NAMES if name is None else ORDER_INDEX[name] for name in summed.names]
-    posterior = (summed.posterior + trusted.posterior) / 2
-    return replace(summed, posterior=posterior, confidence=posterior[np.arange(len(path)), path], numbering_anchored=False)
+    summed = Decoder(penalties, forbid_anomalies).decode(logs, gaps, variants)
+    if has_variant(summed.names) and not has_variant(trusted.names) and summed.numbering_anchored:
+        path = [NAMES if name is None else ORDER_INDEX[name] for name in summed.names]
+        posterior = (summed.posterior + trusted.posterior) / 2
+        return replace(summed, posterior=posterior, confidence=posterior[np.arange(len(path)), path], numbering_anchored=False)
+    agree = all(a == b for a, b in zip(trusted.names, summed.names, strict=True) if a is not None and b is not None)
+    return replace(trusted, numbering_anchored=trusted.numbering_anchored and summed.numbering_anchored and agree)
 
 
 def has_variant(names: Sequence[str | None]) -> bool:
