@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from spineclue_v2.stages.localize.data import (
     augment_slice,
     clip_boxes,
     cut_field,
-    section_areas,
     section_boxes,
     take_slice,
 )
@@ -38,19 +36,8 @@ class MixedSlices(SliceBatches):
 
     weights: dict[str, float] = field(default_factory=dict)
 
-    def _case(self, case: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        if case not in self._cache:
-            dataset = PreprocessedDataset(self.folder)
-            properties = dataset.properties(case)["vertebrae"]
-            labels = dataset.labels(case)[:]
-            values = [v["label"] for v in properties.values()]
-            starts = np.array([v["start"] for v in properties.values()]).reshape(-1, 3)
-            stops = np.array([v["stop"] for v in properties.values()]).reshape(-1, 3)
-            info = {"values": values, "starts": starts, "stops": stops, "areas": section_areas(labels, values, starts, stops)}
-            while self._cache and sum(v[0].size for v in self._cache.values()) + labels.size > CACHE_VOXELS:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[case] = (dataset.image(case)[:], labels, info)
-        return self._cache[case]
+    def _is_full(self, voxels: int) -> bool:
+        return sum(image.size for image, _, _ in self._cache.values()) + voxels > CACHE_VOXELS
 
     def _width_mm(self, case: str) -> float:
         return float(min(PreprocessedDataset(self.folder).properties(case)["geometry"]["shape"][1:])) * self.spacing

@@ -79,10 +79,14 @@ class SliceBatches:
             starts = np.array([v["start"] for v in properties.values()]).reshape(-1, 3)
             stops = np.array([v["stop"] for v in properties.values()]).reshape(-1, 3)
             areas = section_areas(labels, values, starts, stops)
-            if len(self._cache) >= 48:  # a few tens of coarse volumes fit anywhere; thousands do not
+            while self._cache and self._is_full(labels.size):
                 self._cache.pop(next(iter(self._cache)))
             self._cache[case] = (dataset.image(case)[:], labels, {"values": values, "starts": starts, "stops": stops, "areas": areas})
         return self._cache[case]
+
+    def _is_full(self, voxels: int) -> bool:
+        """Whether a case must leave before one of so many voxels comes: a few tens of coarse volumes fit anywhere; thousands do not."""
+        return len(self._cache) >= 48
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([self.seed, index])
