@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,3 @@ def load(path: Path = LIST) -> tuple[int, list[ExamCase]]:
     if wrong or len({c.seed for c in cases}) < len(cases) or len({c.name for c in cases}) < len(cases):
         raise ValueError(f"{path}: seeds must differ and lie in {SEEDS.start}..{SEEDS.stop - 1}, names must differ; see {wrong[:3]}")
     return int(content["version"]), cases
-
-
-def by_group(cases: list[ExamCase]) -> Iterator[tuple[str, list[ExamCase]]]:
-    """Groups in the order of the list."""
-    for group in dict.fromkeys(c.group for c in cases):
-        yield group, [c for c in cases if c.group == group]
