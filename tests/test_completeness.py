@@ -6,7 +6,7 @@ import pytest
 
 from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.imageio.volume import ImageGrid, Volume
-from spineclue_v2.inference.completeness import find_incomplete, note_of
+from spineclue_v2.inference.completeness import find_incomplete, incomplete_flag
 
 STEP, FIRST = 30.0, 20.0          # mm between bodies; height of the lowest one of ten
 
@@ -52,5 +52,5 @@ def test_where_the_column_or_the_scan_ends_nothing_is_missing():
 
 def test_the_note_names_the_places():
     row = found([6, 5, 4, 3], ["T8", "T9", "T10", "T11"])
-    text = note_of(("above", "gap between T9 and T10", "below"), row)
+    text = incomplete_flag(("above", "gap between T9 and T10", "below"), row).message
     assert "above T8, between T9 and T10, below T11" in text

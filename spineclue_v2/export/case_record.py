@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import anatomy
 from ..anatomy.vertebra import BodyHeights, Vertebra
+from ..flags import review_required
 from .labelled_spine import LabelledSpine
 from .structures import NO_STRUCTURE
 
@@ -31,6 +32,8 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
         "margin": _number(result.margin, 4),
         "incomplete": list(result.incomplete),
         "notes": list(result.notes),
+        "flags": [flag.to_dict() for flag in result.flags],
+        "review_required": review_required(result.flags),
         "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
         "extra": dict(result.extra),
         "plans": dict(plans or {}),

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
+from ..flags import Flag
 from ..imageio.grid import ImageGrid
 
 
@@ -23,6 +24,7 @@ class LabelledSpine:
         extra: what a stage has to say besides.
         incomplete: where the spine goes on in the scan and no vertebra was found: "above", "below", "gap between X and Y".
         grid: the scan's own grid, on which label map and files are written.
+        flags: what a person or a program should know before the result is used, each with a code; `notes` says the same in words.
         mask_grid: the network space grid that `Vertebra.mask` and `Vertebra.mask_start` lie on.
     """
 
@@ -35,6 +37,7 @@ class LabelledSpine:
     incomplete: tuple[str, ...] = ()
     grid: ImageGrid | None = None
     mask_grid: ImageGrid | None = None
+    flags: tuple[Flag, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.vertebrae:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..flags import Flag
 from ..utilities.files import atomic_path
 from .dicom import is_dicom_folder
 from .grid import ImageGrid, resample_grid
@@ -31,10 +32,11 @@ THICK_SLICE_MM = 5.0
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """`array` (z, y, x) on the grid `geometry`."""
+    """`array` (z, y, x) on the grid `geometry`. `flags`: what was noticed or assumed when it was read."""
 
     array: np.ndarray
     geometry: ImageGrid
+    flags: tuple[Flag, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:

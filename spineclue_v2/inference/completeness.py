@@ -7,6 +7,7 @@ import numpy as np
 
 from ..anatomy.vertebra import Vertebra
 from ..anatomy.vertebral_gaps import vertebral_gaps
+from ..flags import Flag
 from ..imageio.volume import Volume
 
 ALONG = 2               # vertebrae whose mean step tells the way beyond an end
@@ -43,11 +44,12 @@ def find_incomplete(vertebrae: Sequence[Vertebra], scan: Volume) -> tuple[str, .
     return tuple(missing)
 
 
-def note_of(missing: Sequence[str], vertebrae: Sequence[Vertebra]) -> str:
-    """One sentence for the reader; `missing` as `find_incomplete` gives it, not empty."""
+def incomplete_flag(missing: Sequence[str], vertebrae: Sequence[Vertebra]) -> Flag:
+    """What a reader should know of it; `missing` as `find_incomplete` gives it, not empty."""
     ends = {"above": f"above {vertebrae[0].level}", "below": f"below {vertebrae[-1].level}"}
     places = [ends.get(entry, entry.replace("gap between", "between")) for entry in missing]
-    return f"The spine goes on {', '.join(places)}, where no vertebra was found; levels counted from there may be wrong."
+    message = f"The spine goes on {', '.join(places)}, where no vertebra was found; levels counted from there may be wrong."
+    return Flag("incomplete", "result", "review", message, ", ".join(missing), None, "Look at the ends of the row and at the gaps.")
 
 
 def _goes_on(scan: Volume, centres: np.ndarray, outwards: tuple[float, float, float]) -> bool:

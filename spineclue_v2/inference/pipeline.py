@@ -7,12 +7,13 @@ from collections.abc import Callable
 from ..anatomy.vertebra import Vertebra
 from ..anatomy.vertebral_gaps import order_cranio_caudal
 from ..errors import InputError
+from ..flags import Flag
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import THICK_SLICE_MM, Volume
 from ..results import SpineResult
 from ..stages.base import Context, Findings, Options, Stage
 from ..stages.registry import pipeline_of
-from .completeness import find_incomplete, note_of
+from .completeness import find_incomplete, incomplete_flag
 from .model import Model
 
 __all__ = ["Options", "identify_masks", "predict_volume", "run_stages"]
@@ -49,19 +50,22 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None,
     if model.modality != "CT":
         raise InputError(f"This is a model of MR (stages {', '.join(model.stages)}), which does not label CT; leave -d out for the "
                          "package's own CT model, or give one that was trained on CT.")
-    findings, seconds = run_stages(Findings(volume, notes=_notes(volume)), model, options, progress)
+    findings, seconds = run_stages(Findings(volume, flags=_reading_flags(volume)), model, options, progress)
     grid = findings.crop.geometry if findings.crop is not None else oriented_view(volume).geometry
     missing = find_incomplete(findings.vertebrae, volume)
-    notes = (*findings.notes, note_of(missing, findings.vertebrae)) if missing else findings.notes
+    flags = (*findings.flags, incomplete_flag(missing, findings.vertebrae)) if missing else findings.flags
+    notes = tuple(dict.fromkeys((*findings.notes, *(flag.message for flag in flags))))
     return SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, notes, dict(findings.extra), missing,
-                       grid=volume.geometry, mask_grid=grid)
+                       grid=volume.geometry, mask_grid=grid, flags=flags)
 
 
-def _notes(volume: Volume) -> tuple[str, ...]:
+def _reading_flags(volume: Volume) -> tuple[Flag, ...]:
     thickest = max(volume.spacing)
     if thickest > THICK_SLICE_MM:
-        return (f"Slices are {thickest:.1f} mm apart; results are unreliable above {THICK_SLICE_MM:.0f} mm.",)
-    return ()
+        message = f"Slices are {thickest:.1f} mm apart; results are unreliable above {THICK_SLICE_MM:.0f} mm."
+        return (*volume.flags, Flag("thick_slices", "read", "warning", message, round(thickest, 2), THICK_SLICE_MM,
+                                    "Use the thinnest reconstruction of the scan, or check levels and masks by eye."))
+    return volume.flags
 
 
 def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | None = None, scan: Volume | None = None) -> SpineResult:

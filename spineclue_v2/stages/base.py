@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
+from ..flags import Flag
 from ..imageio.volume import Volume
 from ..plans.plans import Plans
 from ..utilities.plugins import OWN_PACKAGE
@@ -66,7 +67,8 @@ class Findings:
     `scan`: as it was read; None where only masks are known.
     `vertebrae`: in cranio-caudal order once they have masks. `crop`: the part of the scan around the spine in network space (int16 HU),
     on whose grid the masks lie. `evidence`: by classifier. `anchored`, `margin`: how sure the numbering is (see `SpineResult`).
-    `labels`: label map on the scan's own grid, where a stage makes it directly (MR). `notes`: sentences for the reader.
+    `labels`: label map on the scan's own grid, where a stage makes it directly (MR). `notes`: sentences for the reader. `flags`: what a
+    person or a program should know, with a code; their messages need not be among the notes.
     """
 
     scan: Volume | None
@@ -78,7 +80,7 @@ class Findings:
     labels: Volume | None = None
     notes: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
-
+    flags: tuple[Flag, ...] = ()
 
     @property
     def volume(self) -> Volume:
