@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", default=None, metavar="SCANS", help="where the scans lie now, to draw the pictures again; default: where "
                         "they lay when they were predicted")
     add_known_arguments(parser)
+    add_prior_argument(parser)
+    parser.add_argument("--one_patient", action="store_true", help="all cases are scans of one patient: they are numbered jointly")
     parser.add_argument("--scan_alone", action="store_true", help="forget what was known: the numbering by the scan alone")
 
 
@@ -29,14 +31,25 @@ def add_known_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--thoracic", type=int, choices=(11, 12, 13), default=None, help="the patient has so many thoracic vertebrae")
 
 
+def add_prior_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prior", default=None, metavar="EARLIER", help="an earlier result (CASE.json) or centroid file (CASE_ctd.json, "
+                        "its label map beside it) of the same patient: its levels are carried over where the rows of vertebrae fit")
+
+
 def run(args: argparse.Namespace) -> int:
     from ..anatomy.known import known_by_case
+    from ..inference.prior import renumber_cases_by_prior
     from ..inference.renumber import chosen_cases, renumber_folder
+    from ..inference.series import number_series
 
-    wanted = [bool(args.known or args.lumbar or args.thoracic), args.scan_alone]
-    if sum(wanted) != 1:
-        raise InputError("Give what is known (--known, --lumbar, --thoracic), or --scan_alone to forget it.")
+    if [bool(args.known or args.lumbar or args.thoracic), args.prior is not None, args.one_patient, args.scan_alone].count(True) != 1:
+        raise InputError("Give one of: what is known (--known, --lumbar, --thoracic), --prior, --one_patient, or --scan_alone, which "
+                         "forgets them.")
     cases = chosen_cases(args.folder, args.case)
+    if args.prior is not None:
+        return say(renumber_cases_by_prior(args.folder, cases, args.prior, args.i))
+    if args.one_patient:
+        return say(number_series(args.folder, cases, args.i))
     return say(renumber_folder(args.folder, known_by_case(args.known, args.lumbar, args.thoracic, cases), args.i))
 
 
