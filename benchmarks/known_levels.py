@@ -51,8 +51,8 @@ def predict_cases(cases: Sequence[Case], weights: Path | None, folder: Path) -> 
 
 
 def predict(args: argparse.Namespace) -> None:
-    scans = load_scans(args.data)
-    cases = [c for c in sampled(list_cases(scans, ("windows",)), args.sample) if c.scan.points
+    scans = [scan for scan in load_scans(args.data) if args.scans is None or any(part in scan.name for part in args.scans)]
+    cases = [c for c in sampled(list_cases(scans, args.only), args.sample) if c.scan.points
              and not (args.o / f"{c.name}_truth.txt").exists()]
     folds = json.loads(args.folds.read_text(encoding="utf-8")) if args.folds else {}
     groups: dict[Path | None, list[Case]] = {}
@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("-o", required=True, type=Path, help="folder of the results")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--sample", type=int, default=None, metavar="N", help="a fixed subset of N windows")
+    parser.add_argument("--scans", nargs="+", default=None, help="only scans whose path below ct/ contains one of these")
+    parser.add_argument("--only", nargs="+", choices=("whole", "windows"), default=["windows"])
     parser.add_argument("--folds", type=Path, default=None, help="JSON {scan: fold}")
     parser.add_argument("--weights", default=None, help="folder of weights; {} stands for the fold")
     parser.add_argument("--pairs", type=int, default=40, help="of windows of one scan")

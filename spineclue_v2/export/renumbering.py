@@ -10,7 +10,7 @@ from ..anatomy.known import Known
 from ..errors import InputError
 from ..flags import Flag
 from ..stages.base import NumberingBasis
-from ..stages.grade.body_heights import relevel_heights
+from ..stages.grade.relevel import relevel_heights
 from ..stages.identify.numbering import SOURCES, Numbered, apply_numbering, explanation, number
 from .evidence_file import detections_of
 from .labelled_spine import LabelledSpine

@@ -17,7 +17,6 @@ from ..errors import InputError
 from ..export.evidence_file import ENDING
 from ..export.renumbering import basis_of, with_numbering
 from ..imageio.centroids import read_ctd
-from ..imageio.grid import ImageGrid
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import Volume, read_labels
 from ..results import SpineResult
@@ -26,7 +25,7 @@ from ..stages.identify.numbering import decode, number_under
 from ..utilities.files import read_json
 from ..utilities.triples import float_triple, int_triple
 from .renumber import change_cases
-from .row_match import Match, match_places, match_rows
+from .row_match import Match, Row, match_places, match_rows
 from .stored_result import read_result
 
 SURE = 0.95              # of a registration, to carry levels over
@@ -35,10 +34,9 @@ SUFFIXES = ("_ctd.json", ENDING, ".nii.gz", ".json", ".png")
 
 @dataclass(frozen=True)
 class Prior:
-    """Named vertebrae of an earlier scan on the grid of their masks. `sure`: their numbering was anchored, or said by a person."""
+    """Named vertebrae of an earlier scan. `sure`: their numbering was anchored, or said by a person."""
 
-    vertebrae: tuple[Vertebra, ...]
-    grid: ImageGrid
+    row: Row
     sure: bool
     source: str
 
@@ -52,10 +50,10 @@ def read_prior(path: str | Path) -> Prior:
     folder, name = _case(path)
     if (folder / f"{name}{ENDING}").exists() and not path.name.endswith("_ctd.json"):
         result = read_result(folder, name)
-        prior = Prior(result.vertebrae, result.grids()[1], result.numbering_anchored, str(path))
+        prior = Prior(row_of(result), result.numbering_anchored, str(path))
     else:
         prior = _of_files(folder, name, path)
-    if not prior.vertebrae:
+    if not prior.row.vertebrae:
         raise InputError(f"{path} names no vertebra, so it tells no level.")
     return prior
 
@@ -65,15 +63,14 @@ def renumber_by_prior(result: SpineResult, prior: Prior) -> SpineResult:
 
     Raises InputError where the rows of vertebrae do not fit, so that nothing is carried over.
     """
-    grid, mask_grid = result.grids()
     basis = basis_of(result)
-    match = match_to_prior(result.vertebrae, mask_grid, prior)
+    match = match_to_prior(row_of(result), prior)
     positions = [i for i, name in enumerate(basis.names) if name is not None]
     free = decode(basis)
     constraints = Constraints.free(len(basis.detections))
     carried = []
     for i, j in match.pairs:
-        level = prior.vertebrae[j].known_level
+        level = prior.row.vertebrae[j].known_level
         constraints = constraints.pinned(positions[i], level)
         carried.append(level)
     carried.sort(key=ORDER_INDEX.__getitem__)
@@ -92,12 +89,18 @@ def renumber_cases_by_prior(folder: str | Path, cases: list[str], prior: str | P
     return change_cases(folder, cases, lambda _, result: renumber_by_prior(result, earlier), scans)
 
 
-def match_to_prior(vertebrae: tuple[Vertebra, ...], grid: ImageGrid, prior: Prior) -> Match:
+def row_of(result: SpineResult) -> Row:
+    """The vertebrae of a result."""
+    grid, mask_grid = result.grids()
+    return Row(result.vertebrae, mask_grid, max(grid.spacing))
+
+
+def match_to_prior(row: Row, prior: Prior) -> Match:
     """Which vertebra is which of the prior. InputError where they lie elsewhere and the rows do not fit."""
-    same = match_places(vertebrae, grid, prior.vertebrae, prior.grid)
+    same = match_places(row, prior.row)
     if same is not None:
         return same
-    match = match_rows(vertebrae, grid, prior.vertebrae, prior.grid)
+    match = match_rows(row, prior.row)
     if match is None:
         raise InputError(f"{prior.source} shows too few whole vertebrae in common with this scan to tell which is which; pin a level with "
                          "--known instead.")
@@ -135,11 +138,11 @@ def _of_files(folder: Path, name: str, path: Path) -> Prior:
     centres = read_ctd(ctd, volume.geometry) if ctd.is_file() else {}
     record = folder / f"{name}.json"
     sure = path.name.endswith("_ctd.json") or not record.is_file() or bool(read_json(record, "result").get("numbering_anchored"))
-    return Prior(*vertebrae_of(volume, centres), sure, str(path))
+    return Prior(vertebrae_of(volume, centres), sure, str(path))
 
 
-def vertebrae_of(labels: Volume, centres: dict[int, np.ndarray]) -> tuple[tuple[Vertebra, ...], ImageGrid]:
-    """Vertebrae of a label map (VerSe values), cranio-caudal, and the grid of their masks. `centres`: of bodies, LPS mm, by value."""
+def vertebrae_of(labels: Volume, centres: dict[int, np.ndarray]) -> Row:
+    """Vertebrae of a label map (VerSe values). `centres`: of bodies, LPS mm, by value."""
     from ..anatomy.morphology import body_centre
 
     view = oriented_view(labels)
@@ -156,4 +159,4 @@ def vertebrae_of(labels: Volume, centres: dict[int, np.ndarray]) -> tuple[tuple[
         place = float_triple(centre)
         found.append(Vertebra(place, float_triple(n * s for n, s in zip(mask.shape, grid.spacing, strict=True)), 1.0, mask=mask,
                               mask_start=int_triple(start), body_centre=place, touches_border=border, level=name))
-    return tuple(sorted(found, key=lambda v: ORDER_INDEX[v.known_level])), grid
+    return Row(tuple(sorted(found, key=lambda v: ORDER_INDEX[v.known_level])), grid, max(labels.spacing))

@@ -20,12 +20,28 @@ TURNS = 12               # of the alignment of two surfaces
 LEAST_MM = 0.1           # no two segmentations are more alike
 REACH_MM = 32.0          # from the body centre: body, pedicles and the front of the arch, which a narrow field does not cut
 KEPT = 0.85              # of the points, the nearest: what one mask lacks of a process says nothing
-SAME_MM, OTHER_MM = (-0.45, 0.28), (0.10, 0.25)    # mean and spread of log(distance / mm): one vertebra twice, two vertebrae
-SAME_GAP_MM, OTHER_GAP_MM = 1.0, 2.2               # spread of the difference of two gaps between body centres
+NOISE_MM, NOISE_OF_VOXEL = 0.1, 0.25   # distance of two masks of one vertebra: so much, and so much of the longest side of a voxel
+SAME_SPREAD, OTHER = 0.5, (0.30, 0.35)  # spread of the log of that; mean and spread of log(distance / mm) of two vertebrae
+SAME_GAP_MM, OTHER_GAP_MM = 0.8, 3.0    # spread of the difference of two gaps between body centres
+LEAST_GAP = -4.0         # the most that one gap speaks against: a body centre may be off
 WORTH = 0.5              # of what pairs say together: segmentation errs alike in neighbours
 SAME_PLACE_MM, MAYBE_PLACE_MM, OVERLAP = 5.0, 15.0, 0.7
 FEWEST = 2               # whole vertebrae that both scans show
 NOTHING = 0.0            # log prior of rows that share nothing, beside 0 of each offset
+
+
+@dataclass(frozen=True)
+class Row:
+    """Vertebrae of a scan, cranio-caudal, on the grid of their masks; `voxel_mm`: longest side of the scan's own voxels."""
+
+    vertebrae: Sequence[Vertebra]
+    grid: ImageGrid
+    voxel_mm: float
+
+    @property
+    def centres(self) -> np.ndarray:
+        """(n, 3) body centres, LPS mm."""
+        return np.array([v.known_body_centre for v in self.vertebrae]).reshape(-1, 3)
 
 
 @dataclass(frozen=True)
@@ -48,16 +64,17 @@ class Shape:
     whole: bool
 
 
-def match_rows(first: Sequence[Vertebra], first_grid: ImageGrid, second: Sequence[Vertebra], second_grid: ImageGrid) -> Match | None:
+def match_rows(first: Row, second: Row) -> Match | None:
     """The most likely offset of two rows (cranio-caudal, with masks); None where they show fewer than two whole vertebrae in common."""
-    distances = surface_distances(shapes_of(first, first_grid), shapes_of(second, second_grid))
-    centres = [np.array([v.known_body_centre for v in row]).reshape(-1, 3) for row in (first, second)]
+    distances = surface_distances(shapes_of(first.vertebrae, first.grid), shapes_of(second.vertebrae, second.grid))
+    noise = float(np.log(NOISE_MM + NOISE_OF_VOXEL * max(first.voxel_mm, second.voxel_mm)))
+    centres = [row.centres for row in (first, second)]
     places = [round_positions(vertebral_gaps(row)) if len(row) else np.zeros(0, int) for row in centres]
     scored = []
     for offset in range(-int(places[1].max(initial=0)), int(places[0].max(initial=0)) + 1):
         pairs = [(i, j) for i, a in enumerate(places[0]) for j, b in enumerate(places[1]) if a == b + offset]
         if sum(np.isfinite(distances[pair]) for pair in pairs) >= FEWEST:
-            scored.append((WORTH * score(pairs, distances, centres), pairs))
+            scored.append((WORTH * score(pairs, distances, centres, noise), pairs))
     if not scored:
         return None
     logs = np.array([value for value, _ in scored])
@@ -65,22 +82,21 @@ def match_rows(first: Sequence[Vertebra], first_grid: ImageGrid, second: Sequenc
     return Match(tuple(scored[best][1]), float(np.exp(logs[best] - np.logaddexp.reduce(np.append(logs, NOTHING)))))
 
 
-def match_places(first: Sequence[Vertebra], first_grid: ImageGrid, second: Sequence[Vertebra], second_grid: ImageGrid) -> Match | None:
+def match_places(first: Row, second: Row) -> Match | None:
     """The pairs of two rows that lie in the same place: one patient in one frame of reference. None where they do not.
 
     The bodies of all vertebrae in the part that both scans show coincide, and at least half of the smaller mask lies in the other one:
     patients who lie alike by chance differ in this.
     """
-    centres = [np.array([v.known_body_centre for v in row]).reshape(-1, 3) for row in (first, second)]
-    if not len(first) or not len(second):
+    if not first.vertebrae or not second.vertebrae:
         return None
-    distance = np.linalg.norm(centres[0][:, None] - centres[1][None], axis=2)
+    distance = np.linalg.norm(first.centres[:, None] - second.centres[None], axis=2)
     nearest = distance.argmin(axis=1)
     pairs = [(i, int(j)) for i, j in enumerate(nearest) if distance[i, j] <= SAME_PLACE_MM and distance[:, j].argmin() == i]
     near = sum(row.min() <= MAYBE_PLACE_MM for row in distance)
     if len(pairs) < FEWEST or len(pairs) < near:
         return None
-    overlaps = [_overlap(first[i], first_grid, second[j], second_grid) for i, j in pairs]
+    overlaps = [_overlap(first.vertebrae[i], first.grid, second.vertebrae[j], second.grid) for i, j in pairs]
     known = [value for value in overlaps if value is not None]
     if len(known) < FEWEST or float(np.median(known)) < OVERLAP:
         return None
@@ -97,13 +113,14 @@ def _overlap(first: Vertebra, first_grid: ImageGrid, second: Vertebra, second_gr
     return float(second.mask[tuple(index[inside].T)].sum() / len(places))
 
 
-def score(pairs: Sequence[tuple[int, int]], distances: np.ndarray, centres: Sequence[np.ndarray]) -> float:
-    """Log likelihood ratio of "these pairs are the same vertebrae" against "they are others"."""
+def score(pairs: Sequence[tuple[int, int]], distances: np.ndarray, centres: Sequence[np.ndarray], noise: float) -> float:
+    """Log likelihood ratio of "these pairs are the same vertebrae" against "they are others". `noise`: mean log distance of the same."""
     found = np.log([distances[pair] for pair in pairs if np.isfinite(distances[pair])])
-    total = float(np.sum(_log_normal(found, *SAME_MM) - _log_normal(found, *OTHER_MM)))
+    nearer = np.maximum(found, noise)                        # none is too much alike
+    total = float(np.sum(_log_normal(nearer, noise, SAME_SPREAD) - _log_normal(np.minimum(found, OTHER[0]), *OTHER)))
     for (i, j), (k, m) in zip(pairs, pairs[1:], strict=False):
-        change = np.linalg.norm(centres[0][k] - centres[0][i]) - np.linalg.norm(centres[1][m] - centres[1][j])
-        total += float(_log_normal(change, 0.0, SAME_GAP_MM) - _log_normal(change, 0.0, OTHER_GAP_MM)) if abs(change) < 6 else -3.0
+        change = np.asarray(np.linalg.norm(centres[0][k] - centres[0][i]) - np.linalg.norm(centres[1][m] - centres[1][j]))
+        total += max(float(_log_normal(change, 0.0, SAME_GAP_MM) - _log_normal(change, 0.0, OTHER_GAP_MM)), LEAST_GAP)
     return total
 
 
@@ -162,11 +179,12 @@ def _aligned_distance(moving: Shape, still: Shape, tree: object) -> float:
     chosen = np.linspace(0, len(whole) - 1, min(POINTS, len(whole))).astype(int)
     for _ in range(TURNS):
         points = whole[chosen]
-        distance, nearest = tree.query(points)
+        distance, nearest = map(np.asarray, tree.query(points))
         near = distance <= np.quantile(distance, KEPT)
         whole = _rigid(whole, points[near], still.points[nearest[near]])
     back = still.points[np.linspace(0, len(still.points) - 1, min(POINTS, len(still.points))).astype(int)]
-    return max((_trimmed(tree.query(whole[chosen])[0]) + _trimmed(cKDTree(whole).query(back)[0])) / 2, LEAST_MM)
+    there, again = np.asarray(tree.query(whole[chosen])[0]), np.asarray(cKDTree(whole).query(back)[0])
+    return max((_trimmed(there) + _trimmed(again)) / 2, LEAST_MM)
 
 
 def _rigid(points: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -181,6 +199,6 @@ def _trimmed(distance: np.ndarray) -> float:
     return float(np.mean(np.sort(distance)[:max(1, int(KEPT * len(distance)))]))
 
 
-def _log_normal(value: np.ndarray | float, mean: float, spread: float) -> np.ndarray | float:
+def _log_normal(value: np.ndarray, mean: float, spread: float) -> np.ndarray:
     """Log density of a normal distribution, up to its constant."""
-    return -0.5 * ((value - mean) / spread) ** 2 - np.log(spread)
+    return np.asarray(-0.5 * ((value - mean) / spread) ** 2 - np.log(spread))

@@ -16,7 +16,7 @@ from ..stages.base import NumberingBasis
 from ..stages.identify.constraints import Constraints
 from ..stages.identify.decoder import Numbering
 from ..stages.identify.numbering import decode, number_under
-from .prior import SURE
+from .prior import SURE, row_of
 from .renumber import change_cases
 from .row_match import match_places, match_rows
 
@@ -107,9 +107,9 @@ def _groups(results: Mapping[str, SpineResult], bases: Mapping[str, NumberingBas
     links: dict[str, list[tuple[str, tuple[tuple[int, int], ...]]]] = {name: [] for name in names}
     for a, first in enumerate(names):
         for second in names[a + 1:]:
-            rows = [(results[name].vertebrae, results[name].grids()[1]) for name in (first, second)]
-            match = match_places(*rows[0], *rows[1]) or match_rows(*rows[0], *rows[1])
-            if match is not None and match.confidence >= SURE or match is not None and match.same_place:
+            rows = row_of(results[first]), row_of(results[second])
+            match = match_places(*rows) or match_rows(*rows)
+            if match is not None and (match.same_place or match.confidence >= SURE):
                 links[first].append((second, match.pairs))
                 links[second].append((first, tuple((j, i) for i, j in match.pairs)))
     groups: list[dict[Key, int]] = []

@@ -12,7 +12,6 @@ from ..flags import Flag
 from ..imageio.volume import read_labels, read_volume
 from ..results import SpineResult
 from ..utilities.files import read_json
-from .predict_folder import list_cases
 
 
 def stored_cases(folder: str | Path) -> list[str]:
@@ -61,6 +60,8 @@ def with_scan(result: SpineResult, folder: str | Path, name: str, source: str | 
 
     Raises InputError where it is not there any more or has another grid.
     """
+    from .predict_folder import list_cases  # brings the networks' library, which takes longer than all the rest
+
     place = source or read_json(Path(folder) / "predict_args.json", "arguments of the prediction").get("input")
     found = [case.path for case in list_cases(place or "") if case.name == name] if place else []
     if not found:

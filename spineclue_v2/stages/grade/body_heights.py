@@ -15,7 +15,6 @@ from .heights import Measurement, axes_along, measure, trabecular_points
 from .trust import BEYOND_BORDER, BORDER, MIXED_UP, doubt_of_measurement, may_go_on
 
 FEWEST_POINTS = 50
-NOT_MEASURED = "it was no vertebra, or one without a body of two end plates, in the numbering that was measured"
 
 ENOUGH_ARCHES = 3
 
@@ -46,23 +45,6 @@ def add_heights(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid, scan: Volu
     return tuple(replace(v, heights=h, height_doubt=doubt,
                          trabecular_hu=None if view is None or body is None else trabecular_hu(v, body, geometry, view))
                  for v, h, doubt, body in zip(vertebrae, heights, doubts, whole, strict=True))
-
-
-def relevel_heights(vertebrae: tuple[Vertebra, ...]) -> tuple[Vertebra, ...]:
-    """The same vertebrae under other names: heights stay as measured, what is expected of them changes with the level."""
-    if all(v.heights is None and v.height_doubt is None for v in vertebrae):
-        return vertebrae
-    given = [None if v.heights is None or v.level not in USUAL else v.heights.measured for v in vertebrae]
-    found = compare([v.level for v in vertebrae], given)
-    renewed = []
-    for v, value, heights in zip(vertebrae, given, found, strict=True):
-        doubt = v.height_doubt if v.level in USUAL else None
-        if v.level in USUAL and heights is None and doubt is None:
-            doubt = NOT_MEASURED if value is None else MIXED_UP
-        same = heights == v.heights
-        renewed.append(replace(v, heights=heights, height_doubt=doubt,
-                               combined_grade_probabilities=v.combined_grade_probabilities if same else None))
-    return tuple(renewed)
 
 
 def _trusted(vertebrae: tuple[Vertebra, ...], bodies: list[Measurement | None], geometry: ImageGrid, field: ImageGrid
