@@ -51,7 +51,8 @@ def windows(folder: Path) -> Iterator[Window]:
                     found.append((place_of[level], point["name"], tuple(point["place"])))
         if found:
             there = [i for i, (_, level) in enumerate(inside) if level is not None]
-            gap = any(level is None for _, level in inside[there[0]:there[-1]])
+            # Two points in one detection: two vertebrae that were found as one.
+            gap = any(level is None for _, level in inside[there[0]:there[-1]]) or len({i for i, _, _ in found}) < len(found)
             yield Window(name, result, tuple(found), gap)
 
 
@@ -71,6 +72,8 @@ def said(result: Any) -> str:
 
 def measure(folder: Path) -> str:
     """A table of all windows in `folder`."""
+    from spineclue_v2.errors import InputError
+
     lines, totals, wrong_pins, failed = [], Counter[str](), Counter[str](), []
     for window in windows(folder):
         unpinned = window.result.renumbered()
@@ -82,7 +85,11 @@ def measure(folder: Path) -> str:
         for which in sorted({0, len(window.found) // 2, len(window.found) - 1}):
             i, level, place = window.found[which]
             at = ",".join(f"{v:.2f}" for v in place)
-            pinned = window.result.renumbered(f"{level}@{at}")
+            try:
+                pinned = window.result.renumbered(f"{level}@{at}")
+            except InputError:
+                totals[f"{kind} pins refused, their points lie between masks"] += 1
+                continue
             count, of = right(pinned, window)
             totals[f"{kind} pins"] += 1
             totals[f"{kind} right"] += count
@@ -101,7 +108,10 @@ def measure(folder: Path) -> str:
             neighbour = SHIFTED.get((level, shift)) or (ALL_LEVELS[other] if 0 <= other < len(ALL_LEVELS) else None)
             if neighbour is None:
                 continue
-            pinned = window.result.renumbered(f"{neighbour}@{','.join(f'{v:.2f}' for v in place)}")
+            try:
+                pinned = window.result.renumbered(f"{neighbour}@{','.join(f'{v:.2f}' for v in place)}")
+            except InputError:
+                continue
             wrong_pins[f"{kind}{'' if truly else ' wrongly read'}: {said(pinned)}"] += 1
     lines += [f"{key}: {value}" for key, value in sorted(totals.items())]
     lines += ["one level off, by how the scan was read before:"] + [f"  {key}: {value}" for key, value in sorted(wrong_pins.items())]

@@ -14,16 +14,12 @@ import numpy as np
 from ..anatomy.vertebra import Vertebra
 from ..anatomy.vertebral_gaps import round_positions, vertebral_gaps
 from ..imageio.grid import ImageGrid
+from .surface_distance import Shape, shape_of, surface_distances
 
-POINTS = 300             # of a surface, for the distances
-TURNS = 12               # of the alignment of two surfaces
-LEAST_MM = 0.1           # no two segmentations are more alike
-REACH_MM = 32.0          # from the body centre: body, pedicles and the front of the arch, which a narrow field does not cut
-KEPT = 0.85              # of the points, the nearest: what one mask lacks of a process says nothing
-NOISE_MM, NOISE_OF_VOXEL = 0.1, 0.25   # distance of two masks of one vertebra: so much, and so much of the longest side of a voxel
-SAME_SPREAD, OTHER = 0.5, (0.30, 0.35)  # spread of the log of that; mean and spread of log(distance / mm) of two vertebrae
-SAME_GAP_MM, OTHER_GAP_MM = 0.8, 3.0    # spread of the difference of two gaps between body centres
-LEAST_GAP = -4.0         # the most that one gap speaks against: a body centre may be off
+NOISE_MM, NOISE_OF_VOXEL = 0.05, 0.08  # distance of two masks of one vertebra: so much, and so much of the longest side of a voxel
+SAME_SPREAD, OTHER = 0.4, (-0.15, 0.3)  # spread of the log of that; mean and spread of log(distance / mm) of two vertebrae
+GAP_MM, GAP_OF_VOXEL, OTHER_GAP_MM = 0.4, 0.3, 3.0     # spread of the difference of two gaps between body centres, likewise
+MOST = 4.0               # that one pair or one gap says for or against: a mask or a body centre may be off
 WORTH = 0.5              # of what pairs say together: segmentation errs alike in neighbours
 SAME_PLACE_MM, MAYBE_PLACE_MM, OVERLAP = 5.0, 15.0, 0.7
 FEWEST = 2               # whole vertebrae that both scans show
@@ -54,27 +50,17 @@ class Match:
     same_place: bool = False
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Surface of a mask near the body, world LPS mm, and its own frame (columns: left, back, head). `whole`: its body lies in the scan: a
-    vertebra at an end of the row that touches the border does not count."""
-
-    points: np.ndarray
-    frame: np.ndarray
-    whole: bool
-
-
 def match_rows(first: Row, second: Row) -> Match | None:
     """The most likely offset of two rows (cranio-caudal, with masks); None where they show fewer than two whole vertebrae in common."""
-    distances = surface_distances(shapes_of(first.vertebrae, first.grid), shapes_of(second.vertebrae, second.grid))
-    noise = float(np.log(NOISE_MM + NOISE_OF_VOXEL * max(first.voxel_mm, second.voxel_mm)))
+    distances = surface_distances(shapes_of(first), shapes_of(second))
+    voxel = max(first.voxel_mm, second.voxel_mm)
     centres = [row.centres for row in (first, second)]
     places = [round_positions(vertebral_gaps(row)) if len(row) else np.zeros(0, int) for row in centres]
     scored = []
     for offset in range(-int(places[1].max(initial=0)), int(places[0].max(initial=0)) + 1):
         pairs = [(i, j) for i, a in enumerate(places[0]) for j, b in enumerate(places[1]) if a == b + offset]
         if sum(np.isfinite(distances[pair]) for pair in pairs) >= FEWEST:
-            scored.append((WORTH * score(pairs, distances, centres, noise), pairs))
+            scored.append((WORTH * score(pairs, distances, centres, voxel), pairs))
     if not scored:
         return None
     logs = np.array([value for value, _ in scored])
@@ -103,6 +89,16 @@ def match_places(first: Row, second: Row) -> Match | None:
     return Match(tuple(pairs), float(np.clip(np.median(known), 0, 1)), True)
 
 
+def shapes_of(row: Row) -> list[Shape | None]:
+    """The shape of each vertebra; None without a mask, and where the border cuts the first or the last one, whose body it may cut."""
+    found: list[Shape | None] = []
+    for i, vertebra in enumerate(row.vertebrae):
+        cut = vertebra.touches_border and i in (0, len(row.vertebrae) - 1)
+        along = row.centres[max(i - 1, 0)] - row.centres[min(i + 1, len(row.centres) - 1)]
+        found.append(None if cut or vertebra.mask is None else shape_of(vertebra, row.grid, along))
+    return found
+
+
 def _overlap(first: Vertebra, first_grid: ImageGrid, second: Vertebra, second_grid: ImageGrid) -> float | None:
     """Part of the first mask's voxels that lie in the second mask; None without masks."""
     if first.mask is None or second.mask is None or first.mask_start is None or second.mask_start is None:
@@ -113,90 +109,16 @@ def _overlap(first: Vertebra, first_grid: ImageGrid, second: Vertebra, second_gr
     return float(second.mask[tuple(index[inside].T)].sum() / len(places))
 
 
-def score(pairs: Sequence[tuple[int, int]], distances: np.ndarray, centres: Sequence[np.ndarray], noise: float) -> float:
-    """Log likelihood ratio of "these pairs are the same vertebrae" against "they are others". `noise`: mean log distance of the same."""
+def score(pairs: Sequence[tuple[int, int]], distances: np.ndarray, centres: Sequence[np.ndarray], voxel_mm: float) -> float:
+    """Log likelihood ratio of "these pairs are the same vertebrae" against "they are others". `voxel_mm`: of the coarser scan."""
+    noise, own_gap = float(np.log(NOISE_MM + NOISE_OF_VOXEL * voxel_mm)), GAP_MM + GAP_OF_VOXEL * voxel_mm
     found = np.log([distances[pair] for pair in pairs if np.isfinite(distances[pair])])
-    nearer = np.maximum(found, noise)                        # none is too much alike
-    total = float(np.sum(_log_normal(nearer, noise, SAME_SPREAD) - _log_normal(np.minimum(found, OTHER[0]), *OTHER)))
-    for (i, j), (k, m) in zip(pairs, pairs[1:], strict=False):
-        change = np.asarray(np.linalg.norm(centres[0][k] - centres[0][i]) - np.linalg.norm(centres[1][m] - centres[1][j]))
-        total += max(float(_log_normal(change, 0.0, SAME_GAP_MM) - _log_normal(change, 0.0, OTHER_GAP_MM)), LEAST_GAP)
-    return total
-
-
-def surface_distances(first: Sequence[Shape | None], second: Sequence[Shape | None]) -> np.ndarray:
-    """(n, m) mm between the surfaces of each pair once laid upon each other; infinite where one is cut or has no mask."""
-    from scipy.spatial import cKDTree
-
-    trees = [None if shape is None or not shape.whole else cKDTree(shape.points) for shape in second]
-    out = np.full((len(first), len(second)), np.inf)
-    for i, shape in enumerate(first):
-        if shape is None or not shape.whole:
-            continue
-        for j, (other, tree) in enumerate(zip(second, trees, strict=True)):
-            if other is not None and tree is not None:
-                out[i, j] = _aligned_distance(shape, other, tree)
-    return out
-
-
-def shapes_of(row: Sequence[Vertebra], grid: ImageGrid) -> list[Shape | None]:
-    """The shape of each vertebra of a row; None without a mask."""
-    centres = np.array([v.known_body_centre for v in row]).reshape(-1, 3)
-    found: list[Shape | None] = []
-    for i, vertebra in enumerate(row):
-        if vertebra.mask is None:
-            found.append(None)
-            continue
-        points = surface_points(vertebra, grid)
-        end = i in (0, len(row) - 1)
-        along = centres[max(i - 1, 0)] - centres[min(i + 1, len(row) - 1)] if len(row) > 1 else np.array([0.0, 0.0, 1.0])
-        head = along / max(float(np.linalg.norm(along)), 1e-6)
-        back = points.mean(0) - centres[i]
-        back -= head * (back @ head)
-        back /= max(float(np.linalg.norm(back)), 1e-6)
-        near = points[np.linalg.norm(points - centres[i], axis=1) <= REACH_MM]
-        found.append(Shape(near, np.stack([np.cross(back, head), back, head], axis=1),
-                           not (end and vertebra.touches_border)))
-    return found
-
-
-def surface_points(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:
-    """(k, 3) world points of the voxels on a mask's surface."""
-    from scipy.ndimage import binary_erosion
-
-    mask = vertebra.known_mask
-    surface = np.argwhere(mask & ~binary_erosion(mask))
-    return grid.index_to_world(surface + np.array(vertebra.known_mask_start))
-
-
-def _aligned_distance(moving: Shape, still: Shape, tree: object) -> float:
-    """Trimmed mean distance (mm) of the surfaces, both ways, after iterative closest points from the frames and centroids."""
-    from scipy.spatial import cKDTree
-
-    assert isinstance(tree, cKDTree)
-    turn = still.frame @ moving.frame.T
-    whole = (moving.points - moving.points.mean(0)) @ turn.T + still.points.mean(0)
-    chosen = np.linspace(0, len(whole) - 1, min(POINTS, len(whole))).astype(int)
-    for _ in range(TURNS):
-        points = whole[chosen]
-        distance, nearest = map(np.asarray, tree.query(points))
-        near = distance <= np.quantile(distance, KEPT)
-        whole = _rigid(whole, points[near], still.points[nearest[near]])
-    back = still.points[np.linspace(0, len(still.points) - 1, min(POINTS, len(still.points))).astype(int)]
-    there, again = np.asarray(tree.query(whole[chosen])[0]), np.asarray(cKDTree(whole).query(back)[0])
-    return max((_trimmed(there) + _trimmed(again)) / 2, LEAST_MM)
-
-
-def _rigid(points: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """`points` moved by the rotation and shift that bring `source` nearest to `target` (Kabsch 1976)."""
-    a, b = source.mean(0), target.mean(0)
-    u, _, v = np.linalg.svd((source - a).T @ (target - b))
-    sign = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ v))])
-    return (points - a) @ (u @ sign @ v) + b
-
-
-def _trimmed(distance: np.ndarray) -> float:
-    return float(np.mean(np.sort(distance)[:max(1, int(KEPT * len(distance)))]))
+    # Nothing is too much alike to be the same, nor too different to be another.
+    same, other = _log_normal(np.maximum(found, noise), noise, SAME_SPREAD), _log_normal(np.minimum(found, OTHER[0]), *OTHER)
+    change = np.array([np.linalg.norm(centres[0][k] - centres[0][i]) - np.linalg.norm(centres[1][m] - centres[1][j])
+                       for (i, j), (k, m) in zip(pairs, pairs[1:], strict=False)])
+    gaps = _log_normal(change, 0.0, own_gap) - _log_normal(change, 0.0, OTHER_GAP_MM)
+    return float(np.clip(same - other, -MOST, MOST).sum() + np.clip(gaps, -MOST, MOST).sum())
 
 
 def _log_normal(value: np.ndarray, mean: float, spread: float) -> np.ndarray:

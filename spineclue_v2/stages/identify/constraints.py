@@ -42,6 +42,11 @@ class Constraints:
         allowed[detection] &= only
         return replace(self, allowed=allowed)
 
+    @property
+    def levels_given(self) -> bool:
+        """Whether the level of a detection is known."""
+        return bool((self.allowed.sum(axis=1) == 1).any())
+
     def penalties(self, usual: Penalties) -> Penalties:
         """A vertebra that the patient has is no anomaly, and one that he lacks never comes."""
         change: dict[str, float] = {}

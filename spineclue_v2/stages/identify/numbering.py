@@ -24,7 +24,8 @@ from .reasons import reasons
 from .trust import EvidenceModel, combined_rows, compare_with_sum, decode_with_trust
 
 CONTRADICTORY = 0.05
-"""What was said is called contradictory when the scan alone gives it less than this probability."""
+"""What was said is called contradictory when the scan alone gives it less than this fraction of what it gives its own reading. A scan that
+tells nothing gives every level a few per cent and contradicts none."""
 
 SOURCES = {"known": "What you said", "prior": "The earlier examination", "series": "The patient's other scans"}
 
@@ -115,8 +116,8 @@ def number_under(basis: NumberingBasis, free: Numbering, constraints: Constraint
     record = {"source": source, "given": given, "probability": round(probability, 6)}
     agrees = free.numbering_anchored and all(a == b for a, b in zip(free.names, numbering.names, strict=True))
     basis = replace(basis, names=numbering.names, free=free.names)
-    if probability < CONTRADICTORY:
-        flags = (_contradiction(source, given, probability, free.names),)
+    if probability < (threshold := CONTRADICTORY * (1.0 - free.shifted)):
+        flags = (_contradiction(source, given, probability, threshold, free.names),)
         return Numbered(basis, replace(numbering, numbering_anchored=False), None, record, flags)
     if agrees:
         return Numbered(basis, replace(numbering, numbering_anchored=True), "scan", record)
@@ -155,12 +156,12 @@ def _share(part: Numbering, whole: Numbering) -> float:
     return min(1.0, math.exp(min(part.log_total - whole.log_total, 0.0)))
 
 
-def _contradiction(source: str, given: str, probability: float, alone: Sequence[str | None]) -> Flag:
+def _contradiction(source: str, given: str, probability: float, threshold: float, alone: Sequence[str | None]) -> Flag:
     named = [name for name in alone if name is not None]
     reads = f"{named[0]} to {named[-1]}" if named else "no vertebra"
     message = (f"{SOURCES[source]} ({given}) contradicts the scan: read alone it shows {reads}, and gives what was said a probability of "
                f"{in_words(probability)}. The numbering follows what was said and is not anchored.")
-    return Flag(f"{source}_contradicts_scan", "identify", "review", message, round(probability, 6), CONTRADICTORY,
+    return Flag(f"{source}_contradicts_scan", "identify", "review", message, round(probability, 6), round(threshold, 6),
                 "Count the vertebrae by eye, from a landmark such as the sacrum or the first rib.")
 
 

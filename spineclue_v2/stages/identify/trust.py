@@ -123,7 +123,8 @@ def compare_with_sum(trusted: Numbering, evidence: Mapping[str, Evidence], gaps:
 
     Where the sum is sure of a T13, an L6 or a missing T12 and `trusted` has none, the sum's reading is taken: the evidence model takes the
     rows of a scan for one opinion, so it hardly hears what tells a variant, a step between two of them. A confidence is the mean of both
-    posteriors then. Such a reading is never anchored, nor is `trusted` where the sum is unsure or gives a vertebra another name.
+    posteriors then. Such a reading is never anchored, nor is `trusted` where the sum is unsure or gives a vertebra another name. Where a
+    level is given by `constraints` no classifier can be off for the whole scan: then the sum need not be sure, but read all the same.
     """
     logs, variants = combine_evidence(evidence, weights, tuple(evidence))
     summed = Decoder(penalties, forbid_anomalies, constraints).decode(logs, gaps, variants)
@@ -132,6 +133,8 @@ def compare_with_sum(trusted: Numbering, evidence: Mapping[str, Evidence], gaps:
         posterior = (summed.posterior + trusted.posterior) / 2
         return replace(summed, posterior=posterior, confidence=posterior[np.arange(len(path)), path], numbering_anchored=False,
                        log_total=trusted.log_total)
+    if constraints is not None and constraints.levels_given:
+        return replace(trusted, numbering_anchored=trusted.numbering_anchored and trusted.names == summed.names)
     agree = all(a == b for a, b in zip(trusted.names, summed.names, strict=True) if a is not None and b is not None)
     return replace(trusted, numbering_anchored=trusted.numbering_anchored and summed.numbering_anchored and agree)
 
