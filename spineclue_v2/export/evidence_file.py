@@ -65,7 +65,8 @@ def read_evidence(path: str | Path, labels: Volume) -> tuple[tuple[Vertebra, ...
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist: the case was predicted by an older version; predict it again.")
+        raise InputError(f"{path} does not exist: the case was merged by spineclue_ensemble, or predicted by an older version; predict it "
+                         "again.")
     try:
         with np.load(path, allow_pickle=False) as content:
             record, arrays = json.loads(str(content["record"])), {name: content[name] for name in content.files if name != "record"}

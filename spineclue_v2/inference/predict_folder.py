@@ -96,7 +96,8 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     if executor is not None and not single:
         return _predict_elsewhere(cases, output, model, own, continue_prediction, save_probabilities, report, progress, executor,
                                   model_source or ModelSource())
-    describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
+    given = own[cases[0].name] if single and cases else options
+    describe = cache(lambda: _describe(output, model, given, source))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
         if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
             outcome[case.name] = None
@@ -123,7 +124,7 @@ def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: M
     mr = model.modality == "MR"
     waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report))]
     if waiting:
-        _describe(output, model, options[cases[0].name], cases[0].path.parent)
+        _describe(output, model, replace(options[cases[0].name], known=Known()), cases[0].path.parent)
     tasks: dict[Hashable, tuple[Any, ...]] = {
         case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options[case.name], save_probabilities, report)
         for case in waiting}
