@@ -78,29 +78,28 @@ def measure(folder: Path) -> str:
     for window in windows(folder):
         unpinned = window.result.renumbered()
         before = right(unpinned, window)
-        kind = "anchored" if unpinned.numbering_anchored else "unanchored"
-        totals[f"{kind} windows"] += 1
-        totals[f"{kind} right before"] += before[0]
-        totals[f"{kind} names"] += before[1]
+        kind = f"{'anchored' if unpinned.numbering_anchored else 'unanchored'}{', a vertebra missed between found ones' * window.gap}"
+        totals[f"{kind}: windows"] += 1
+        totals[f"{kind}: right before"] += before[0]
+        totals[f"{kind}: names"] += before[1]
         for which in sorted({0, len(window.found) // 2, len(window.found) - 1}):
             i, level, place = window.found[which]
             at = ",".join(f"{v:.2f}" for v in place)
             try:
                 pinned = window.result.renumbered(f"{level}@{at}")
             except InputError:
-                totals[f"{kind} pins refused, their points lie between masks"] += 1
+                totals[f"{kind}: pins refused, their points lie between masks"] += 1
                 continue
             count, of = right(pinned, window)
-            totals[f"{kind} pins"] += 1
-            totals[f"{kind} right"] += count
-            totals[f"{kind} asked"] += of
-            totals[f"{kind} all right"] += count == of
-            totals[f"{kind} {said(pinned)}"] += 1
-            totals[f"{kind} {said(pinned)} but wrong"] += count < of
+            totals[f"{kind}: pins"] += 1
+            totals[f"{kind}: right"] += count
+            totals[f"{kind}: asked"] += of
+            totals[f"{kind}: all right"] += count == of
+            totals[f"{kind}: {said(pinned)}"] += 1
+            totals[f"{kind}: {said(pinned)} but wrong"] += count < of
             if count < of:
-                totals[f"{kind} wrong with a gap"] += window.gap
                 wrong = [f"{true}={pinned.basis.names[j]}" for j, true, _ in window.found if pinned.basis.names[j] != true]
-                failed.append(f"  {window.name}, pin {level}: {' '.join(wrong)}{' (gap)' if window.gap else ''} {said(pinned)}")
+                failed.append(f"  {window.name}, pin {level}: {' '.join(wrong)} ({said(pinned)}{', missed between' * window.gap})")
         i, level, place = window.found[len(window.found) // 2]
         truly = before[0] == before[1]
         for shift in (-1, 1):
@@ -113,7 +112,7 @@ def measure(folder: Path) -> str:
             except InputError:
                 continue
             wrong_pins[f"{kind}{'' if truly else ' wrongly read'}: {said(pinned)}"] += 1
-    lines += [f"{key}: {value}" for key, value in sorted(totals.items())]
+    lines += [f"{key}: {value}" for key, value in sorted(totals.items()) if value]
     lines += ["one level off, by how the scan was read before:"] + [f"  {key}: {value}" for key, value in sorted(wrong_pins.items())]
     return "\n".join([*lines, "not all right with a true pin:", *failed, seconds(folder)])
 

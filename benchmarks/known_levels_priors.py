@@ -54,10 +54,11 @@ def moved(result: Any, name: str) -> Any:
 
 
 def prior_of(window: Window) -> Any:
-    """The window's result with its true levels, as an earlier examination that a person has read."""
+    """The window's result with its true levels, as an earlier examination that a person has read; without masks that hold two vertebrae."""
     from spineclue_v2.inference.prior import Prior, row_of
 
-    true = {i: level for i, level, _ in window.found}
+    count = Counter(i for i, _, _ in window.found)
+    true = {i: level for i, level, _ in window.found if count[i] == 1}
     named = [i for i, name in enumerate(window.result.basis.names) if name is not None]
     found = [(true[i], v) for i, v in zip(named, window.result.vertebrae, strict=True) if i in true]
     return Prior(replace(row_of(window.result), vertebrae=tuple(replace(v, level=level) for level, v in found)), True, window.name)

@@ -73,8 +73,8 @@ def result(first: str = "T7", sure: float = 0.06, seeds: range = range(COUNT), p
     basis = NumberingBasis(tuple(vertebrae), nothing, nothing, {"geometry": Evidence(rows(first, len(vertebrae), sure))}, model=MODEL)
     numbered = number(basis, Known(), grid, grid)
     flag = Flag("incomplete", "result", "review", f"The spine goes on below {numbered.basis.names[-1]}.", "below")
-    found = SpineResult(apply_numbering(numbered, {}), numbered.numbering.numbering_anchored, notes=("A note.", flag.message), flags=(flag,),
-                        grid=grid, mask_grid=grid, basis=numbered.basis, scan=Volume(np.zeros(grid.shape, np.int16), grid))
+    found = SpineResult(apply_numbering(numbered, {}), numbered.numbering.numbering_anchored, notes=("A note.", flag.message),
+                        flags=(flag,), grid=grid, mask_grid=grid, basis=numbered.basis, scan=Volume(np.zeros(grid.shape, np.int16), grid))
     return found.renumbered()
 
 
