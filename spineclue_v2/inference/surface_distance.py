@@ -55,7 +55,7 @@ def shape_of(vertebra: Vertebra, grid: ImageGrid, along: np.ndarray) -> Shape | 
     half = spacing.mean() / 2
     inner, outer = distance_transform_edt(coarse, sampling=spacing), distance_transform_edt(~coarse, sampling=spacing)
     field = gaussian_filter(np.where(coarse, inner - half, half - outer), SMOOTHING).astype(np.float32)
-    slopes = np.stack(np.gradient(field, *spacing)).astype(np.float32)
+    slopes = np.asarray(np.gradient(field, *spacing), dtype=np.float32)
     surface = np.argwhere(coarse & ~binary_erosion(coarse)) * spacing
     centre = (grid.world_to_index(vertebra.known_body_centre) - first) * np.array(grid.spacing)
     near = surface[np.linalg.norm(surface - centre, axis=1) <= REACH_MM]
