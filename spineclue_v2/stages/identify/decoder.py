@@ -76,7 +76,7 @@ class Decoder:
             steps: (n - 1,) measured steps between them (`anatomy.vertebral_gaps`); None or NaN = unknown.
             variants: (n, 2) log-probabilities of T13 and L6 from a classifier that knows them; NaN = start from T12 and L5.
         """
-        lattice = self._lattice(log_probabilities, steps, variants)
+        lattice = self.lattice(log_probabilities, steps, variants)
         if lattice.n == 0:
             return Numbering((), np.zeros((0, NAMES + 1)), np.zeros(0), None, 0.0, 0.0, False)
         best, score = lattice.best_path(lattice.emission)
@@ -101,7 +101,7 @@ class Decoder:
     def log_posterior(self, names: Sequence[str | None], log_probabilities: np.ndarray, steps: np.ndarray | None = None,
                       variants: np.ndarray | None = None) -> float:
         """Log posterior of one given path (-inf when it is impossible); its mean over true paths is what fitting maximises."""
-        lattice = self._lattice(log_probabilities, steps, variants)
+        lattice = self.lattice(log_probabilities, steps, variants)
         only = np.full_like(lattice.emission, NEVER)
         none = np.full(lattice.n, NEVER)
         for i, name in enumerate(names):
@@ -111,7 +111,7 @@ class Decoder:
                 only[i, ORDER_INDEX[name]] = lattice.emission[i, ORDER_INDEX[name]]
         return float(replace(lattice, none=none).log_total(only) - lattice.log_total(lattice.emission))
 
-    def _lattice(self, log_probabilities: np.ndarray, steps: np.ndarray | None, variants: np.ndarray | None) -> Lattice:
+    def lattice(self, log_probabilities: np.ndarray, steps: np.ndarray | None, variants: np.ndarray | None) -> Lattice:
         given = np.asarray(log_probabilities, dtype=float)
         n = len(given)
         if given.shape != (n, NUM_LEVELS + 1):

@@ -21,7 +21,7 @@ from .evidence import combine_evidence
 from .pins import resolve
 from .plan import Penalties
 from .reasons import reasons
-from .trust import EvidenceModel, combined_rows, compare_with_sum, decode_with_trust
+from .trust import EvidenceModel, combined_rows, decode_with_trust
 
 CONTRADICTORY = 0.05
 """What was said is called contradictory when the scan alone gives it less than this fraction of what it gives its own reading. A scan that
@@ -55,10 +55,8 @@ def decode(basis: NumberingBasis, constraints: Constraints | None = None) -> Num
     if not basis.model:
         logs, variants = combine_evidence(basis.evidence, basis.weights, tuple(basis.evidence))
         return Decoder(penalties, basis.forbid_anomalies, constraints).decode(logs, gaps, variants)
-    trusted = decode_with_trust(basis.evidence, gaps, EvidenceModel.from_dict(basis.model), penalties, basis.forbid_anomalies, constraints)
-    if not math.isfinite(trusted.log_total):
-        return trusted
-    return compare_with_sum(trusted, basis.evidence, gaps, basis.weights, penalties, basis.forbid_anomalies, constraints)
+    model = EvidenceModel.from_dict(basis.model)
+    return decode_with_trust(basis.evidence, gaps, model, penalties, basis.weights, basis.forbid_anomalies, constraints)
 
 
 def combined(basis: NumberingBasis) -> tuple[np.ndarray, np.ndarray | None]:
