@@ -14,15 +14,17 @@ import numpy as np
 from . import anatomy
 from .anatomy.vertebra import Vertebra
 from .errors import InputError
-from .export.case_files import export_case, remove_earlier
+from .export.case_files import remove_earlier, write_labels
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
 from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
+from .flags import Flag
 from .imageio.volume import Volume, write_volume
 from .utilities.files import write_json
+from .utilities.pictures import draw_or_say
 
 if TYPE_CHECKING:
     import pandas
@@ -101,7 +103,9 @@ class SpineResult(LabelledSpine):
 
     def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool = False, describe: bool = True
              ) -> dict[str, Path]:
-        """Write the files that `spineclue_predict` writes, `NAME.json` last; returns {kind: path}.
+        """Write the files that `spineclue_predict` writes: the labels first, `NAME.json` last; returns {kind: path}.
+
+        A picture that cannot be drawn costs nothing but itself: a flag in `NAME.json` says so.
 
         Args:
             folder: made where it is missing.
@@ -117,18 +121,24 @@ class SpineResult(LabelledSpine):
         self._check_save(folder, name, report, probabilities)
         files = write_run_files(folder, self._made_by()) if describe else {}
         remove_earlier(folder, name)
-        seconds = dict(self.seconds)
-        if report:
-            drawing = time.perf_counter()
-            files["report"] = folder / f"{name}.png"
-            with _DRAWING:
-                self._draw(files["report"], name)
-            seconds["report"] = time.perf_counter() - drawing
+        files |= self._write_labels(folder, name, self._label_volume())
         if probabilities:
             files["probabilities"] = folder / f"{name}.npz"
             self._write_probabilities(files["probabilities"])
+        seconds, flags = dict(self.seconds), self.flags
+        if report:
+            drawing, picture = time.perf_counter(), folder / f"{name}.png"
+            with _DRAWING:
+                trouble = draw_or_say(lambda: self._draw(picture, name), picture.name)
+            seconds["report"] = time.perf_counter() - drawing
+            if trouble:
+                flags = (*flags, _no_picture(trouble))
+            else:
+                files["report"] = picture
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
-        return files | replace(self, seconds=seconds)._write_case(folder, name, self._label_volume())
+        files["record"] = folder / f"{name}.json"
+        write_json(files["record"], replace(self, seconds=seconds, flags=flags).to_dict())
+        return files
 
     def without_scan(self) -> SpineResult:
         """The same result without the scan's voxels, which may be hundreds of megabytes."""
@@ -171,8 +181,8 @@ class SpineResult(LabelledSpine):
         options = self._made_by().options
         write_probabilities(self, path, options.get("classifiers", ()), bool(options.get("forbid_anomalies", False)))
 
-    def _write_case(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
-        return export_case(self, folder, name, self._made_by().model, labels)
+    def _write_labels(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
+        return write_labels(self, folder, name, labels)
 
 
 @dataclass(frozen=True)
@@ -252,8 +262,11 @@ class MRResult(SpineResult):
         assert self.scan is not None
         write_mr_report(self.scan, self._label_volume(), [dict(row) for row in self.structures], self.orientation, path, title)
 
-    def _write_case(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
-        paths = {"labels": folder / f"{name}.nii.gz", "record": folder / f"{name}.json"}
-        write_volume(labels, paths["labels"])
-        write_json(paths["record"], self.to_dict())
-        return paths
+    def _write_labels(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
+        write_volume(labels, folder / f"{name}.nii.gz")
+        return {"labels": folder / f"{name}.nii.gz"}
+
+
+def _no_picture(reason: str) -> Flag:
+    return Flag("picture_failed", "output", "info", "The picture could not be drawn; labels and numbers are complete.", reason, None,
+                "Run spineclue_doctor, or leave the picture out with --no_report.")

@@ -30,13 +30,20 @@ def export_case(result: LabelledSpine, folder: str | Path, case: str, plans: Map
     Raises:
         InputError: the result has no grids, or a file cannot be written.
     """
+    paths = write_labels(result, folder, case, labels)
+    paths["record"] = Path(folder) / f"{case}.json"
+    write_json(paths["record"], case_record(result, plans))
+    return paths
+
+
+def write_labels(result: LabelledSpine, folder: str | Path, case: str, labels: Volume | None = None) -> dict[str, Path]:
+    """What `export_case` writes, without `CASE.json`: for those who have more to write before the case is complete."""
     folder = Path(folder)
     grid, mask_grid = result.grids()
-    paths = {"labels": folder / f"{case}.nii.gz", "centroids": folder / f"{case}_ctd.json", "record": folder / f"{case}.json"}
+    paths = {"labels": folder / f"{case}.nii.gz", "centroids": folder / f"{case}_ctd.json"}
     write_volume(labels or Volume(label_map(result.vertebrae, mask_grid, grid), grid), paths["labels"])
     write_ctd(paths["centroids"], result.vertebrae, grid)
     write_colour_tables(folder)
-    write_json(paths["record"], case_record(result, plans))
     return paths
 
 
