@@ -18,10 +18,10 @@ from .export.case_files import remove_earlier, write_labels
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
+from .export.result_flags import picture_failed
 from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
-from .flags import Flag
 from .imageio.volume import Volume, write_volume
 from .utilities.files import write_json
 from .utilities.pictures import draw_or_say
@@ -132,7 +132,7 @@ class SpineResult(LabelledSpine):
                 trouble = draw_or_say(lambda: self._draw(picture, name), picture.name)
             seconds["report"] = time.perf_counter() - drawing
             if trouble:
-                flags = (*flags, _no_picture(trouble))
+                flags = (*flags, picture_failed(trouble))
             else:
                 files["report"] = picture
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
@@ -234,7 +234,7 @@ class MRResult(SpineResult):
         raise KeyError(f"{name!r} was not found; there are {', '.join(row['structure'] for row in self.structures) or 'no structures'}")
 
     def to_dict(self) -> dict[str, Any]:
-        return mr_case_record(self.structures, self.stage, self._made_by().model, self.seconds)
+        return mr_case_record(self.structures, self.stage, self._made_by().model, self.seconds, self.flags, self.notes)
 
     def to_rows(self) -> list[dict[str, Any]]:
         return mr_rows(self.structures)
@@ -265,8 +265,3 @@ class MRResult(SpineResult):
     def _write_labels(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
         write_volume(labels, folder / f"{name}.nii.gz")
         return {"labels": folder / f"{name}.nii.gz"}
-
-
-def _no_picture(reason: str) -> Flag:
-    return Flag("picture_failed", "output", "info", "The picture could not be drawn; labels and numbers are complete.", reason, None,
-                "Run spineclue_doctor, or leave the picture out with --no_report.")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..anatomy.vertebra import Vertebra
 from ..anatomy.vertebral_gaps import order_cranio_caudal
 from ..errors import InputError
+from ..export.result_flags import with_result_flags
 from ..flags import Flag
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import THICK_SLICE_MM, Volume
@@ -15,6 +16,7 @@ from ..stages.base import Context, Findings, Options, Stage
 from ..stages.registry import pipeline_of
 from .completeness import find_incomplete, incomplete_flag
 from .model import Model
+from .scan_flags import scan_flags
 
 __all__ = ["Options", "identify_masks", "predict_volume", "run_stages"]
 
@@ -55,8 +57,9 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None,
     missing = find_incomplete(findings.vertebrae, volume)
     flags = (*findings.flags, incomplete_flag(missing, findings.vertebrae)) if missing else findings.flags
     notes = tuple(dict.fromkeys((*findings.notes, *(flag.message for flag in flags))))
-    return SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, notes, dict(findings.extra), missing,
-                       grid=volume.geometry, mask_grid=grid, flags=flags)
+    flags = (*flags, *scan_flags(findings.vertebrae, grid, volume))
+    return with_result_flags(SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, notes, dict(findings.extra),
+                                         missing, grid=volume.geometry, mask_grid=grid, flags=flags))
 
 
 def _reading_flags(volume: Volume) -> tuple[Flag, ...]:
@@ -78,4 +81,4 @@ def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | N
     for stage in _stages_of(model):
         if stage.names_masks and (scan is not None or not stage.needs_scan):
             findings = stage.predict(findings, model.stages.get(stage.name), context)
-    return SpineResult(findings.vertebrae, findings.anchored, findings.margin, extra=dict(findings.extra))
+    return with_result_flags(SpineResult(findings.vertebrae, findings.anchored, findings.margin, extra=dict(findings.extra)))
