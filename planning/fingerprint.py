@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from spineclue_v2.anatomy import NAME_OF_LABEL, ORDER_INDEX, VERTEBRA_LABELS, morphology
-from spineclue_v2.anatomy.label_boxes import label_boxes
+from spineclue_v2.anatomy import IGNORED, NAME_OF_LABEL, ORDER_INDEX, VERTEBRA_LABELS, morphology
+from spineclue_v2.anatomy.label_boxes import beside_ignored, label_boxes
 from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.orientation import check_same_grid, oriented_view
@@ -99,13 +99,18 @@ def measure_case(image: str | Path, label: str | Path, case: str, verse_value: M
     findings = []
     if unknown:
         findings.append(Finding(case, "error", "labels", f"values {unknown} are not in dataset.json"))
-    record["intensity"] = _intensity(scan.array, labels.array)
+    ignored = next((value for value, verse in verse_value.items() if verse == IGNORED), None)
+    if ignored is not None:
+        record["annotated_share"] = round(float((labels.array != ignored).mean()), 4)
+    record["intensity"] = _intensity(scan.array, labels.array, ignored)
     vertebrae = {}
     for value, box in boxes.items():
         verse = verse_value.get(value, 0)
         if verse in VERTEBRA_LABELS:
             name = NAME_OF_LABEL[verse]
             vertebrae[name] = measure_vertebra(labels, value, box)
+            if ignored is not None and beside_ignored(labels.array, box, value, ignored):
+                vertebrae[name]["touches_border"] = True  # the annotation ends there: its sizes are not those of the whole
             if name in LUNG_BASES:
                 vertebrae[name]["lung_beside"] = lung_beside(scan, vertebrae[name]["body_centre_mm"])
     record["vertebrae"] = {name: vertebrae[name] for name in sorted(vertebrae, key=ORDER_INDEX.__getitem__)}
@@ -149,7 +154,16 @@ def summarise(raw: RawDataset, records: Mapping[str, Mapping[str, Any]], finding
         "cases": {c: {"fov_mm": records[c]["fov_mm"], "spacing": records[c]["spacing"], "orientation": records[c]["orientation"],
                       "levels": list(records[c]["vertebrae"]), "num_vertebrae": len(records[c]["vertebrae"])} for c in cases},
         "checks": [finding.to_json() for finding in findings],
-    } | ({"grades": _grade_counts(raw, records)} if raw.grades else {})
+    } | _annotated_shares(records) | ({"grades": _grade_counts(raw, records)} if raw.grades else {})
+
+
+def _annotated_shares(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """{"annotated_share": {case: share of its voxels that are not "ignore"}} of a dataset with that label, else nothing."""
+    shares = {case: record["annotated_share"] for case, record in sorted(records.items()) if "annotated_share" in record}
+    if shares:
+        logger.info("Label 'ignore': %.0f %% of the voxels are annotated (mean over %d cases); the others count nowhere.",
+                    100 * float(np.mean(list(shares.values()))), len(shares))
+    return {"annotated_share": shares} if shares else {}
 
 
 def _grade_counts(raw: RawDataset, records: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
@@ -207,9 +221,9 @@ def _percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     return {f"p{k}": round(float(p), 3) for k, p in zip(keys, np.percentile(np.asarray(values, float), keys), strict=True)}
 
 
-def _intensity(scan: np.ndarray, labels: np.ndarray) -> dict[str, Any] | None:
-    """Foreground HU of a case: moments and quantiles of an evenly spaced sample."""
-    values = scan[labels > 0]
+def _intensity(scan: np.ndarray, labels: np.ndarray, ignored: int | None = None) -> dict[str, Any] | None:
+    """Foreground HU of a case: moments and quantiles of an evenly spaced sample. `ignored`: a value that is no foreground."""
+    values = scan[labels > 0 if ignored is None else (labels > 0) & (labels != ignored)]
     if not values.size:
         return None
     values = values[::max(1, values.size // MAX_FOREGROUND)].astype(np.float32)

@@ -183,14 +183,14 @@ def window_starts(shape: Sequence[int], size: Sequence[int], step: float) -> lis
     return compute_steps_for_sliding_window(tuple(int(n) for n in shape), tuple(int(n) for n in size), step)
 
 
-def dice_and_cross_entropy(batch_dice: bool = False) -> Any:
+def dice_and_cross_entropy(batch_dice: bool = False, ignored: int | None = None) -> Any:
     """nnU-Net's Dice + cross-entropy loss for logits (B, C, ...) and labels (B, 1, ...); `batch_dice` sums over the batch first, which
-    steadies it where most samples lack most classes."""
+    steadies it where most samples lack most classes. Voxels of the label `ignored` count nowhere."""
     from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
     return DC_and_CE_loss({"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, weight_ce=1, weight_dice=1,
-                          dice_class=MemoryEfficientSoftDiceLoss)
+                          ignore_label=ignored, dice_class=MemoryEfficientSoftDiceLoss)
 
 
 def dice_of_soft_labels() -> Any:

@@ -55,7 +55,8 @@ def _numbering(result: LabelledSpine) -> list[Flag]:
     if not result.numbering_anchored:
         found.append(Flag("not_anchored", "result", "review",
                           "The numbering is not anchored: the whole sequence may be shifted up or down.", None if result.margin is None
-                          else round(result.margin, 3), None, "Count from a landmark (C2, first or last rib, sacrum), or give a level that is known."))
+                          else round(result.margin, 3), None,
+                          "Count from a landmark (C2, first or last rib, sacrum), or give a level that is known."))
     unsure = [v for v in vertebrae if v.confidence is not None and v.confidence < LOW_CONFIDENCE]
     if unsure and result.numbering_anchored:
         found.append(Flag("low_confidence", "result", "warning", f"The confidence of {_list(unsure)} is low.",
@@ -82,7 +83,8 @@ def _names(result: LabelledSpine) -> list[Flag]:
     odd = sorted({names[i + 1] or "" for i in range(len(order) - 1) if order[i + 1] <= order[i]})
     if odd:
         places = ", ".join(odd)
-        found.append(Flag("repeated_level", "result", "review", f"The levels do not follow one another at {places}.", places, None, "Check the levels; one of the masks may be no vertebra."))
+        found.append(Flag("repeated_level", "result", "review", f"The levels do not follow one another at {places}.", places, None,
+                          "Check the levels; one of the masks may be no vertebra."))
     unusual: list[str] = [name for name in ("T13", "L6") if name in names]
     if any(pair == ("T11", "L1") for pair in zip(names, names[1:], strict=False)):
         unusual.append("no T12")
@@ -103,7 +105,8 @@ def _masks(vertebrae: Sequence[Vertebra]) -> list[Flag]:
     cut = [v for v in vertebrae if v.touches_border]
     if cut:
         are = "is" if len(cut) == 1 else "are"
-        found.append(Flag("cut_vertebrae", "result", "info", f"{_list(cut)} {are} cut by the border of the scan.", len(cut), 0, "Leave their sizes out of statistics."))
+        found.append(Flag("cut_vertebrae", "result", "info", f"{_list(cut)} {are} cut by the border of the scan.", len(cut), 0,
+                          "Leave their sizes out of statistics."))
     able = [v for v in vertebrae if not v.touches_border and (v.heights is not None or v.height_doubt is not None)]
     doubtful = [v for v in able if v.height_doubt is not None]
     if doubtful and len(doubtful) >= DOUBTFUL * len(able):
@@ -112,7 +115,8 @@ def _masks(vertebrae: Sequence[Vertebra]) -> list[Flag]:
     dense = [v for v in vertebrae if v.trabecular_hu is not None and v.trabecular_hu > DENSE_HU]
     if dense:
         found.append(Flag("dense_bone", "result", "warning",
-                          f"The middle of {_list(dense)} is unusually dense: cement, sclerosis or metal.", round(max(v.trabecular_hu or 0.0 for v in dense)), DENSE_HU, "Do not use their HU; check their masks."))
+                          f"The middle of {_list(dense)} is unusually dense: cement, sclerosis or metal.",
+                          round(max(v.trabecular_hu or 0.0 for v in dense)), DENSE_HU, "Do not use their HU; check their masks."))
     return found
 
 
