@@ -25,6 +25,7 @@ from .fingerprint import FILE_NAME
 logger = logging.getLogger(__name__)
 
 ORIENTATION = "PIL"           # slices towards the left, rows caudally, columns posteriorly
+_NOT_HU = re.compile(r"^(nonorm|zscore|rescale_to_0_1|rescale_0_1|rgb_to_0_1|RGB|R|G|B|PET|SUV|US|XRAY|X-RAY)$", re.IGNORECASE)
 _MR_CHANNEL = re.compile(r"^(MRI?|T1|T2|PD|STIR|FLAIR|DIXON|WATER|FAT|IN[ _-]?PHASE|OUT[ _-]?PHASE)", re.IGNORECASE)
 
 
@@ -33,9 +34,14 @@ def recognise(raw: RawDataset) -> tuple[bool, str]:
     channel = raw.channel_name.strip()
     if channel.upper() == "CT":
         return False, "channel CT"
+    if _NOT_HU.match(channel):
+        raise InputError(f"{raw.folder / 'dataset.json'}: channel 0 is called {channel!r}, so its values are no HU; expected CT or MR. "
+                         "Name it CT where they are HU.")
     discs = [name for name in canonical_values(raw.labels, raw.folder) if kind(name) == "disc"]
     if _MR_CHANNEL.match(channel):
         return True, f"channel {channel}" + (f" and {len(discs)} disc classes" if discs else "")
+    if not discs:
+        logger.warning("Channel 0 of %s is called '%s', neither CT nor MR: it is taken as CT in HU.", raw.name, channel)
     return bool(discs), f"channel {channel} is unknown, " + (f"{len(discs)} classes are discs" if discs else "no class is a disc")
 
 

@@ -40,7 +40,7 @@ def result_flags(result: LabelledSpine) -> tuple[Flag, ...]:
     """Flags of `RESULT_CODES` for a CT's vertebrae; stage "result"."""
     if not result.vertebrae:
         return (Flag("no_vertebra", "result", "review", "No vertebra was found in this scan.", 0, 1,
-                     "Check that the scan is a CT in HU that shows the spine."),)
+                     "Check that the scan is a CT in HU that shows the spine, and that its header does not swap front and back."),)
     return (*_numbering(result), *_names(result), *_masks(result.vertebrae))
 
 

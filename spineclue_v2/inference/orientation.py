@@ -22,7 +22,7 @@ WHAT = "Check the patient's position and the header; the labels follow the heade
 
 
 def orientation_flags(vertebrae: Sequence[Vertebra], grid: ImageGrid, view: Volume) -> tuple[Flag, ...]:
-    """Flags with severity review, one for each direction that the body contradicts.
+    """A flag with severity review where the body contradicts the header, of the surer direction first.
 
     Args:
         vertebrae: with masks, in the header's cranio-caudal order.
@@ -32,14 +32,13 @@ def orientation_flags(vertebrae: Sequence[Vertebra], grid: ImageGrid, view: Volu
     if len(vertebrae) < MIN_VERTEBRAE:
         return ()
     back, down = np.median(process_offsets(vertebrae, grid), axis=0)
-    found = []
     if back < BACK_MM:
-        found.append(Flag("front_back", "result", "review", "The vertebrae look as if front and back were swapped in the scan's header: "
-                          "their bodies do not lie in front of the arches.", round(float(back), 2), BACK_MM, WHAT))
-    if down > DOWN_MM:
-        found.append(Flag("head_foot", "result", "review", "The vertebrae look as if head and feet were swapped in the scan's header: "
-                          "their spinous processes point upwards.", round(float(down), 2), DOWN_MM, WHAT))
-    return tuple(found)
+        return (Flag("front_back", "result", "review", "The vertebrae look as if front and back were swapped in the scan's header: their "
+                     "bodies do not lie in front of the arches.", round(float(back), 2), BACK_MM, WHAT),)
+    if down > DOWN_MM:  # of processes that lie behind their bodies alone: others point anywhere
+        return (Flag("head_foot", "result", "review", "The vertebrae look as if head and feet were swapped in the scan's header: their "
+                     "spinous processes do not point downwards.", round(float(down), 2), DOWN_MM, WHAT),)
+    return ()
 
 
 def process_offsets(vertebrae: Sequence[Vertebra], grid: ImageGrid) -> np.ndarray:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ def _import_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ValueError:
         backend = os.environ.pop("MPLBACKEND", None)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # what the failed import left behind is not whole
         try:
             import matplotlib  # noqa: F401
         finally:
