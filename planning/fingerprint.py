@@ -20,6 +20,7 @@ from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.orientation import check_same_grid, oriented_view
 from spineclue_v2.imageio.volume import Volume, read_labels, read_volume
+from spineclue_v2.preprocessing.sides import lung_beside
 from spineclue_v2.utilities.files import read_json, write_json
 from spineclue_v2.utilities.parallel import run_tasks
 
@@ -32,7 +33,6 @@ CACHE_NAME = "fingerprint_cases.json"
 VERSION = 5                     # raise when a measurement or a check changes: remembered cases are done again
 QUANTILES = 401                 # of the foreground HU, per case
 SHAPE_MM = 1.5                  # masks are looked at on about this grid
-LUNG_HU = -500
 MAX_FOREGROUND = 200_000        # foreground voxels per case whose HU are kept for the quantiles
 
 
@@ -242,21 +242,6 @@ def _pooled_intensity(cases: Sequence[Mapping[str, Any] | None]) -> dict[str, fl
     low, median, high = np.percentile(pooled, (0.5, 50, 99.5))
     return {"mean": mean, "median": float(median), "std": max(0.0, square - mean ** 2) ** 0.5, "min": float(pooled.min()),
             "max": float(pooled.max()), "percentile_00_5": float(low), "percentile_99_5": float(high)}
-
-
-def lung_beside(scan: Volume, body_centre_mm: Sequence[float]) -> list[float]:
-    """[right, left]: share of lung (under -500 HU) 22 to 42 mm beside a body of an LPS scan, `body_centre_mm` (z, y, x) from its corner.
-
-    At the lung bases the aorta lies left of the bodies and lung right of them: the only thing near a vertebra that tells its sides.
-    """
-    z, y, x = np.meshgrid((-4, 0, 4), np.arange(-22, 6, 3), np.arange(22, 44, 2), indexing="ij")
-    shares = []
-    for side in (-1, 1):
-        offsets = np.stack((z, y, side * x), -1).reshape(-1, 3)
-        index = np.round((np.asarray(body_centre_mm) + offsets) / scan.spacing).astype(int)
-        index = index[((index >= 0) & (index < scan.array.shape)).all(1)]
-        shares.append(float((scan.array[tuple(index.T)] < LUNG_HU).mean()) if 2 * len(index) > len(offsets) else float("nan"))
-    return [round(share, 2) for share in shares] if np.isfinite(shares).all() else []
 
 
 def _body_height(mask: np.ndarray, body: np.ndarray, spacing: np.ndarray) -> float:

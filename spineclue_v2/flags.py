@@ -25,9 +25,9 @@ CODES: dict[str, str] = {
     "rejected_detections": "Detections were dropped because the sequence of levels took them for no vertebra.",
     "metal": "Voxels beyond 2500 HU lie at the spine: metal, whose streaks spoil masks and HU.",
     "dense_bone": "The middle of a body is denser than 700 HU: cement, sclerosis or metal.",
-    "head_foot": "The vertebrae say that head and feet are swapped in the scan's header.",
-    "front_back": "The vertebrae say that front and back are swapped in the scan's header.",
-    "left_right": "The organs say that left and right are swapped in the scan's header.",
+    "head_foot": "Spinous processes do not point downwards, or sizes fall downwards: head and feet may be swapped in the header.",
+    "front_back": "Bodies do not lie in front of their arches: front and back may be swapped in the header.",
+    "left_right": "More lung lies left of T6 to T12 than right: left and right may be swapped in the header.",
     "picture_failed": "A picture could not be drawn; everything else is complete.",
 }
 """Meaning of every code, in one sentence. A flag with another code cannot be made."""

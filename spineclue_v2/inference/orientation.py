@@ -13,32 +13,63 @@ import numpy as np
 from ..anatomy.vertebra import Vertebra
 from ..flags import Flag
 from ..imageio.volume import ImageGrid, Volume
+from ..preprocessing.sides import lung_beside
 
 MIN_VERTEBRAE = 3          # fewer say too little
-BACK_MM = 1.5              # the mass of a mask lies at least so far behind its thick part; 4.6 to 10 mm in real scans
-DOWN_MM = -3.0             # processes lie lower than the thick part: -5 to -13 mm in real scans, -1 to -2 mm where they stand upside down
+BACK_MM = 1.5              # the mass of a mask lies at least so far behind its thick part
+DOWN_MM = -3.0             # processes of the trunk's vertebrae lie at least so much lower than the thick part
+SLOPE = -0.05              # change of log volume from one vertebra to the next lower one: sizes grow downwards
+TRUNK = tuple(f"T{i}" for i in range(4, 14)) + ("L1", "L2", "L3", "L4", "L5", "L6")  # processes of the neck point anywhere, and C1 and C2 are large
+LUNG_LEVELS = tuple(f"T{i}" for i in range(6, 13))
+MORE_LUNG = 0.4            # share of lung beside these bodies, left less right
 BEHIND = 0.6               # of the way to the hindmost voxel: what lies farther is process
 WHAT = "Check the patient's position and the header; the labels follow the header as it is."
 
 
 def orientation_flags(vertebrae: Sequence[Vertebra], grid: ImageGrid, view: Volume) -> tuple[Flag, ...]:
-    """A flag with severity review where the body contradicts the header, of the surer direction first.
+    """A flag with severity review where the body contradicts the header, of the surest direction alone.
 
     Args:
-        vertebrae: with masks, in the header's cranio-caudal order.
+        vertebrae: named, with masks, in the header's cranio-caudal order.
         grid: of the masks.
         view: the scan (HU) in LPS.
     """
     if len(vertebrae) < MIN_VERTEBRAE:
         return ()
-    back, down = np.median(process_offsets(vertebrae, grid), axis=0)
-    if back < BACK_MM:
-        return (Flag("front_back", "result", "review", "The vertebrae look as if front and back were swapped in the scan's header: their "
-                     "bodies do not lie in front of the arches.", round(float(back), 2), BACK_MM, WHAT),)
-    if down > DOWN_MM:  # of processes that lie behind their bodies alone: others point anywhere
-        return (Flag("head_foot", "result", "review", "The vertebrae look as if head and feet were swapped in the scan's header: their "
-                     "spinous processes do not point downwards.", round(float(down), 2), DOWN_MM, WHAT),)
+    offsets = process_offsets(vertebrae, grid)
+    back = float(np.median(offsets[:, 0]))
+    if back < BACK_MM:  # where processes lie in front, or nowhere, they do not tell up from down either
+        return (_flag("front_back", "front and back", "their bodies do not lie in front of the arches", back, BACK_MM),)
+    trunk = [number for number, v in enumerate(vertebrae) if v.level in TRUNK and not v.touches_border]
+    if len(trunk) >= MIN_VERTEBRAE:
+        down, slope = float(np.median(offsets[trunk, 1])), _slope([vertebrae[number] for number in trunk])
+        if down > DOWN_MM:
+            return (_flag("head_foot", "head and feet", "their spinous processes do not point downwards", down, DOWN_MM),)
+        if slope < SLOPE:
+            return (_flag("head_foot", "head and feet", "they become smaller downwards", slope, SLOPE),)
+    more = _lung_on_the_left(vertebrae, view)
+    if more > MORE_LUNG:
+        return (_flag("left_right", "left and right", "more lung lies left of them than right, where the aorta should be on the left", more,
+                      MORE_LUNG),)
     return ()
+
+
+def _flag(code: str, swapped: str, why: str, observed: float, threshold: float) -> Flag:
+    return Flag(code, "result", "review", f"The vertebrae look as if {swapped} were swapped in the scan's header: {why}.",
+                round(observed, 2), threshold, WHAT)
+
+
+def _slope(vertebrae: Sequence[Vertebra]) -> float:
+    """Mean change of log volume per vertebra downwards."""
+    return float(np.polyfit(np.arange(len(vertebrae)), np.log([float(v.known_mask.sum()) for v in vertebrae]), 1)[0])
+
+
+def _lung_on_the_left(vertebrae: Sequence[Vertebra], view: Volume) -> float:
+    """Share of lung left of the bodies less that on their right, mean over `LUNG_LEVELS`; nan where the scan ends beside them."""
+    beside = [lung_beside(view, view.geometry.world_to_index(np.array(v.known_body_centre)) * np.array(view.spacing))
+              for v in vertebrae if v.level in LUNG_LEVELS]
+    shares = [left - right for right, left in filter(None, beside)]
+    return float(np.mean(shares)) if shares else float("nan")
 
 
 def process_offsets(vertebrae: Sequence[Vertebra], grid: ImageGrid) -> np.ndarray:
