@@ -1,6 +1,7 @@
 """Whether headers that contradict the body are noticed: real scans as they are, and with one axis of the header mirrored.
 
-    python -m benchmarks.orientation [--data ../shared/data] [--scans NAME ...] [--axes plain si ap lr] [--folds F.json --weights DIR/fold_{}]
+    python -m benchmarks.orientation [--data ../shared/data] [--scans NAME ...] [--axes plain si ap lr]
+                                     [--folds folds.json --weights DIR/fold_{}]
 
 With --folds ({scan: fold}) each scan is predicted by the weights of the fold that held its patient out. Prints a line per prediction and
 what was flagged per axis.
@@ -12,6 +13,7 @@ import json
 import multiprocessing
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +39,19 @@ def mirrored(path: Path, axis: int | None) -> Any:
     return image
 
 
-def run(scans: Sequence[Scan], axes: Sequence[str], weights: Path | None, out: Any) -> None:
-    """Predictions of one set of weights: (axis, scan, vertebrae, codes) each into the queue `out`."""
+def run(scans: Sequence[Scan], axes: Sequence[str], weights: Path | None) -> list[tuple[str, str, int, list[str]]]:
+    """Predictions of one set of weights: (axis, scan, vertebrae, codes) each."""
     from .real_model import Program
 
-    program = Program(weights)
+    program, rows = Program(weights), []
     for scan in scans:
         for axis in axes:
             result = program.program.predict(mirrored(scan.path, AXES[axis]))
             codes = [flag.code for flag in result.flags if flag.code in ("head_foot", "front_back", "left_right", "no_vertebra",
                                                                          "few_vertebrae")]
             print(f"{axis:5s} {scan.short:26s} {len(result):2d} vertebrae  {' '.join(codes)}", flush=True)
-            out.put((axis, scan.short, len(result), codes))
+            rows.append((axis, scan.short, len(result), codes))
+    return rows
 
 
 def main() -> None:
@@ -64,22 +67,17 @@ def main() -> None:
     groups: dict[Path | None, list[Scan]] = defaultdict(list)
     for scan in scans:
         groups[Path(args.weights.format(fold_of(scan, folds))) if args.weights else None].append(scan)
-    context, rows = multiprocessing.get_context("spawn"), []
+    rows = []
     for weights, group in groups.items():
-        out = context.SimpleQueue()
-        process = context.Process(target=run, args=(group, args.axes, weights, out))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(f"The scans of {weights or 'the shipped weights'} ended with exit code {process.exitcode}.")
-        while not out.empty():
-            rows.append(out.get())
+        # A process per set of weights: what is loaded once per process is that set's.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+            rows += executor.submit(run, group, args.axes, weights).result()
     for axis in args.axes:
         of = [row for row in rows if row[0] == axis]
         seen = sum(WANTED.get(axis, "") in codes for _, _, _, codes in of)
         other = sum(bool({"head_foot", "front_back", "left_right"} & set(codes)) for _, _, _, codes in of)
-        print(f"{axis}: {len(of)} scans, {seen} flagged for this axis, {other} for any, {sum(n < 3 for _, _, n, _ in of)} with fewer than three "
-              "vertebrae")
+        few = sum(count < 3 for _, _, count, _ in of)
+        print(f"{axis}: {len(of)} scans, {seen} flagged for this axis, {other} for any, {few} with fewer than three vertebrae")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ MIN_VERTEBRAE = 3          # fewer say too little
 BACK_MM = 1.5              # the mass of a mask lies at least so far behind its thick part
 DOWN_MM = -3.0             # processes of the trunk's vertebrae lie at least so much lower than the thick part
 SLOPE = -0.05              # change of log volume from one vertebra to the next lower one: sizes grow downwards
-TRUNK = tuple(f"T{i}" for i in range(4, 14)) + ("L1", "L2", "L3", "L4", "L5", "L6")  # processes of the neck point anywhere, and C1 and C2 are large
+TRUNK = tuple(f"T{i}" for i in range(4, 14)) + ("L1", "L2", "L3", "L4", "L5", "L6")
+"""Processes of the neck point anywhere, and C1 and C2 are large."""
 LUNG_LEVELS = tuple(f"T{i}" for i in range(6, 13))
 MORE_LUNG = 0.4            # share of lung beside these bodies, left less right
 BEHIND = 0.6               # of the way to the hindmost voxel: what lies farther is process
