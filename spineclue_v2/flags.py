@@ -14,6 +14,24 @@ CODES: dict[str, str] = {
     "prior_contradicts_scan": "The scan speaks against the levels of an earlier examination; the numbering follows those, unanchored.",
     "series_contradicts_scan": "Read alone, this scan gives other levels than all scans of the patient together.",
     "incomplete": "The spine goes on in the scan where no vertebra was found.",
+    "no_vertebra": "No vertebra was found; the label map is empty.",
+    "not_anchored": "The numbering as a whole may be shifted: other numberings hold a noticeable part of the probability.",
+    "low_confidence": "Single levels are unsure (confidence under 0.7) although the numbering as a whole is anchored.",
+    "disagreement": "Two classifiers or more, each alone, would name half of the vertebrae or more differently.",
+    "few_vertebrae": "The numbering rests on one or two vertebrae.",
+    "repeated_level": "A level was given to two vertebrae, or levels do not follow one another in cranio-caudal order.",
+    "unusual_numbering": "The numbering has a T13, an L6 or no T12.",
+    "merged_masks": "A mask has more than 1.8 times the volume of its neighbours: two vertebrae may be one.",
+    "small_mask": "A whole mask has less than 0.4 times the volume of its neighbours: it may be a piece.",
+    "cut_vertebrae": "Vertebrae are cut by the border of the scan; their sizes and heights are those of what is seen.",
+    "heights_doubtful": "Half of the vertebrae or more that lie whole in view have no trustworthy body heights.",
+    "rejected_detections": "Detections were dropped because the sequence of levels took them for no vertebra.",
+    "metal": "Voxels beyond 2500 HU lie at the spine: metal, whose streaks spoil masks and HU.",
+    "dense_bone": "The middle of a body is denser than 700 HU: cement, sclerosis or metal.",
+    "head_foot": "Spinous processes do not point downwards, or sizes fall downwards: head and feet may be swapped in the header.",
+    "front_back": "Bodies do not lie in front of their arches: front and back may be swapped in the header.",
+    "left_right": "More lung lies left of T6 to T12 than right: left and right may be swapped in the header.",
+    "picture_failed": "A picture could not be drawn; everything else is complete.",
 }
 """Meaning of every code, in one sentence. A flag with another code cannot be made."""
 
@@ -24,7 +42,7 @@ class Flag:
 
     Attributes:
         code: one of `CODES`.
-        stage: where it was noticed: "read", a stage's name, or "result".
+        stage: where it was noticed: "read", a stage's name, "result" (all of it), or "output" (a file that is missing).
         severity: one of `SEVERITIES`.
         message: one sentence for the reader.
         observed: what was measured or found: a number or text; None where there is nothing to measure.
@@ -56,3 +74,9 @@ class Flag:
 def review_required(flags: Iterable[Flag]) -> bool:
     """Whether any of them asks for a person."""
     return any(flag.severity == "review" for flag in flags)
+
+
+def quality_status(flags: Iterable[Flag]) -> str:
+    """"review" or "warning", whichever is the gravest among the flags; "ok" where none says more than `info`."""
+    severities = {flag.severity for flag in flags}
+    return next((severity for severity in ("review", "warning") if severity in severities), "ok")

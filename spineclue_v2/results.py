@@ -15,16 +15,18 @@ from . import anatomy
 from .anatomy.known import KnownInput, known_of
 from .anatomy.vertebra import Vertebra
 from .errors import InputError
-from .export.case_files import export_case, remove_earlier
+from .export.case_files import remove_earlier, write_labels
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
 from .export.renumbering import renumber
+from .export.result_flags import picture_failed
 from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
 from .imageio.volume import Volume, write_volume
 from .utilities.files import write_json
+from .utilities.pictures import draw_or_say
 
 if TYPE_CHECKING:
     import pandas
@@ -120,7 +122,9 @@ class SpineResult(LabelledSpine):
 
     def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool | None = False, describe: bool = True
              ) -> dict[str, Path]:
-        """Write the files that `spineclue_predict` writes, `NAME.json` last; returns {kind: path}.
+        """Write the files that `spineclue_predict` writes: the labels first, `NAME.json` last; returns {kind: path}.
+
+        A picture that cannot be drawn costs nothing but itself: a flag in `NAME.json` says so.
 
         Args:
             folder: made where it is missing.
@@ -136,18 +140,24 @@ class SpineResult(LabelledSpine):
         self._check_save(folder, name, report, bool(probabilities))
         files = write_run_files(folder, self._made_by()) if describe else {}
         remove_earlier(folder, name, probabilities is not None)
-        seconds = dict(self.seconds)
-        if report:
-            drawing = time.perf_counter()
-            files["report"] = folder / f"{name}.png"
-            with _DRAWING:
-                self._draw(files["report"], name)
-            seconds["report"] = time.perf_counter() - drawing
+        files |= self._write_labels(folder, name, self._label_volume())
         if probabilities:
             files["probabilities"] = folder / f"{name}.npz"
             self._write_probabilities(files["probabilities"])
+        seconds, flags = dict(self.seconds), self.flags
+        if report:
+            drawing, picture = time.perf_counter(), folder / f"{name}.png"
+            with _DRAWING:
+                trouble = draw_or_say(lambda: self._draw(picture, name), picture.name)
+            seconds["report"] = time.perf_counter() - drawing
+            if trouble:
+                flags = (*flags, picture_failed(trouble))
+            else:
+                files["report"] = picture
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
-        return files | replace(self, seconds=seconds)._write_case(folder, name, self._label_volume())
+        files["record"] = folder / f"{name}.json"
+        write_json(files["record"], replace(self, seconds=seconds, flags=flags).to_dict())
+        return files
 
     def without_scan(self) -> SpineResult:
         """The same result without the scan's voxels, which may be hundreds of megabytes."""
@@ -190,8 +200,8 @@ class SpineResult(LabelledSpine):
         options = self._made_by().options
         write_probabilities(self, path, options.get("classifiers", ()), bool(options.get("forbid_anomalies", False)))
 
-    def _write_case(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
-        return export_case(self, folder, name, self._made_by().model, labels)
+    def _write_labels(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
+        return write_labels(self, folder, name, labels)
 
 
 @dataclass(frozen=True)
@@ -243,7 +253,7 @@ class MRResult(SpineResult):
         raise KeyError(f"{name!r} was not found; there are {', '.join(row['structure'] for row in self.structures) or 'no structures'}")
 
     def to_dict(self) -> dict[str, Any]:
-        return mr_case_record(self.structures, self.stage, self._made_by().model, self.seconds)
+        return mr_case_record(self.structures, self.stage, self._made_by().model, self.seconds, self.flags, self.notes)
 
     def to_rows(self) -> list[dict[str, Any]]:
         return mr_rows(self.structures)
@@ -271,8 +281,6 @@ class MRResult(SpineResult):
         assert self.scan is not None
         write_mr_report(self.scan, self._label_volume(), [dict(row) for row in self.structures], self.orientation, path, title)
 
-    def _write_case(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
-        paths = {"labels": folder / f"{name}.nii.gz", "record": folder / f"{name}.json"}
-        write_volume(labels, paths["labels"])
-        write_json(paths["record"], self.to_dict())
-        return paths
+    def _write_labels(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
+        write_volume(labels, folder / f"{name}.nii.gz")
+        return {"labels": folder / f"{name}.nii.gz"}

@@ -32,9 +32,17 @@ def export_case(result: LabelledSpine, folder: str | Path, case: str, plans: Map
     Raises:
         InputError: the result has no grids, or a file cannot be written.
     """
+    paths = write_labels(result, folder, case, labels)
+    paths["record"] = Path(folder) / f"{case}.json"
+    write_json(paths["record"], case_record(result, plans))
+    return paths
+
+
+def write_labels(result: LabelledSpine, folder: str | Path, case: str, labels: Volume | None = None) -> dict[str, Path]:
+    """What `export_case` writes, without `CASE.json`: for those who have more to write before the case is complete."""
     folder = Path(folder)
     grid, mask_grid = result.grids()
-    paths = {"labels": folder / f"{case}.nii.gz", "centroids": folder / f"{case}_ctd.json", "record": folder / f"{case}.json"}
+    paths = {"labels": folder / f"{case}.nii.gz", "centroids": folder / f"{case}_ctd.json"}
     labels = labels or Volume(label_map(result.vertebrae, mask_grid, grid), grid)
     write_volume(labels, paths["labels"])
     if result.basis is not None:
@@ -42,7 +50,6 @@ def export_case(result: LabelledSpine, folder: str | Path, case: str, plans: Map
         write_evidence(result, paths["evidence"], labels.array)
     write_ctd(paths["centroids"], result.vertebrae, grid)
     write_colour_tables(folder)
-    write_json(paths["record"], case_record(result, plans))
     return paths
 
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from .. import anatomy
 from ..anatomy.vertebra import BodyHeights, Vertebra
-from ..flags import review_required
+from ..flags import Flag, quality_status, review_required
 from .labelled_spine import LabelledSpine
 from .structures import NO_STRUCTURE
 
 NO_VERTEBRA = "no vertebra found"
+OUTPUT = "output"           # stage of the flags that say that a file of the output is missing
 
 REMARKS = ("heights: [anterior, middle, posterior] of the body in the mask, mm; loss: missing share of what the reference lets expect; "
            "implied_grade: Genant's limits (20, 25, 40 %) on the largest loss, arithmetic that says nothing of the cause.",
@@ -27,15 +28,14 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
     stages say besides, by stage."""
     return {
         "status": "ok" if result.vertebrae else NO_VERTEBRA,
+        **_states(result.flags),
         "vertebrae": [_vertebra_record(vertebra) for vertebra in result.vertebrae],
         "numbering_anchored": bool(result.numbering_anchored),
         "anchored_by": result.anchored_by,
         "known": None if result.known is None else dict(result.known),
         "margin": _number(result.margin, 4),
         "incomplete": list(result.incomplete),
-        "notes": list(result.notes),
-        "flags": [flag.to_dict() for flag in result.flags],
-        "review_required": review_required(result.flags),
+        "notes": _notes(result.notes, result.flags),
         "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
         "extra": dict(result.extra),
         "plans": dict(plans or {}),
@@ -44,11 +44,26 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
     }
 
 
-def mr_case_record(structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any],
-                   seconds: Mapping[str, float]) -> dict[str, Any]:
+def mr_case_record(structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any], seconds: Mapping[str, float],
+                   flags: Sequence[Flag] = (), notes: Sequence[str] = ()) -> dict[str, Any]:
     """Content of `CASE.json` of an MR scan: `structures` as `structure_records` gives them, `stage` that made the label map."""
-    return {"status": "ok" if structures else NO_STRUCTURE, "stage": stage, "structures": [dict(row) for row in structures],
+    return {"status": "ok" if structures else NO_STRUCTURE, **_states(flags), "stage": stage,
+            "structures": [dict(row) for row in structures],
+            "notes": _notes(notes, flags),
             "plans": dict(plans), "versions": versions(), "seconds": rounded_seconds(seconds)}
+
+
+def _notes(notes: Sequence[str], flags: Sequence[Flag]) -> list[str]:
+    """Sentences to keep in mind: the notes, and what the flags say but for what is merely good to know of a result."""
+    said = [flag.message for flag in flags if flag.severity != "info" or flag.stage != "result"]
+    return list(dict.fromkeys((*notes, *said)))
+
+
+def _states(flags: Sequence[Flag]) -> dict[str, Any]:
+    """Whether everything was made, and apart from that what it is worth."""
+    partial = any(flag.stage == OUTPUT for flag in flags)
+    return {"execution_status": "partial" if partial else "complete", "quality_status": quality_status(flags),
+            "review_required": review_required(flags), "flags": [flag.to_dict() for flag in flags]}
 
 
 def rounded_seconds(seconds: Mapping[str, float]) -> dict[str, float]:

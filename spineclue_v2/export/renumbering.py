@@ -14,6 +14,7 @@ from ..stages.grade.relevel import relevel_heights
 from ..stages.identify.numbering import SOURCES, Numbered, apply_numbering, explanation, number
 from .evidence_file import detections_of
 from .labelled_spine import LabelledSpine
+from .result_flags import RESULT_CODES, with_result_flags
 
 Spine = TypeVar("Spine", bound=LabelledSpine)
 
@@ -44,15 +45,17 @@ def with_numbering(result: Spine, numbered: Numbered) -> Spine:
     assert before is not None
     names = {old: new for old, new in zip(before.names, numbered.basis.names, strict=True) if old is not None and new is not None}
     vertebrae = relevel_heights(apply_numbering(numbered, {}))
-    kept = tuple(_renamed(flag, names) for flag in result.flags if flag.code not in _OWN)
-    said = {flag.message for flag in result.flags}
+    kept = tuple(_renamed(flag, names) for flag in result.flags if flag.code not in _OWN and flag.code not in RESULT_CODES)
+    said = {flag.message for flag in result.flags if flag.code not in RESULT_CODES}
     notes = [rename_levels(note, names) for note in result.notes if note not in said]
     flags = (*kept, *numbered.flags)
-    return replace(result, vertebrae=vertebrae, numbering_anchored=numbered.numbering.numbering_anchored, margin=numbered.numbering.margin,
+    result = replace(result, vertebrae=vertebrae, numbering_anchored=numbered.numbering.numbering_anchored,
+                     margin=numbered.numbering.margin,
                    anchored_by=numbered.anchored_by, known=numbered.known, basis=numbered.basis, flags=flags,
                    notes=tuple(dict.fromkeys([*notes, *(flag.message for flag in flags)])),
                    incomplete=tuple(rename_levels(place, names) for place in result.incomplete),
                    extra={**result.extra, "identify": explanation(numbered)})
+    return with_result_flags(result)
 
 
 def rename_levels(text: str, names: Mapping[str, str]) -> str:

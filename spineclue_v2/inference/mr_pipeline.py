@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from ..errors import InputError
+from ..flags import Flag
 from ..imageio.volume import Volume
 from ..results import MRResult
 from ..stages.base import Findings, Options
@@ -29,5 +30,11 @@ def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Pro
     """Bodies and discs of an MR scan, with the label map on the scan's grid. InputError for a model of CT."""
     labels, seconds = predict_mr_volume(volume, model, mirror, progress)
     data = model.plans.stage(mr_stage(model)).data
-    return MRResult((), False, None, seconds, grid=volume.geometry, label_volume=labels, stage=mr_stage(model),
+    flags = volume.flags if labels.array.any() else (*volume.flags, _nothing_found())
+    return MRResult((), False, None, seconds, grid=volume.geometry, flags=flags, label_volume=labels, stage=mr_stage(model),
                     classes=dict(zip(data.classes, data.label_values, strict=True)), orientation=data.orientation)
+
+
+def _nothing_found() -> Flag:
+    return Flag("no_vertebra", "result", "review", "No structure was found in this scan.", 0, 1,
+                "Check that the scan is one of those that the model was trained for.")

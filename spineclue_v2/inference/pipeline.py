@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..anatomy.vertebra import Vertebra
 from ..anatomy.vertebral_gaps import order_cranio_caudal
 from ..errors import InputError
+from ..export.result_flags import with_result_flags
 from ..flags import Flag
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import THICK_SLICE_MM, Volume
@@ -17,6 +18,7 @@ from ..stages.identify.pins import check_places
 from ..stages.registry import pipeline_of
 from .completeness import find_incomplete, incomplete_flag
 from .model import Model
+from .scan_flags import scan_flags
 
 __all__ = ["Options", "identify_masks", "predict_volume", "run_stages"]
 
@@ -60,9 +62,10 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None,
     missing = find_incomplete(findings.vertebrae, volume)
     flags = (*findings.flags, incomplete_flag(missing, findings.vertebrae)) if missing else findings.flags
     notes = tuple(dict.fromkeys((*findings.notes, *(flag.message for flag in flags))))
-    return SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, notes, dict(findings.extra), missing,
-                       grid=volume.geometry, mask_grid=grid, flags=flags, anchored_by=findings.anchored_by, known=findings.known,
-                       basis=findings.basis)
+    flags = (*flags, *scan_flags(findings.vertebrae, grid, volume))
+    return with_result_flags(SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, notes, dict(findings.extra),
+                                         missing, grid=volume.geometry, mask_grid=grid, flags=flags, anchored_by=findings.anchored_by,
+                                         known=findings.known, basis=findings.basis))
 
 
 def _reading_flags(volume: Volume) -> tuple[Flag, ...]:
@@ -84,4 +87,5 @@ def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | N
     for stage in _stages_of(model):
         if stage.names_masks and (scan is not None or not stage.needs_scan):
             findings = stage.predict(findings, model.stages.get(stage.name), context)
-    return SpineResult(findings.vertebrae, findings.anchored, findings.margin, extra=dict(findings.extra), basis=findings.basis)
+    return with_result_flags(SpineResult(findings.vertebrae, findings.anchored, findings.margin, extra=dict(findings.extra),
+                                         basis=findings.basis))

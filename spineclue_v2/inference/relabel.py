@@ -15,6 +15,8 @@ from ..anatomy.morphology import body_centre, fill_holes
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..export.case_record import case_record
+from ..export.result_flags import picture_failed, with_result_flags
+from ..flags import Flag
 from ..imageio.centroids import write_ctd
 from ..imageio.orientation import check_same_grid, oriented_view
 from ..imageio.volume import FILE_ENDINGS, ImageGrid, Volume, read_labels, read_volume, write_volume
@@ -23,6 +25,7 @@ from ..preprocessing.resampling import labels_to_network_space, network_grid
 from ..results import SpineResult
 from ..stages.segment.spine import mark_border
 from ..utilities.files import write_json
+from ..utilities.pictures import draw_or_say
 from ..utilities.triples import box_slices, float_triple, int_triple
 from .model import Model
 from .pipeline import Options, identify_masks
@@ -73,14 +76,21 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
     named = add_heights(result.vertebrae, grid, volume, labels.geometry)
     result = replace(result, vertebrae=named, notes=result.notes + notes, seconds={"total": time.perf_counter() - started})
     Path(f"{base}.json").unlink(missing_ok=True)  # an older record must not vouch for half-replaced files
-    if volume is not None:
-        from ..visualization.report import write_report
-
-        write_report(result, grid, volume, f"{base}.png", Path(base).name)
+    result = with_result_flags(result)
     write_volume(Volume(_drawn(labels, owners), labels.geometry), output)
     write_ctd(f"{base}_ctd.json", result.vertebrae, labels.geometry)
+    if volume is not None:
+        result = replace(result, flags=result.flags + _draw(result, grid, volume, Path(f"{base}.png")))
     write_json(f"{base}.json", case_record(result, model.record))
     return result
+
+
+def _draw(result: SpineResult, grid: ImageGrid, volume: Volume, path: Path) -> tuple[Flag, ...]:
+    """The picture; the flag that says so where it could not be drawn."""
+    from ..visualization.report import write_report
+
+    trouble = draw_or_say(lambda: write_report(result, grid, volume, path, path.stem), path.name)
+    return (picture_failed(trouble),) if trouble else ()
 
 
 def find_bodies(labels: Volume, smallest_ml: float, ignore: Collection[int] = ()) -> tuple[list[Body], int]:

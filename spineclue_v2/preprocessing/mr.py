@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..anatomy import IGNORE_NAME, IGNORED
 from ..anatomy.structures import canonical_values
 from ..dataset.raw import RawDataset
 from ..imageio.orientation import check_same_grid, oriented_view
@@ -56,9 +57,10 @@ def normalise(array: np.ndarray, inside: np.ndarray, percentiles: tuple[float, f
 
 
 def class_of_value(labels: Mapping[str, int], data: MRData) -> dict[int, int]:
-    """Stored label value -> class number of the plan (0: not a class of the plan), matched by name."""
+    """Stored label value -> class number of the plan (0: not a class of the plan), matched by name; "ignore" becomes `IGNORED`."""
     number = {name: i + 1 for i, name in enumerate(data.classes)}
-    return {value: number.get(name, 0) for name, value in canonical_values(labels).items()}
+    found = {value: number.get(name, 0) for name, value in canonical_values(labels).items()}
+    return found | ({labels[IGNORE_NAME]: IGNORED} if IGNORE_NAME in labels else {})
 
 
 def preprocess_mr_case(image: str | Path, label: str | Path | None, folder: str | Path, case: str, data: MRData,
