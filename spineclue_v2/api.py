@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -34,6 +35,7 @@ class PredictOptions(TypedDict, total=False):
     classifiers: Collection[str]
     progress: Progress | None
     keep_scan: bool
+    intensity_offset: float | None
 
 
 class SpineCLUE:
@@ -82,12 +84,13 @@ class SpineCLUE:
 
     def predict(self, scan: Scan, *, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None,
                 forbid_anomalies: bool = False, mirror: bool = False, classifiers: Collection[str] = CLASSIFIERS,
-                progress: Progress | None = None, keep_scan: bool = True) -> SpineResult:
+                progress: Progress | None = None, keep_scan: bool = True, intensity_offset: float | None = None) -> SpineResult:
         """Find, segment and name the vertebrae of a CT, or the bodies and discs of an MR.
 
         Args:
-            scan: a path (NIfTI, NRRD, MetaImage, or a folder with one DICOM series), a `Volume`, a SimpleITK image, a nibabel image, or a
-                numpy array with `spacing` or `affine`. CT in Hounsfield units.
+            scan: a path (NIfTI, NRRD, MetaImage, DICOM file or folder, `.zip`), a `Volume`, a SimpleITK image, a nibabel image, or a numpy
+                array with `spacing` or `affine`. CT in Hounsfield units. For one of several DICOM series read it first:
+                `read_volume(folder, series=UID)`.
             spacing: of an array that is indexed (z, y, x), with z towards the head, y towards the back and x towards the patient's left:
                 millimetres in this order.
             affine: of an array: 4 x 4 from indices, in the order of the array's axes, to RAS millimetres (nibabel's convention).
@@ -97,6 +100,7 @@ class SpineCLUE:
             progress: called as `progress(stage, fraction)`: with "read", with the name of each stage that begins, and with ("", 1.0) at
                 the end. An exception that it raises ends the prediction.
             keep_scan: keep the voxels with the result, from which `save` draws the picture.
+            intensity_offset: CT: added to all values; None: they are HU, or plainly HU + 1024, which a flag says.
 
         Returns:
             A `SpineResult` with label map, records, table and files. Without a vertebra it is empty and its numbering is not anchored.
@@ -104,10 +108,10 @@ class SpineCLUE:
         Raises:
             InputError: no usable 3D scan, a bare array without grid, or an option that a model of this modality does not have.
         """
-        options, started = _options(forbid_anomalies, mirror, classifiers), time.perf_counter()
+        options, started = replace(_options(forbid_anomalies, mirror, classifiers), intensity_offset=intensity_offset), time.perf_counter()
         if progress is not None:
             progress("read", 0.0)
-        volume = to_volume(scan, spacing, affine)
+        volume = to_volume(scan, spacing, affine, self.modality)
         read = {"read": time.perf_counter() - started}
         return predict_scan(volume, self.model, options, progress, describe(scan), read, keep_scan)
 

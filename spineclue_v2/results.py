@@ -224,7 +224,7 @@ class MRResult(SpineResult):
         raise KeyError(f"{name!r} was not found; there are {', '.join(row['structure'] for row in self.structures) or 'no structures'}")
 
     def to_dict(self) -> dict[str, Any]:
-        return mr_case_record(self.structures, self.stage, self._made_by().model, self.seconds)
+        return mr_case_record(self.structures, self.stage, self._made_by().model, self.seconds, self.flags)
 
     def to_rows(self) -> list[dict[str, Any]]:
         return mr_rows(self.structures)

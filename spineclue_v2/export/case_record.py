@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import anatomy
 from ..anatomy.vertebra import BodyHeights, Vertebra
-from ..flags import review_required
+from ..flags import Flag, review_required
 from .labelled_spine import LabelledSpine
 from .structures import NO_STRUCTURE
 
@@ -43,10 +43,11 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
 
 
 def mr_case_record(structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any],
-                   seconds: Mapping[str, float]) -> dict[str, Any]:
+                   seconds: Mapping[str, float], flags: Sequence[Flag] = ()) -> dict[str, Any]:
     """Content of `CASE.json` of an MR scan: `structures` as `structure_records` gives them, `stage` that made the label map."""
     return {"status": "ok" if structures else NO_STRUCTURE, "stage": stage, "structures": [dict(row) for row in structures],
-            "plans": dict(plans), "versions": versions(), "seconds": rounded_seconds(seconds)}
+            "notes": [flag.message for flag in flags], "flags": [flag.to_dict() for flag in flags],
+            "review_required": review_required(flags), "plans": dict(plans), "versions": versions(), "seconds": rounded_seconds(seconds)}
 
 
 def rounded_seconds(seconds: Mapping[str, float]) -> dict[str, float]:

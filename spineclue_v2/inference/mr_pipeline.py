@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from ..errors import InputError
 from ..imageio.volume import Volume
+from ..preprocessing.straighten import sheared_labels, straightened
 from ..results import MRResult
 from ..stages.base import Findings, Options
 from ..stages.registry import pipeline_of
@@ -20,9 +21,9 @@ def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False, progre
     """Label map on the grid of `volume` with the dataset's own values (uint8 or uint16), and seconds per stage."""
     if model.modality != "MR":
         raise InputError(f"This is a model of CT (stages {', '.join(model.stages)}), which does not label MR; give one trained on MR.")
-    findings, seconds = run_stages(Findings(volume), model, Options(mirror=mirror), progress)
+    findings, seconds = run_stages(Findings(straightened(volume, fill=0.0)), model, Options(mirror=mirror), progress)
     assert findings.labels is not None
-    return findings.labels, seconds
+    return sheared_labels(findings.labels, volume.geometry), seconds
 
 
 def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None) -> MRResult:
@@ -30,4 +31,4 @@ def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Pro
     labels, seconds = predict_mr_volume(volume, model, mirror, progress)
     data = model.plans.stage(mr_stage(model)).data
     return MRResult((), False, None, seconds, grid=volume.geometry, label_volume=labels, stage=mr_stage(model),
-                    classes=dict(zip(data.classes, data.label_values, strict=True)), orientation=data.orientation)
+                    flags=volume.flags, classes=dict(zip(data.classes, data.label_values, strict=True)), orientation=data.orientation)

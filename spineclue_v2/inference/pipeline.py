@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..flags import Flag
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import THICK_SLICE_MM, Volume
+from ..preprocessing.straighten import straightened
 from ..results import SpineResult
 from ..stages.base import Context, Findings, Options, Stage
 from ..stages.registry import pipeline_of
@@ -50,9 +51,10 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None,
     if model.modality != "CT":
         raise InputError(f"This is a model of MR (stages {', '.join(model.stages)}), which does not label CT; leave -d out for the "
                          "package's own CT model, or give one that was trained on CT.")
-    findings, seconds = run_stages(Findings(volume, flags=_reading_flags(volume)), model, options, progress)
-    grid = findings.crop.geometry if findings.crop is not None else oriented_view(volume).geometry
-    missing = find_incomplete(findings.vertebrae, volume)
+    straight = straightened(volume)
+    findings, seconds = run_stages(Findings(straight, flags=_reading_flags(volume)), model, options, progress)
+    grid = findings.crop.geometry if findings.crop is not None else oriented_view(straight).geometry
+    missing = find_incomplete(findings.vertebrae, straight)
     flags = (*findings.flags, incomplete_flag(missing, findings.vertebrae)) if missing else findings.flags
     notes = tuple(dict.fromkeys((*findings.notes, *(flag.message for flag in flags))))
     return SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, notes, dict(findings.extra), missing,

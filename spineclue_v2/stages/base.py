@@ -43,6 +43,7 @@ class Options:
     forbid_anomalies: bool = False            # no T13, no L6, no missing T12
     mirror: bool = False                      # left-right test-time mirroring of the segmenting networks
     classifiers: tuple[str, ...] = CLASSIFIERS  # which are enabled, where the model has them
+    intensity_offset: float | None = None     # CT: added to all values on reading; None: values are HU, or plainly HU + 1024
 
 
 @dataclass(frozen=True)
