@@ -114,6 +114,7 @@ def configure_logging(verbose: bool = False, quiet: bool = False) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     logging.getLogger("spineclue_v2").setLevel(level)
+    logging.getLogger("pydicom").setLevel(logging.ERROR)  # headers beside the standard: what matters of them we say ourselves
 
 
 class _Sentence(logging.Formatter):

@@ -6,6 +6,7 @@ file. A value that is no number where one is expected is `None`, and whoever nee
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,9 +138,11 @@ def read_dataset(path: Path, pixels: bool) -> Any:
     import pydicom
 
     check_inflation(path)
-    if pixels:
-        return pydicom.dcmread(path, force=True)
-    return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # headers beside the standard: what matters of them we say ourselves
+        if pixels:
+            return pydicom.dcmread(path, force=True)
+        return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
 
 
 def check_inflation(path: Path) -> None:

@@ -158,15 +158,15 @@ def _forms(header: Any, scale: float) -> NiftiForms:
     """Both forms in mm. A quaternion that is none counts as not stated."""
     from nibabel.spatialimages import HeaderDataError
 
-    stretch = np.diag([scale, scale, scale, 1.0])
+    stretch = np.array([scale, scale, scale, 1.0])[:, None]
     qform_code, sform_code = max(int(header["qform_code"]), 0), max(int(header["sform_code"]), 0)
     try:
-        qform = stretch @ header.get_qform() if qform_code else None
+        qform = stretch * header.get_qform() if qform_code else None
     except (HeaderDataError, ValueError, FloatingPointError):
         qform = None
     if qform is not None and sform_code and not np.isfinite(qform).all():
         qform = None
-    return NiftiForms(qform, qform_code if qform is not None else 0, stretch @ header.get_sform() if sform_code else None, sform_code)
+    return NiftiForms(qform, qform_code if qform is not None else 0, stretch * header.get_sform() if sform_code else None, sform_code)
 
 
 def _contradictions(header: Any, scale: float, forms: NiftiForms, shape: tuple[int, int, int], steps: np.ndarray) -> list[Flag]:

@@ -143,11 +143,10 @@ def _tree_cases(source: Path, real: Path, series: Sequence[str], modality: str |
     found = look_through(real)
     if series and list(series) != [ALL]:
         chosen = [choose_series(found, uid, modality)[0] for uid in series]
-        single = len(chosen) == 1
-        return [Case(case_name(source) if single else _series_name(source, one), source, one.uid) for one in chosen]
+        return [Case(case_name(source), source, chosen[0].uid)] if len(chosen) == 1 else _series_cases(source, chosen)
     fitting = [one for one in found.series if one.fits(modality)]
     if list(series) == [ALL]:
-        return [Case(_series_name(source, one), source, one.uid) for one in fitting]
+        return _series_cases(source, sorted(fitting, key=lambda one: str(one.slices[0].path)))
     if not fitting and not others and found.series:
         # None can be a scan: the largest says best why.
         return [Case(_folder_name(source, real, found.series[0].folder), _inside(source, real, found.series[0].folder))]
@@ -174,10 +173,13 @@ def _folder_name(source: Path, real: Path, folder: Path) -> str:
     return _cut_channel(printable("_".join(parts))) if parts else case_name(source)
 
 
-def _series_name(source: Path, series: Series) -> str:
-    """Name of one of several series: the folder's, the series' number, and the end of its UID where numbers repeat."""
-    number = series.slices[0].series_number
-    return f"{case_name(source)}_{f's{number}_' if number is not None else ''}{series.uid.rsplit('.', 1)[-1][-8:] or 'unnamed'}"
+def _series_cases(source: Path, chosen: Sequence[Series]) -> list[Case]:
+    """One case per series, named after the folder and the series' number; numbers that repeat are counted."""
+    numbers = [one.slices[0].series_number for one in chosen]
+    names = [case_name(source) + (f"_s{number}" if number is not None else "") for number in numbers]
+    counts = [names[:i].count(name) + 1 for i, name in enumerate(names)]
+    return [Case(f"{name}_{count}" if names.count(name) > 1 or numbers[i] is None else name, source, one.uid)
+            for i, (name, count, one) in enumerate(zip(names, counts, chosen, strict=True))]
 
 
 def _distinct(cases: list[Case], where: str) -> list[Case]:
