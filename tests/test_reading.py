@@ -12,7 +12,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_files import SHAPE, enhanced, hu, write_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import (
@@ -24,6 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from benchmarks.dicom_files import SHAPE, axial_grid, enhanced, hu, write_series
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.dicom_headers import check_inflation
 from spineclue_v2.imageio.grid import ImageGrid
@@ -272,7 +272,7 @@ def test_headers_in_micrometres_and_metres(tmp_path, unit, factor, code):
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_a_sheared_grid_survives_every_format(tmp_path, ending):
-    volume = read_volume(write_series(tmp_path / "s", step=(0.1, 0.45)))
+    volume = read_volume(write_series(tmp_path / "s", grid=axial_grid(step=(0.1, 0.45))))
     assert codes(volume) == ["sheared_grid"]
     write_volume(volume, tmp_path / f"out{ending}")
     again = read_volume(tmp_path / f"out{ending}")

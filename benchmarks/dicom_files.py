@@ -1,14 +1,15 @@
-"""DICOM series for the tests, written by pydicom and highdicom: classic slices with any tag changed, and enhanced multi-frame objects."""
+"""DICOM series for tests and benchmarks, by pydicom and highdicom: classic slices with any tag changed, enhanced multi-frame objects."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from spineclue_v2.imageio.grid import ImageGrid
 
 SHAPE = (12, 36, 40)
 Edit = Callable[[int, Dataset], object]
@@ -19,8 +20,8 @@ def hu(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
     return np.random.default_rng(1).normal(0, 300, shape).clip(-1000, 1500).astype(np.int16)
 
 
-def slice_dataset(values: np.ndarray, number: int, position: Any, spacing: tuple[float, float], series: str, study: str) -> Dataset:
-    """One CT slice: 16 bits unsigned, stored as HU + 1024; `spacing` between rows, between columns."""
+def slice_dataset(values: np.ndarray, number: int, grid: ImageGrid, series: str, study: str) -> Dataset:
+    """Slice `number` of a CT on `grid`: 16 bits unsigned, stored as HU + 1024."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -32,8 +33,9 @@ def slice_dataset(values: np.ndarray, number: int, position: Any, spacing: tuple
     ds.PatientBirthDate = ds.PatientSex = ds.AccessionNumber = ds.ReferringPhysicianName = ""
     ds.Manufacturer, ds.ImageType, ds.AcquisitionNumber = "m", ["ORIGINAL", "PRIMARY", "AXIAL"], 1
     ds.KVP, ds.PositionReferenceIndicator = "120", ""
-    ds.ImagePositionPatient = [f"{v:.6f}" for v in position]
-    ds.ImageOrientationPatient, ds.PixelSpacing, ds.SliceThickness = [1, 0, 0, 0, 1, 0], list(spacing), 2.0
+    ds.ImagePositionPatient = [f"{v:.6f}" for v in grid.index_to_world((number, 0, 0))]
+    ds.ImageOrientationPatient = [f"{v:.9f}"[:16] for axis in (0, 1) for v in grid.direction[:, axis]]
+    ds.PixelSpacing, ds.SliceThickness = [f"{v:.9f}" for v in grid.spacing[1:]], f"{grid.spacing[0]:.6f}"
     ds.Rows, ds.Columns = values.shape
     ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
@@ -42,20 +44,23 @@ def slice_dataset(values: np.ndarray, number: int, position: Any, spacing: tuple
     return ds
 
 
-def write_series(folder: Path, values: np.ndarray | None = None, spacing: tuple[float, float, float] = (2.0, 0.9, 0.8),
-                 origin: tuple[float, float, float] = (-10.0, -20.0, 5.0), edit: Edit | None = None,
-                 series: str = "1.2.826.0.1.3680043.8.498.1", study: str = "1.2.826.0.1.3680043.8.498.2",
-                 step: tuple[float, float] = (0.0, 0.0)) -> Path:
-    """A series of axial slices as files whose names say nothing of their order.
+def axial_grid(shape: tuple[int, ...] = SHAPE, step: tuple[float, float] = (0.0, 0.0)) -> ImageGrid:
+    """Slices of 0.9 x 0.8 mm pixels, 2 mm apart; each moved by `step` mm to the left and to the back of the one before."""
+    affine = np.array([[0.8, 0, step[0], -10], [0, 0.9, step[1], -20], [0, 0, 2, 5], [0, 0, 0, 1]])
+    return ImageGrid.from_affine(affine, shape)
 
-    `spacing` (z, y, x); `step`: mm to the left and to the back from slice to slice; `edit(number, dataset)` changes a slice before it is
-    written, or leaves it out by returning False.
+
+def write_series(folder: Path, values: np.ndarray | None = None, grid: ImageGrid | None = None, edit: Edit | None = None,
+                 series: str = "1.2.826.0.1.3680043.8.498.1", study: str = "1.2.826.0.1.3680043.8.498.2") -> Path:
+    """A series as files whose names say nothing of the order of the slices.
+
+    `edit(number, dataset)` changes a slice before it is written, or leaves it out by returning False.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values = hu() if values is None else values
+    grid = axial_grid(values.shape) if grid is None else grid
     for number, plane in enumerate(values):
-        position = (origin[0] + number * step[0], origin[1] + number * step[1], origin[2] + number * spacing[0])
-        ds = slice_dataset(plane, number, position, spacing[1:], series, study)
+        ds = slice_dataset(plane, number, grid, series, study)
         if edit is not None and edit(number, ds) is False:
             continue
         ds.save_as(folder / f"{number * 37 % 1009:04d}.dcm", enforce_file_format=True)
