@@ -112,16 +112,26 @@ def sheared(volume: Volume, shear: np.ndarray) -> Volume:
     return Volume(np.rint(array).clip(-1024, 3071).astype(np.int16), target)
 
 
-def tilt(whole: bool) -> Maker:
-    """A gantry tilted by 12 degrees, or by the angle at which every slice moves by one whole pixel (nothing is interpolated then)."""
+def tilt(degrees: float) -> Maker:
+    """A gantry tilted by `degrees`: axial slices that move to the front from one to the next."""
     def make(volume: Volume, folder: Path) -> Path:
-        dz, dy, _ = volume.geometry.spacing
-        shear = np.eye(3)
-        shear[1, 2] = -1.0 if whole else -np.tan(np.radians(12)) * dz / dy
-        moved = sheared(volume, shear)
+        axial = volume.reoriented("LPS")
+        dz, dy, _ = axial.geometry.spacing
+        matrix = np.eye(3)
+        matrix[1, 2] = -np.tan(np.radians(degrees)) * dz / dy
+        moved = sheared(axial, matrix)
         return write_series(folder / "s", moved.array, moved.geometry)
 
     return make
+
+
+def air_around(volume: Volume, folder: Path) -> Path:
+    """No variant of the file: the same scan in a wider field of view, 24 voxels of air in front and behind. What this changes is the
+    measure for the sheared variants, whose fields of view are wider as well."""
+    axial = volume.reoriented("LPS")
+    array = np.pad(axial.array, ((0, 0), (24, 24), (0, 0)), constant_values=AIR)
+    write_volume(Volume(array, axial.geometry.cropped((0, -24, 0), array.shape)), folder / "scan.nii.gz")
+    return folder / "scan.nii.gz"
 
 
 def shear(volume: Volume, folder: Path) -> Path:
@@ -138,7 +148,8 @@ def shear(volume: Volume, folder: Path) -> Path:
 VARIANTS: dict[str, Maker] = {
     "forms": forms, "micrometres": micrometres, "offset": offset, "series": series(), "nested": series(nested="A/B/C"),
     "per_slice": series(per_slice), "rle": packed("1.2.840.10008.1.2.5"), "jpeg2000": packed("1.2.840.10008.1.2.4.90"),
-    "multi_frame": multi_frame, "zip": archive, "tilt_whole": tilt(True), "tilt_12": tilt(False), "shear": shear,
+    "multi_frame": multi_frame, "zip": archive, "tilt_12": tilt(12), "tilt_20": tilt(20), "shear": shear,
+    "air_around": air_around,
 }
 
 

@@ -25,6 +25,7 @@ __all__ = ["is_dicom_folder", "read_dicom"]
 SAME_PLACE_MM = 0.01
 UNEVEN = 0.2            # of the step: beyond it a slice is missing
 WOBBLE = 0.05           # of the step (lateral: of a pixel): beyond it the reader is told
+LARGEST_SCALING = 1e6
 _STATED = "read"
 
 
@@ -102,8 +103,11 @@ def _check_headers(source: Path, chosen: Series, found: DicomFolder) -> list[Sli
             raise InputError(f"The DICOM series in {source} has slices whose position, orientation or spacing is no list of numbers, or "
                              f"not finite, e.g. {header.path.name}.")
         scaling = [n for n in (header.slope, header.intercept) if n is not None]
-        if not np.isfinite(scaling).all() or header.slope == 0:
-            raise InputError(f"The DICOM file {header.path} has a rescale slope or intercept that is no number, or zero; fix its header.")
+        if not np.isfinite(scaling).all() or header.slope == 0 or any(abs(n) > LARGEST_SCALING for n in scaling):
+            raise InputError(f"The DICOM file {header.path} has a rescale slope or intercept that is no number, zero, or beyond "
+                             f"{LARGEST_SCALING:g}; fix its header.")
+        if header.spacing is not None and min(header.spacing) <= 0:
+            raise InputError(f"The DICOM file {header.path} has a spacing of pixels of {header.spacing} mm; fix its header.")
     if any(header.spacing is None for header in headers):
         raise InputError(f"The DICOM series in {source} does not state the spacing of its pixels; expected PixelSpacing.")
     return headers

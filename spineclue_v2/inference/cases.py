@@ -47,7 +47,7 @@ def list_cases(source: str | Path, series: Sequence[str] = (), modality: str | N
     """
     text = str(source)
     if text == "-" or text.startswith("@"):
-        cases = [case for path in _listed(text) for case in (_cases_of(path, series, modality) if path.exists() else [_case(path)])]
+        cases = _apart([case for path in dict.fromkeys(_listed(text)) for case in _listed_cases(path, series, modality)])
         where = "The list on standard input" if text == "-" else f"The list {text[1:]}"
     else:
         where, source = f"Input folder {source}", Path(source)
@@ -61,6 +61,26 @@ def list_cases(source: str | Path, series: Sequence[str] = (), modality: str | N
 
 def _case(path: Path) -> Case:
     return Case(case_name(path), path)
+
+
+def _listed_cases(path: Path, series: Sequence[str], modality: str | None) -> list[Case]:
+    """Cases of one path of a list, named after that path; one that cannot be looked into is a case that fails by itself."""
+    if not path.exists():
+        return [_case(path)]
+    try:
+        found = _cases_of(path, series, modality)
+    except InputError:
+        return [_case(path)]
+    if len(found) == 1:
+        return [replace(found[0], name=case_name(path))]
+    return [replace(case, name=f"{case_name(path)}_{case.name}") for case in found] or [_case(path)]
+
+
+def _apart(cases: list[Case]) -> list[Case]:
+    """Cases of a list whose names repeat are named after their folders, too (`p1/ct.nii.gz`, `p2/ct.nii.gz`)."""
+    counts = Counter(case.name for case in cases)
+    return [replace(case, name=f"{printable(case.path.absolute().parent.name)}_{case.name}") if counts[case.name] > 1 else case
+            for case in cases]
 
 
 def _listed(text: str) -> list[Path]:
@@ -91,19 +111,8 @@ def _cases_of(source: Path, series: Sequence[str], modality: str | None) -> list
     cases = [] if series else [Case(case_name(e), source / e.name) for e in files if not _is_own_result(e)]
     archives = [] if series or real != source else [e for e in entries if is_archive(e)]
     for archive in archives:
-        cases += _archive_cases(archive, modality)
+        cases += _listed_cases(archive, (), modality)
     return cases + _tree_cases(source, real, series, modality, bool(cases))
-
-
-def _archive_cases(archive: Path, modality: str | None) -> list[Case]:
-    """Cases of an archive among others; one that cannot be unpacked is a case that fails by itself."""
-    try:
-        found = _cases_of(archive, (), modality)
-    except InputError:
-        return [_case(archive)]
-    if len(found) == 1:
-        return [replace(found[0], name=case_name(archive))]
-    return [replace(case, name=f"{case_name(archive)}_{case.name}") for case in found] or [_case(archive)]
 
 
 def _is_own_result(path: Path) -> bool:

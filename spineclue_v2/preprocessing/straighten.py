@@ -11,22 +11,33 @@ from dataclasses import replace
 import numpy as np
 
 from ..imageio.grid import ImageGrid
+from ..imageio.grid_checks import MIN_SLICES
 from ..imageio.volume import Volume
 from ..utilities.triples import float_triple
 
 CT_AIR = -1024.0
+RINGING = 0.02     # of the range of values: a spline swings by this much beside an edge
 
 
 def straightened(volume: Volume, fill: float = CT_AIR) -> Volume:
     """`volume` itself where its axes are at right angles; else resampled (cubic spline in each slice) to the grid `straight_grid`.
 
-    What lies outside the scan is `fill`, but not below its lowest value. Voxels are int16, or float32 where they were.
+    What lies outside the scan is `fill`, but not below its lowest value; rows and columns at the border that hold nothing else are cut off,
+    since the networks see the whole field of view. Voxels are int16, or float32 where they were.
     """
     if not volume.geometry.is_sheared:
         return volume
     target, kind = straight_grid(volume.geometry), np.dtype(np.float32 if volume.array.dtype.kind == "f" else np.int16)
-    array = _in_planes(volume, target, kind, max(fill, float(volume.array.min())), smooth=True)
-    return replace(volume, array=array, geometry=target, files=())
+    background = max(fill, float(volume.array.min()))
+    array = _in_planes(volume, target, kind, background, smooth=True)
+    start, stop = [0, 0, 0], list(array.shape)
+    inside = array > background + RINGING * (float(volume.array.max()) - background)
+    for axis in (1, 2):
+        reached = np.flatnonzero(inside.any(axis=(0, 3 - axis)))
+        if reached.size >= MIN_SLICES:
+            start[axis], stop[axis] = int(reached[0]), int(reached[-1]) + 1
+    trimmed = Volume(array, target).cropped(start, stop)
+    return Volume(np.ascontiguousarray(trimmed.array), trimmed.geometry, volume.flags)
 
 
 def sheared_labels(labels: Volume, geometry: ImageGrid) -> Volume:
@@ -37,7 +48,7 @@ def sheared_labels(labels: Volume, geometry: ImageGrid) -> Volume:
 
 
 def straight_grid(geometry: ImageGrid) -> ImageGrid:
-    """The grid with right angles that holds a sheared one: slices at the same places, same spacing across them, wide enough for all."""
+    """The grid with right angles that holds all of a sheared one, with its slices at the same places."""
     if not geometry.is_sheared:
         return geometry
     axes, upper = _split(geometry)
