@@ -112,13 +112,14 @@ def sheared(volume: Volume, shear: np.ndarray) -> Volume:
     return Volume(np.rint(array).clip(-1024, 3071).astype(np.int16), target)
 
 
-def tilt(degrees: float) -> Maker:
-    """A gantry tilted by `degrees`: axial slices that move to the front from one to the next."""
+def tilt(degrees: float | None) -> Maker:
+    """A gantry tilted by `degrees`: axial slices that move to the front from one to the next. None: by the angle at which they move by one
+    whole pixel, so that the variant holds the scan's own voxels, not interpolated ones."""
     def make(volume: Volume, folder: Path) -> Path:
         axial = volume.reoriented("LPS")
         dz, dy, _ = axial.geometry.spacing
         matrix = np.eye(3)
-        matrix[1, 2] = -np.tan(np.radians(degrees)) * dz / dy
+        matrix[1, 2] = -1.0 if degrees is None else -np.tan(np.radians(degrees)) * dz / dy
         moved = sheared(axial, matrix)
         return write_series(folder / "s", moved.array, moved.geometry)
 
@@ -148,7 +149,7 @@ def shear(volume: Volume, folder: Path) -> Path:
 VARIANTS: dict[str, Maker] = {
     "forms": forms, "micrometres": micrometres, "offset": offset, "series": series(), "nested": series(nested="A/B/C"),
     "per_slice": series(per_slice), "rle": packed("1.2.840.10008.1.2.5"), "jpeg2000": packed("1.2.840.10008.1.2.4.90"),
-    "multi_frame": multi_frame, "zip": archive, "tilt_12": tilt(12), "tilt_20": tilt(20), "shear": shear,
+    "multi_frame": multi_frame, "zip": archive, "tilt_12": tilt(12), "tilt_20": tilt(20), "tilt_whole": tilt(None), "shear": shear,
     "air_around": air_around,
 }
 

@@ -24,6 +24,7 @@ from pydicom.uid import (
 )
 
 from benchmarks.dicom_files import SHAPE, axial_grid, enhanced, hu, write_series
+from benchmarks.malformed_inputs import LAYOUTS, layout, malformed, outcome
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.dicom_headers import check_inflation
 from spineclue_v2.imageio.grid import ImageGrid
@@ -505,3 +506,55 @@ def test_scaled_label_maps_hold_whole_numbers(tmp_path):
     labels[2:5], labels[6:9] = 19.00005, 21.99999
     nibabel.save(nibabel.Nifti1Image(labels.T, np.eye(4)), tmp_path / "labels.nii.gz")
     assert np.unique(read_labels(tmp_path / "labels.nii.gz").array).tolist() == [0, 19, 22]
+
+
+# ---- damage and layouts by the hundred (all of them: python -m benchmarks.malformed_inputs) ------------------------------------------
+@pytest.mark.parametrize("seed", range(0, 400, 13))
+def test_malformed_inputs_are_refused_in_a_sentence_or_read_soundly(tmp_path, seed):
+    assert outcome(malformed(seed, tmp_path), None) in ("sentence", "read")
+
+
+@pytest.mark.parametrize("number", range(0, len(LAYOUTS), 7))
+def test_layouts_give_the_scan(tmp_path, number):
+    assert outcome(layout(number, tmp_path), hu()) == "right"
+
+
+# ---- from file to result ------------------------------------------------------------------------------------------------------------
+def test_results_of_a_sheared_scan_lie_where_those_of_the_plain_one_do(tmp_path):
+    from blocks import spine
+    from test_api import NAMES, model
+
+    from benchmarks.reading_variants import sheared
+
+    plain = spine(NAMES)[0]
+    wanted = model().predict(plain)
+    moved = sheared(plain, np.array([[1, 0.1, 0.05], [0, 1, -0.2], [0, 0, 1]]))
+    result = model().predict(write_series(tmp_path / "s", moved.array, moved.geometry))
+    assert len(result) == len(wanted) == len(NAMES)
+    for one, other in zip(result, wanted, strict=True):
+        assert np.linalg.norm(np.subtract(one.body_centre, other.body_centre)) < 1.0  # half a voxel of 2 mm
+    files = result.save(tmp_path / "out", "case", report=True)
+    labels = nibabel.load(files["labels"])
+    assert np.allclose(np.diag([-1, -1, 1, 1]) @ labels.affine, moved.geometry.affine, atol=1e-3)
+    # The label map holds each vertebra where its centre says that it is.
+    for vertebra in result:
+        at = moved.geometry.world_to_index(vertebra.body_centre).round().astype(int)
+        assert result.labels[tuple(at)] > 0
+    assert "sheared_grid" in [flag["code"] for flag in result.to_dict()["flags"]]
+
+
+def test_the_command_says_what_was_assumed(tmp_path):
+    from blocks import spine
+    from test_api import NAMES, model
+
+    from spineclue_v2.inference.cases import list_cases
+    from spineclue_v2.inference.pipeline import Options
+    from spineclue_v2.inference.predict_folder import predict
+    from spineclue_v2.utilities.files import read_json
+
+    plain = spine(NAMES)[0]
+    write_volume(Volume((plain.array.astype(np.int32) + 2000).astype(np.int16), plain.geometry), tmp_path / "in" / "a.nii.gz")
+    predict(list_cases(tmp_path / "in"), tmp_path / "out", model().model, Options(intensity_offset=-2000), report=False)
+    record = read_json(tmp_path / "out" / "a.json")
+    assert len(record["vertebrae"]) == len(NAMES) and "intensity_offset" in [flag["code"] for flag in record["flags"]]
+    assert "-2000 was added to all values, as asked for." in record["notes"]

@@ -16,7 +16,7 @@ from .volume import Volume
 STORED_OFFSET = 1024
 SOFT_TISSUE_HU = (-150, 250)
 SAMPLES = 2_000_000
-LEAST_SPREAD = 300        # air to soft tissue alone are 1000 HU, fat to bone 400
+LEAST_SPREAD = 60         # z-scores span 20; air to soft tissue 1000 HU, fat to bone 400
 EIGHT_BITS = 255
 MOST_LABELS = 100         # values of a label map; a CT has hundreds
 LEAST_SHARE = 0.5         # of the voxels that are not background
