@@ -108,7 +108,9 @@ def sheared(volume: Volume, shear: np.ndarray) -> Volume:
     target = ImageGrid.from_affine(affine, (high - low + 1)[::-1])
     first = grid.world_to_index(target.index_to_world((0, 0, 0)))
     steps = (grid.world_to_index(target.index_to_world(np.eye(3))) - first).T
-    array = affine_transform(volume.array.astype(np.float32), steps, first, target.shape, order=3, mode="constant", cval=AIR)
+    array = affine_transform(volume.array.astype(np.float32), steps, first, target.shape, order=3, mode="nearest")
+    index = first + np.stack(np.meshgrid(*map(np.arange, target.shape), indexing="ij"), -1) @ steps.T
+    array[((index < -0.5) | (index > np.array(grid.shape) - 0.5)).any(-1)] = AIR
     return Volume(np.rint(array).clip(-1024, 3071).astype(np.int16), target)
 
 

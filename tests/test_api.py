@@ -68,7 +68,7 @@ def scan() -> Volume:
 @pytest.fixture(scope="module")
 def soft() -> Volume:
     """Tissue without a spine."""
-    array = np.random.default_rng(0).normal(40, 10, (30, 30, 30)).astype(np.int16)
+    array = np.random.default_rng(0).normal(20, 20, (30, 30, 30)).astype(np.int16)
     return Volume(array, ImageGrid(array.shape, (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), np.eye(3)))
 
 

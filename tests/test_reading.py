@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -237,7 +238,7 @@ def test_every_file_that_comes_with_pydicom_is_read_or_refused_in_a_sentence(tmp
             try:
                 assert min(read_volume(source).array.shape) >= 5
             except InputError as error:
-                assert "\n" not in str(error) and "0x" not in str(error), path
+                assert "\n" not in str(error) and not re.search("0x[0-9a-f]{8}", str(error)), path
 
 
 # ---- geometry ------------------------------------------------------------------------------------------------------------------

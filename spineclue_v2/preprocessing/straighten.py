@@ -77,11 +77,18 @@ def _in_planes(volume: Volume, target: ImageGrid, kind: np.dtype, background: fl
     # In voxels (z, y, x) of the volume per voxel of the target.
     first = volume.geometry.world_to_index(target.index_to_world((0, 0, 0)))
     steps = (volume.geometry.world_to_index(target.index_to_world(np.eye(3))) - first).T
+    rows, columns = np.arange(target.shape[1]), np.arange(target.shape[2])
+    last = np.array(volume.array.shape) - 0.5
     for k in range(target.shape[0]):
         place = first + steps[:, 0] * k
         plane = volume.array[min(max(round(float(place[0])), 0), volume.array.shape[0] - 1)]
         turned: np.ndarray = affine_transform(plane.astype(np.float32), steps[1:, 1:], place[1:], target.shape[1:],
-                                              order=3 if smooth else 0, mode="constant", cval=background)
+                                              order=3 if smooth else 0, mode="nearest")
+        # A voxel reaches half a voxel beyond its centre, and the outermost are voxels like the others.
+        y = place[1] + steps[1, 1] * rows
+        x = place[2] + steps[2, 1] * rows[:, None] + steps[2, 2] * columns
+        turned[(y < -0.5) | (y > last[1])] = background
+        turned[(x < -0.5) | (x > last[2])] = background
         if kind.kind != "f":
             limits = np.iinfo(kind)
             np.clip(np.rint(turned, out=turned), limits.min, limits.max, out=turned)
