@@ -510,7 +510,7 @@ def test_scaled_label_maps_hold_whole_numbers(tmp_path):
 
 
 # ---- damage and layouts by the hundred (all of them: python -m benchmarks.malformed_inputs) ------------------------------------------
-@pytest.mark.parametrize("seed", range(0, 400, 13))
+@pytest.mark.parametrize("seed", [287, *range(0, 400, 13)])  # 287: a hundred million frames
 def test_malformed_inputs_are_refused_in_a_sentence_or_read_soundly(tmp_path, seed):
     assert outcome(malformed(seed, tmp_path), None) in ("sentence", "read")
 

@@ -22,6 +22,7 @@ LOOK_BYTES = 1 << 20
 PIXEL_DATA, _ROWS_BYTES = b"\xe0\x7f\x10\x00", b"\x28\x00\x10\x00"
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 MAX_INFLATED = 2 << 30
+MAX_FRAMES = 20_000
 DIRECTORY = "1.2.840.10008.1.3.10"
 
 # (group, element) of what is read.
@@ -171,6 +172,8 @@ def _slices(path: Path, dataset: Any) -> Iterator[SliceHeader]:
     if not rows or not columns:
         return
     frames = int(_numbers(dataset, _FRAMES)[0] or 1) if _numbers(dataset, _FRAMES) else 1
+    if not 0 < frames <= min(MAX_FRAMES, path.stat().st_size):
+        raise ValueError(f"{frames} frames")
     shared = _first(dataset, _SHARED)
     per_frame = _items(dataset, _PER_FRAME)
     if per_frame and len(per_frame) != frames:
