@@ -6,9 +6,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from ..errors import InputError
+from .renumber import add_known_arguments, add_prior_argument, say
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..anatomy.known import Known
     from ..inference.cases import Case
     from ..inference.model import Model, ModelSource
 
@@ -27,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-i", required=True, help="scan file, folder of scans, DICOM file or folder (at any depth), .zip of these, @LIST "
-                        "with one path a line, or - for such a list on standard input")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-i", help="scan file, folder of scans, DICOM file or folder (at any depth), .zip of these, @LIST with one path a "
+                        "line, or - for such a list on standard input")
+    source.add_argument("--series-of", metavar="DIR", help="folder of scans of one patient: they are numbered jointly")
     parser.add_argument("-o", help="output folder")
     parser.add_argument("--list", action="store_true", help="show the DICOM series of the input and do nothing else")
     parser.add_argument("--series", nargs="+", default=[], metavar="UID", help="of several DICOM series these (the end of a UID is "
@@ -65,25 +71,40 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
                         help="average segmentation (MR: all) with its left-right mirror image (twice the time)")
     parser.add_argument("--intensity-offset", type=float, default=None, metavar="HU", help="add this to all values, e.g. -1024 where "
                         "1024 was added to HU; default: values are HU, or plainly HU + 1024")
+    add_known_arguments(parser)
+    add_prior_argument(parser)
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..errors import InputError
+    from ..anatomy.known import known_by_case
     from ..inference.cases import list_cases
+    from ..inference.prior import read_prior, renumber_cases_by_prior
+    from ..inference.series import number_series
 
+    args.i = args.i or args.series_of
     if args.list:
         return show_series(args.i)
     if args.o is None:
         raise InputError("No output folder is given; add -o FOLDER.")
     # A wrong input path is said before seconds are spent on loading networks. Only a chosen model can be one of MR.
-    cases = list_cases(args.i, args.series, "CT" if args.m is None and args.d is None else None)
-    return predict_and_report(args, load_model(args), cases)
+    listed = list_cases(args.i, args.series, "CT" if args.m is None and args.d is None else None)
+    cases = [case.name for case in listed]
+    known = known_by_case(args.known, args.lumbar, args.thoracic, cases)
+    if [any(known.values()), args.prior is not None, args.series_of is not None].count(True) > 1:
+        raise InputError("Known levels, --prior and --series-of each decide the numbering; give one of them.")
+    if args.prior is not None:
+        read_prior(args.prior)
+    code = predict_and_report(args, load_model(args), known, listed)
+    if args.prior is not None and not code:
+        return say(renumber_cases_by_prior(args.o, cases, args.prior, args.i))
+    if args.series_of is not None and not code and len(cases) > 1:
+        return say(number_series(args.o, cases, args.i))
+    return code
 
 
 def show_series(source: str) -> int:
     """Print the DICOM series and scan files behind a path."""
-    from ..errors import InputError
     from ..inference.cases import series_rows
 
     rows = series_rows(source)
@@ -116,7 +137,6 @@ def load_model(args: argparse.Namespace) -> Model:
 
 def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
     """{stage: trainer} of -tr, in either of its forms."""
-    from ..errors import InputError
     from ..stages.registry import CORE_STAGES, stage_of
 
     if not args.tr:
@@ -131,18 +151,19 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
     return dict(zip(CORE_STAGES, args.tr, strict=True))
 
 
-def predict_and_report(args: argparse.Namespace, model: Model, cases: Sequence[Case] | None = None) -> int:
+def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[str, Known] | None = None,
+                       cases: Sequence[Case] | None = None) -> int:
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
     from ..utilities.parallel import dask_executor
 
-    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), args.intensity_offset)
+    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), intensity_offset=args.intensity_offset)
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
         source = args.i if cases is None else cases
         outcome = predict(source, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
-                          model_source(args) if args.dask else None)
+                          model_source(args) if args.dask else None, known)
     failed = {name: why for name, why in outcome.items() if why}
     empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"
