@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -36,6 +37,7 @@ class PredictOptions(TypedDict, total=False):
     classifiers: Collection[str]
     progress: Progress | None
     keep_scan: bool
+    intensity_offset: float | None
     known: KnownInput
     lumbar: int | None
     thoracic: int | None
@@ -89,12 +91,13 @@ class SpineCLUE:
     def predict(self, scan: Scan, *, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None,
                 forbid_anomalies: bool = False, mirror: bool = False, classifiers: Collection[str] = CLASSIFIERS,
                 progress: Progress | None = None, keep_scan: bool = True, known: KnownInput = None, lumbar: int | None = None,
-                thoracic: int | None = None, prior: str | Path | None = None) -> SpineResult:
+                thoracic: int | None = None, prior: str | Path | None = None, intensity_offset: float | None = None) -> SpineResult:
         """Find, segment and name the vertebrae of a CT, or the bodies and discs of an MR.
 
         Args:
-            scan: a path (NIfTI, NRRD, MetaImage, or a folder with one DICOM series), a `Volume`, a SimpleITK image, a nibabel image, or a
-                numpy array with `spacing` or `affine`. CT in Hounsfield units.
+            scan: a path (NIfTI, NRRD, MetaImage, DICOM file or folder, `.zip`), a `Volume`, a SimpleITK image, a nibabel image, or a numpy
+                array with `spacing` or `affine`. CT in Hounsfield units. For one of several DICOM series read it first:
+                `read_volume(folder, series=UID)`.
             spacing: of an array that is indexed (z, y, x), with z towards the head, y towards the back and x towards the patient's left:
                 millimetres in this order.
             affine: of an array: 4 x 4 from indices, in the order of the array's axes, to RAS millimetres (nibabel's convention).
@@ -104,6 +107,7 @@ class SpineCLUE:
             progress: called as `progress(stage, fraction)`: with "read", with the name of each stage that begins, and with ("", 1.0) at
                 the end. An exception that it raises ends the prediction.
             keep_scan: keep the voxels with the result, from which `save` draws the picture.
+            intensity_offset: CT: added to all values; None: they are HU, or plainly HU + 1024, which a flag says.
             known: CT: levels you know, `lumbar` and `thoracic` numbers of vertebrae: see `SpineResult.renumbered`.
             prior: CT: an earlier result or centroid file of the same patient, whose levels are carried over where the rows fit.
 
@@ -113,13 +117,15 @@ class SpineCLUE:
         Raises:
             InputError: no usable 3D scan, a bare array without grid, or an option that a model of this modality does not have.
         """
-        options, started = _options(forbid_anomalies, mirror, classifiers, known_of(known, lumbar, thoracic)), time.perf_counter()
+        started = time.perf_counter()
+        options = _options(forbid_anomalies, mirror, classifiers, known_of(known, lumbar, thoracic))
+        options = replace(options, intensity_offset=intensity_offset)
         if prior is not None and options.known:
             raise InputError("Known levels and a prior each decide the numbering; give one of them.")
         earlier = None if prior is None else read_prior(prior)
         if progress is not None:
             progress("read", 0.0)
-        volume = to_volume(scan, spacing, affine)
+        volume = to_volume(scan, spacing, affine, self.modality)
         read = {"read": time.perf_counter() - started}
         result = predict_scan(volume, self.model, options, progress, describe(scan), read, keep_scan)
         return result if earlier is None else renumber_by_prior(result, earlier)

@@ -9,6 +9,21 @@ SEVERITIES = ("info", "warning", "review")
 """`info`: something was assumed or left out. `warning`: the result may be less good. `review`: a person should look before using it."""
 
 CODES: dict[str, str] = {
+    "several_series": "The folder holds several DICOM series that could be the scan; the longest was taken.",
+    "other_objects": "DICOM files that are no slices of the scan (reports, other modalities) were left out.",
+    "modality_unknown": "The header names no modality; the scan was taken for one of the model's.",
+    "slices_left_out": "Slices of the series that do not fit the others (scout views, other orientations) were left out.",
+    "duplicate_slices": "Slices were there twice with the same content; one of each was used.",
+    "uneven_slices": "The slices lie beside even steps by more than rounding explains.",
+    "sheared_grid": "The axes of the scan are not at right angles; results lie on its own grid.",
+    "no_orientation": "The header does not state how the patient lies; an orientation was assumed.",
+    "forms_differ": "The NIfTI header gives the scan two places (qform and sform) that differ.",
+    "spacing_contradicts": "The NIfTI header states a spacing that its orientation matrix contradicts.",
+    "unit_assumed": "The unit of length in the header makes no plausible scan; another one was assumed.",
+    "missing_rescale": "DICOM slices do not say how their numbers become HU; they were taken for HU.",
+    "unit_not_hu": "The DICOM header calls the unit of the values something else than HU.",
+    "intensity_offset": "A number that the user gave was added to all values.",
+    "offset_assumed": "All values look like HU + 1024; 1024 was subtracted.",
     "thick_slices": "Slices are so far apart that levels and masks are unreliable.",
     "known_contradicts_scan": "The scan speaks against what the user said of the levels; the numbering follows that and is not anchored.",
     "prior_contradicts_scan": "The scan speaks against the levels of an earlier examination; the numbering follows those, unanchored.",

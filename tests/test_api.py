@@ -68,7 +68,7 @@ def scan() -> Volume:
 @pytest.fixture(scope="module")
 def soft() -> Volume:
     """Tissue without a spine."""
-    array = np.random.default_rng(0).normal(40, 10, (30, 30, 30)).astype(np.int16)
+    array = np.random.default_rng(0).normal(20, 20, (30, 30, 30)).astype(np.int16)
     return Volume(array, ImageGrid(array.shape, (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), np.eye(3)))
 
 
@@ -296,7 +296,7 @@ def test_the_command_counts_scans_without_vertebra_apart(scan, soft, tmp_path, c
     def printed(source: Path) -> str:
         args = Namespace(i=str(source), o=str(tmp_path / "out"), forbid_anomalies=False, mirror=False, classifiers=("shape",), dask=None,
                          continue_prediction=False, num_parts=1, part_id=0, save_probabilities=False, no_report=True,
-                         disable_progress_bar=True)
+                         disable_progress_bar=True, intensity_offset=None)
         assert predict_and_report(args, model().model) == 0
         return capsys.readouterr().out
 

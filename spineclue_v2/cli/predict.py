@@ -10,9 +10,10 @@ from ..errors import InputError
 from .renumber import add_known_arguments, add_prior_argument, say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ..anatomy.known import Known
+    from ..inference.cases import Case
     from ..inference.model import Model, ModelSource
 
 DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or with an MR model (-d) vertebrae and discs of MR. "
@@ -24,7 +25,6 @@ CLASSIFIERS = ("shape", "geometry", "appearance")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
-    parser.add_argument("-o", required=True, help="output folder")
     add_source_arguments(parser)
     add_model_arguments(parser)
     add_run_arguments(parser)
@@ -32,8 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("-i", help="scan file, folder with a DICOM series, or folder of scans")
+    source.add_argument("-i", help="scan file, folder of scans, DICOM file or folder (at any depth), .zip of these, @LIST with one path a "
+                        "line, or - for such a list on standard input")
     source.add_argument("--series-of", metavar="DIR", help="folder of scans of one patient: they are numbered jointly")
+    parser.add_argument("-o", help="output folder")
+    parser.add_argument("--list", action="store_true", help="show the DICOM series of the input and do nothing else")
+    parser.add_argument("--series", nargs="+", default=[], metavar="UID", help="of several DICOM series these (the end of a UID is "
+                        "enough), or all; default: the longest one of each folder")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +69,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
                         help="classifiers of the level to use, where the model has weights for them; shape alone is the paper's method")
     parser.add_argument("--mirror", action="store_true",
                         help="average segmentation (MR: all) with its left-right mirror image (twice the time)")
+    parser.add_argument("--intensity-offset", type=float, default=None, metavar="HU", help="add this to all values, e.g. -1024 where "
+                        "1024 was added to HU; default: values are HU, or plainly HU + 1024")
     add_known_arguments(parser)
     add_prior_argument(parser)
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
@@ -71,23 +78,43 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..anatomy.known import known_by_case
-    from ..inference.predict_folder import list_cases
+    from ..inference.cases import list_cases
     from ..inference.prior import read_prior, renumber_cases_by_prior
     from ..inference.series import number_series
 
     args.i = args.i or args.series_of
-    cases = [case.name for case in list_cases(args.i)]  # a wrong input path is said before seconds are spent on loading networks
+    if args.list:
+        return show_series(args.i)
+    if args.o is None:
+        raise InputError("No output folder is given; add -o FOLDER.")
+    # A wrong input path is said before seconds are spent on loading networks. Only a chosen model can be one of MR.
+    listed = list_cases(args.i, args.series, "CT" if args.m is None and args.d is None else None)
+    cases = [case.name for case in listed]
     known = known_by_case(args.known, args.lumbar, args.thoracic, cases)
     if [any(known.values()), args.prior is not None, args.series_of is not None].count(True) > 1:
         raise InputError("Known levels, --prior and --series-of each decide the numbering; give one of them.")
     if args.prior is not None:
         read_prior(args.prior)
-    code = predict_and_report(args, load_model(args), known)
+    code = predict_and_report(args, load_model(args), known, listed)
     if args.prior is not None and not code:
         return say(renumber_cases_by_prior(args.o, cases, args.prior, args.i))
     if args.series_of is not None and not code and len(cases) > 1:
         return say(number_series(args.o, cases, args.i))
     return code
+
+
+def show_series(source: str) -> int:
+    """Print the DICOM series and scan files behind a path."""
+    from ..inference.cases import series_rows
+
+    rows = series_rows(source)
+    if not rows:
+        raise InputError(f"{source} holds no DICOM series and no scan file.")
+    columns = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    print("  ".join(f"{name:<{width}}" for name, width in columns.items()).rstrip())
+    for row in rows:
+        print("  ".join(f"{row[name]:<{width}}" for name, width in columns.items()).rstrip())
+    return 0
 
 
 def model_source(args: argparse.Namespace) -> ModelSource:
@@ -124,15 +151,17 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
     return dict(zip(CORE_STAGES, args.tr, strict=True))
 
 
-def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[str, Known] | None = None) -> int:
+def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[str, Known] | None = None,
+                       cases: Sequence[Case] | None = None) -> int:
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
     from ..utilities.parallel import dask_executor
 
-    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers))
+    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), intensity_offset=args.intensity_offset)
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
-        outcome = predict(args.i, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
+        source = args.i if cases is None else cases
+        outcome = predict(source, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
                           model_source(args) if args.dask else None, known)
     failed = {name: why for name, why in outcome.items() if why}

@@ -11,7 +11,6 @@ DESCRIPTION = "Find, segment and name the vertebrae of CT scans with the model i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
-    parser.add_argument("-o", required=True, help="output folder")
     parser.add_argument("-m", required=True, help="folder of the model")
     add_model_arguments(parser)
     add_run_arguments(parser)

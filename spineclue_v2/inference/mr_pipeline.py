@@ -4,6 +4,7 @@ from __future__ import annotations
 from ..errors import InputError
 from ..flags import Flag
 from ..imageio.volume import Volume
+from ..preprocessing.straighten import sheared_labels, straightened
 from ..results import MRResult
 from ..stages.base import Findings, Options
 from ..stages.registry import pipeline_of
@@ -21,9 +22,9 @@ def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False, progre
     """Label map on the grid of `volume` with the dataset's own values (uint8 or uint16), and seconds per stage."""
     if model.modality != "MR":
         raise InputError(f"This is a model of CT (stages {', '.join(model.stages)}), which does not label MR; give one trained on MR.")
-    findings, seconds = run_stages(Findings(volume), model, Options(mirror=mirror), progress)
+    findings, seconds = run_stages(Findings(straightened(volume, fill=0.0)), model, Options(mirror=mirror), progress)
     assert findings.labels is not None
-    return findings.labels, seconds
+    return sheared_labels(findings.labels, volume.geometry), seconds
 
 
 def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None) -> MRResult:

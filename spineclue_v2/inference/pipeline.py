@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 
 from ..anatomy.vertebra import Vertebra
 from ..anatomy.vertebral_gaps import order_cranio_caudal
@@ -11,11 +14,13 @@ from ..export.result_flags import with_result_flags
 from ..flags import Flag
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import THICK_SLICE_MM, Volume
+from ..preprocessing.straighten import straightened
 from ..results import SpineResult
 from ..stages.base import Context, Findings, Options, Stage
 from ..stages.identify.numbering import check_known
 from ..stages.identify.pins import check_places
 from ..stages.registry import pipeline_of
+from ..utilities.triples import float_triple
 from .completeness import find_incomplete, incomplete_flag
 from .model import Model
 from .scan_flags import scan_flags
@@ -57,15 +62,26 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None,
     if options is not None:
         check_known(options.known, options.forbid_anomalies)
         check_places(options.known, volume.geometry)    # before minutes are spent
-    findings, seconds = run_stages(Findings(volume, flags=_reading_flags(volume)), model, options, progress)
-    grid = findings.crop.geometry if findings.crop is not None else oriented_view(volume).geometry
-    missing = find_incomplete(findings.vertebrae, volume)
+        options = _in_millimetres(options, volume)
+    straight = straightened(volume)
+    findings, seconds = run_stages(Findings(straight, flags=_reading_flags(volume)), model, options, progress)
+    grid = findings.crop.geometry if findings.crop is not None else oriented_view(straight).geometry
+    missing = find_incomplete(findings.vertebrae, straight)
     flags = (*findings.flags, incomplete_flag(missing, findings.vertebrae)) if missing else findings.flags
     notes = tuple(dict.fromkeys((*findings.notes, *(flag.message for flag in flags))))
     flags = (*flags, *scan_flags(findings.vertebrae, grid, volume))
     return with_result_flags(SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, notes, dict(findings.extra),
                                          missing, grid=volume.geometry, mask_grid=grid, flags=flags, anchored_by=findings.anchored_by,
                                          known=findings.known, basis=findings.basis))
+
+
+def _in_millimetres(options: Options, volume: Volume) -> Options:
+    """Options whose pins do not count voxels, where the stages see the scan on another grid than its own."""
+    if not volume.geometry.is_sheared:
+        return options
+    pins = tuple(replace(pin, point=float_triple(volume.geometry.index_to_world(np.array(pin.point, dtype=float)[::-1])), voxel=False)
+                 if pin.voxel and pin.point is not None else pin for pin in options.known.pins)
+    return replace(options, known=replace(options.known, pins=pins))
 
 
 def _reading_flags(volume: Volume) -> tuple[Flag, ...]:

@@ -5,9 +5,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,66 +15,27 @@ from typing import Any
 from ..anatomy.known import Known
 from ..errors import InputError
 from ..export.run_files import check_target, write_run_files
-from ..imageio.volume import FILE_ENDINGS, is_dicom_folder, read_volume
+from ..imageio.volume import read_volume
 from ..results import SpineResult
 from ..utilities.files import read_json
 from ..utilities.parallel import run_tasks
+from .cases import Case, case_name, list_cases
 from .model import Model, ModelSource, model_of
 from .pipeline import Options
 from .predict_scan import check_mr_options, predict_scan, provenance
+
+__all__ = ["Case", "case_name", "cases_without_finding", "list_cases", "predict", "predict_case"]
 
 logger = logging.getLogger(__name__)
 
 _LOADING = threading.Lock()  # threads of one worker begin together: the first loads the model, the others wait for it
 
 
-@dataclass(frozen=True)
-class Case:
-    """A scan to predict: its name in the output folder and where it lies."""
-
-    name: str
-    path: Path
-
-
-def list_cases(source: str | Path) -> list[Case]:
-    """Cases behind `source`: a scan file, a folder with one DICOM series, or a folder of such (any names; nnU-Net's `_0000` is cut)."""
-    source = Path(source)
-    if not source.exists():
-        raise InputError(f"Input {source} does not exist.")
-    if source.is_file():
-        return [Case(case_name(source), source)]
-    if is_dicom_folder(source):
-        return [Case(case_name(source), source)]
-    entries = sorted(e for e in source.iterdir() if not e.name.startswith("."))
-    cases = [Case(case_name(e), e) for e in entries if e.is_file() and e.name.lower().endswith(FILE_ENDINGS)]
-    cases += [Case(case_name(e), e) for e in entries if e.is_dir() and is_dicom_folder(e)]
-    if not cases:
-        raise InputError(f"Input folder {source} holds no scan ({', '.join(FILE_ENDINGS)}, or DICOM folders).")
-    names = [case.name for case in cases]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        files = ", ".join(case.path.name for case in cases if case.name == doubled[0])
-        raise InputError(f"Input folder {source}: {files} would both become case '{doubled[0]}'; rename one.")
-    return cases
-
-
-def case_name(path: Path) -> str:
-    """Name of a case: the file name without its ending and without nnU-Net's channel number."""
-    # Links keep their own name: what they point to may be called after its hash.
-    name = os.path.basename(os.path.abspath(path))
-    if path.is_file():
-        for ending in FILE_ENDINGS:
-            if name.lower().endswith(ending):
-                name = name[:-len(ending)]
-                break
-    return name[:-5] if name.endswith("_0000") else name
-
-
-def predict(source: str | Path, output: str | Path, model: Model, options: Options | None = None, continue_prediction: bool = False,
-            num_parts: int = 1, part_id: int = 0, save_probabilities: bool = False, report: bool = True,
+def predict(source: str | Path | Sequence[Case], output: str | Path, model: Model, options: Options | None = None,
+            continue_prediction: bool = False, num_parts: int = 1, part_id: int = 0, save_probabilities: bool = False, report: bool = True,
             progress: bool = True, executor: Executor | None = None, model_source: ModelSource | None = None,
             known: Mapping[str, Known] | None = None) -> dict[str, str | None]:
-    """Predict every case of `source` into `output`; {case: None or the sentence of its failure}.
+    """Predict every case of `source` (a path, or what `list_cases` gave) into `output`; {case: None or the sentence of its failure}.
 
     A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete. Nothing is
     written before a scan could be read. With an `executor` the cases are predicted through it, by processes that load `model_source`.
@@ -84,7 +45,8 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
 
     if not 0 <= part_id < num_parts:
         raise InputError(f"-part_id is {part_id}; expected 0..{num_parts - 1} with -num_parts {num_parts}.")
-    cases, output = list_cases(source), Path(output)
+    cases = list_cases(source, modality=model.modality) if isinstance(source, str | Path) else list(source)
+    output, shown = Path(output), source if isinstance(source, str | Path) else cases[0].path if len(cases) == 1 else cases[0].path.parent
     single = len(cases) == 1
     _check_output(output, cases)
     cases = cases[part_id::num_parts]
@@ -97,7 +59,7 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
         return _predict_elsewhere(cases, output, model, own, continue_prediction, save_probabilities, report, progress, executor,
                                   model_source or ModelSource())
     given = own[cases[0].name] if single and cases else options
-    describe = cache(lambda: _describe(output, model, given, source))  # once, after the first scan could be read
+    describe = cache(lambda: _describe(output, model, given, shown))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
         if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
             outcome[case.name] = None
@@ -142,7 +104,7 @@ def predict_case(case: Case, output: Path, model: Model, options: Options | None
                  report: bool = True, on_read: Callable[[], object] | None = None) -> SpineResult:
     """Predict one case and write its files; CASE.json last. `on_read` is called when the scan is read and nothing written yet."""
     started = time.perf_counter()
-    volume = read_volume(case.path)
+    volume = read_volume(case.path, series=case.series, modality=model.modality)
     read = time.perf_counter() - started
     if on_read is not None:
         on_read()

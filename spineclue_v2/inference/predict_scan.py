@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..errors import InputError
 from ..export.run_files import Provenance
+from ..imageio.hounsfield import checked_ct
 from ..imageio.volume import Volume
 from ..results import SpineResult
 from .model import Model
@@ -36,6 +37,7 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
         check_mr_options(options)
         result: SpineResult = predict_mr(volume, model, options.mirror, progress)
     else:
+        volume = checked_ct(volume, source or "The scan", options.intensity_offset)
         result = predict_volume(volume, model, options, progress)
     before = dict(seconds or {})
     times = before | result.seconds | {"total": sum(before.values()) + time.perf_counter() - started}
@@ -50,6 +52,7 @@ def provenance(model: Model, options: Options, source: str) -> Provenance:
 def check_mr_options(options: Options, save_probabilities: bool = False, prefix: str = "") -> None:
     """InputError for what only the vertebrae of CT know; `prefix` is "--" where options are flags of a command."""
     given = {"save_probabilities": save_probabilities, "forbid_anomalies": options.forbid_anomalies,
+             "intensity_offset": options.intensity_offset is not None,
              "classifiers": set(options.classifiers) != set(Options().classifiers), "known": bool(options.known)}
     for name, wanted in given.items():
         if wanted:

@@ -23,6 +23,7 @@ from ..utilities.files import write_json
 from ..utilities.parallel import run_tasks
 from .files import prepare_folder, remove_leftovers, write_blosc2
 from .resampling import labels_to_network_space, resample_floats
+from .straighten import straightened
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def preprocess_mr_case(image: str | Path, label: str | Path | None, folder: str 
     folder = Path(folder)
     remove_leftovers(folder, case)
     scan = read_volume(image)
-    model = to_mr_space(scan, data)
+    model = to_mr_space(straightened(scan, fill=0.0), data)
     properties: dict[str, Any] = {"geometry": model.geometry.to_json(), "source_geometry": scan.geometry.to_json(),
                                   "source_digest": source_digest, "vertebrae": {}, "structures": {}}
     if label is not None:

@@ -16,6 +16,7 @@ from ..anatomy.vertebra import Vertebra
 from ..export.labelled_spine import LabelledSpine
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume
+from ..preprocessing.straighten import straightened
 from ..utilities.files import atomic_path
 
 BONE_WINDOW = (-300.0, 1200.0)
@@ -69,7 +70,7 @@ def spine_figure(result: LabelledSpine, network_grid: ImageGrid, volume: Volume,
     """The figure of `write_report` (a matplotlib Figure that no global state knows)."""
     from matplotlib.figure import Figure
 
-    scan = oriented_view(volume)
+    scan = oriented_view(straightened(volume))
     views = curved_views(result.vertebrae, network_grid, scan.geometry)
     widths = [view.extent[1] - view.extent[0] for view in views]
     height = views[0].extent[3] - views[0].extent[2]
