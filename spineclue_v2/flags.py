@@ -10,6 +10,7 @@ SEVERITIES = ("info", "warning", "review")
 
 CODES: dict[str, str] = {
     "thick_slices": "Slices are so far apart that levels and masks are unreliable.",
+    "vessels_bright": "Contrast in the vessels raises the density of bone.",
     "incomplete": "The spine goes on in the scan where no vertebra was found.",
 }
 """Meaning of every code, in one sentence. A flag with another code cannot be made."""

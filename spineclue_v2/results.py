@@ -18,10 +18,12 @@ from .export.case_files import export_case, remove_earlier
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
+from .export.measure_files import export_measures
 from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
 from .imageio.volume import Volume, write_volume
+from .measures.spine import measure_spine
 from .utilities.files import write_json
 
 if TYPE_CHECKING:
@@ -85,6 +87,20 @@ class SpineResult(LabelledSpine):
             raise KeyError(f"{level!r} was not found; there are {', '.join(v.level or '?' for v in self.vertebrae) or 'no vertebrae'}")
         return max(found, key=lambda v: v.confidence or 0.0)
 
+    def with_measures(self, scan: Volume | None = None, sacrum: Volume | None = None) -> SpineResult:
+        """The same result with `measures` and `bodies`, and with the flags of what was noticed.
+
+        Args:
+            scan: the CT (HU), for the end plate of S1 and the density of bone; the one that was kept by default.
+            sacrum: a mask of the sacrum, where there is one.
+        """
+        started, (grid, mask_grid) = time.perf_counter(), self.grids()
+        found = measure_spine(self.vertebrae, mask_grid, grid, scan or self.scan, sacrum)
+        notes = tuple(dict.fromkeys((*self.notes, *(flag.message for flag in found.flags))))
+        seconds = self.seconds | {"measures": time.perf_counter() - started}
+        flags = (*(flag for flag in self.flags if flag.stage != "measures"), *found.flags)
+        return replace(self, measures=found.records, bodies=found.bodies, flags=flags, notes=notes, seconds=seconds)
+
     def to_dict(self) -> dict[str, Any]:
         """Content of `CASE.json`: points are LPS mm (x, y, z), `extent_mm` is (z, y, x), numbers unknown to a stage are None."""
         return case_record(self, self._made_by().model)
@@ -106,7 +122,7 @@ class SpineResult(LabelledSpine):
         Args:
             folder: made where it is missing.
             name: of the case: `NAME.nii.gz`, `NAME_ctd.json`, `NAME.json`, ...
-            report: also `NAME.png`, for which the scan must have been kept.
+            report: also `NAME.png` (and `NAME_measures.png`), for which the scan must have been kept.
             probabilities: also `NAME.npz`, for `spineclue_ensemble`.
             describe: also `predict_args.json` and `plans.json` of the folder.
 
@@ -127,6 +143,8 @@ class SpineResult(LabelledSpine):
         if probabilities:
             files["probabilities"] = folder / f"{name}.npz"
             self._write_probabilities(files["probabilities"])
+        if self.measures:
+            files |= self._write_measures(folder, name, report, seconds)
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
         return files | replace(self, seconds=seconds)._write_case(folder, name, self._label_volume())
 
@@ -170,6 +188,19 @@ class SpineResult(LabelledSpine):
 
         options = self._made_by().options
         write_probabilities(self, path, options.get("classifiers", ()), bool(options.get("forbid_anomalies", False)))
+
+    def _write_measures(self, folder: Path, name: str, report: bool, seconds: dict[str, float]) -> dict[str, Path]:
+        """Table, sub-regions and picture of the measures; their time is added to `seconds`."""
+        started = time.perf_counter()
+        files = export_measures(self, self._label_volume(), folder, name)
+        if report and self.scan is not None:
+            from .visualization.measures_picture import write_measures_picture
+
+            files["measures_picture"] = folder / f"{name}_measures.png"
+            with _DRAWING:
+                write_measures_picture(self, self.grids()[1], self.scan, files["measures_picture"], name)
+        seconds["measures"] = seconds.get("measures", 0.0) + time.perf_counter() - started
+        return files
 
     def _write_case(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
         return export_case(self, folder, name, self._made_by().model, labels)

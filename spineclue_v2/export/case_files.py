@@ -12,6 +12,7 @@ from .case_record import case_record
 from .colour_tables import write_colour_tables
 from .label_map import label_map
 from .labelled_spine import LabelledSpine
+from .measure_files import MEASURE_ENDINGS
 
 
 def export_case(result: LabelledSpine, folder: str | Path, case: str, plans: Mapping[str, Any] | None = None,
@@ -42,5 +43,5 @@ def export_case(result: LabelledSpine, folder: str | Path, case: str, plans: Map
 
 def remove_earlier(folder: str | Path, case: str) -> None:
     """Take away what an earlier run left of a case and this one may not write again: CASE.json first, which vouches for the rest."""
-    for ending in (".json", ".npz", ".png"):
+    for ending in (".json", ".npz", ".png", *MEASURE_ENDINGS):
         (Path(folder) / f"{case}{ending}").unlink(missing_ok=True)

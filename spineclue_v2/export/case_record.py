@@ -36,6 +36,7 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
         "review_required": review_required(result.flags),
         "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
         "extra": dict(result.extra),
+        **({"measures": result.measures} if result.measures else {}),
         "plans": dict(plans or {}),
         "versions": versions(),
         "seconds": rounded_seconds(result.seconds),

@@ -8,6 +8,7 @@ from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..flags import Flag
 from ..imageio.grid import ImageGrid
+from ..measures.bodies import Body
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class LabelledSpine:
         incomplete: where the spine goes on in the scan and no vertebra was found: "above", "below", "gap between X and Y".
         grid: the scan's own grid, on which label map and files are written.
         flags: what a person or a program should know before the result is used, each with a code; `notes` says the same in words.
+        measures: angles, discs and bone, lists of flat records by group (`measures.records`); empty where nothing was measured.
+        bodies: the bodies with end plates that the measures rest on.
         mask_grid: the network space grid that `Vertebra.mask` and `Vertebra.mask_start` lie on.
     """
 
@@ -38,6 +41,8 @@ class LabelledSpine:
     grid: ImageGrid | None = None
     mask_grid: ImageGrid | None = None
     flags: tuple[Flag, ...] = ()
+    measures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    bodies: tuple[Body, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.vertebrae:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..export.measure_files import MEASURE_ENDINGS
 from ..export.run_files import check_target, write_run_files
 from ..imageio.volume import FILE_ENDINGS, is_dicom_folder, read_volume
 from ..results import SpineResult
@@ -93,7 +94,7 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
                                   model_source or ModelSource())
     describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
-        if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
+        if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report, options):
             outcome[case.name] = None
             continue
         try:
@@ -116,7 +117,8 @@ def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: O
                        source: ModelSource) -> dict[str, str | None]:
     """The same through an executor; what the output was made with is written before the first case is sent out."""
     mr = model.modality == "MR"
-    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report))]
+    waiting = [case for case in cases
+               if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report, options))]
     if waiting:
         _describe(output, model, options, cases[0].path.parent)
     tasks: dict[Hashable, tuple[Any, ...]] = {
@@ -150,9 +152,11 @@ def cases_without_finding(output: str | Path, names: Iterable[str]) -> list[str]
     return [name for name in names if read_json(Path(output) / f"{name}.json", "prediction").get("status") != "ok"]
 
 
-def _complete(output: Path, name: str, mr: bool, save_probabilities: bool, report: bool) -> bool:
+def _complete(output: Path, name: str, mr: bool, save_probabilities: bool, report: bool, options: Options | None) -> bool:
     """Whether every file that is asked for is there."""
     endings = [".json", ".nii.gz"] + [".png"] * report + ([] if mr else ["_ctd.json"] + [".npz"] * save_probabilities)
+    if not mr and (options or Options()).measures:
+        endings += MEASURE_ENDINGS[:2] + MEASURE_ENDINGS[2:] * report
     return all((output / f"{name}{ending}").exists() for ending in endings)
 
 
