@@ -131,7 +131,7 @@ def phantoms(args: argparse.Namespace) -> None:
         missing += len(truth.keys() - found.keys())
         add(rows, errors(found, truth))
         real = {body.level: axial_rotation(body, planes) for body in bodies}
-        add(rows, {"axial rotation, by its frame": [value - real[name.split()[-1]] for name, value in found.items() if "rotation" in name]})
+        add(rows, {"axial rotation, true frame": [value - real[name.split()[-1]] for name, value in found.items() if "rotation" in name]})
     print(f"{args.subjects} synthetic spines, seeds from {args.first}, slices of {args.slices:g} mm, true masks")
     table(rows, missing)
 

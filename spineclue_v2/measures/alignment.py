@@ -42,15 +42,20 @@ def sagittal_angles(bodies: Mapping[str, Body], planes: PatientPlanes, missing: 
     """All of `ANGLES`, with a value where both end plates are there. `missing`: why a level has none."""
     found = []
     for name, first, of_first, last, of_last, sign in ANGLES:
-        plates = [getattr(bodies[level], which) if level in bodies else None for level, which in ((first, of_first), (last, of_last))]
-        if plates[0] is None or plates[1] is None:
-            lacking = [level for level, plate in zip((first, last), plates, strict=True) if plate is None]
+        above, below = _plate(bodies, first, of_first), _plate(bodies, last, of_last)
+        if above is None or below is None:
+            lacking = [level for level, plate in ((first, above), (last, below)) if plate is None]
             found.append(not_given(name, "deg", [first, last], why_not(lacking, missing)))
             continue
         note = "L6 lies between" if last == "S1" and "L6" in bodies else ""
-        found.append(record(name, sign * lordosis(planes, *plates), "deg", (bodies[first], bodies[last]), note, [drawn(p) for p in plates],
-                            "sagittal"))
+        value, lines = sign * lordosis(planes, above, below), [drawn(above), drawn(below)]
+        found.append(record(name, value, "deg", (bodies[first], bodies[last]), note, lines, "sagittal"))
     return found
+
+
+def _plate(bodies: Mapping[str, Body], level: str, which: str) -> EndPlate | None:
+    body = bodies.get(level)
+    return None if body is None else body.upper if which == UPPER else body.lower
 
 
 def why_not(levels: Sequence[str], missing: Mapping[str, str]) -> str:

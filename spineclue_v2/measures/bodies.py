@@ -1,6 +1,6 @@
 """Bodies with their end plates, fitted in 3D to the masks: what every angle and distance of this room rests on.
 
-An end plate is the surface where columns along the body's axis leave the mask. A cubic surface is fitted robustly to it over the whole
+An end plate is the surface where columns along the body's axis leave the mask. A curved surface is fitted robustly to it over the whole
 footprint of the body, and the plane runs through the rims of that surface, as the line does that a reader draws.
 All points and directions that leave this module are LPS mm (x, y, z).
 """
@@ -15,7 +15,7 @@ from ..anatomy.vertebra import BodyFrame, Vertebra
 from ..imageio.grid import ImageGrid
 from ..stages.grade.comparison import USUAL
 from ..stages.grade.heights import axes_along, crossing, line_ends, measure, sample
-from ..stages.grade.trust import inside
+from ..stages.grade.trust import inside, voxel_along
 from ..utilities.triples import Floats3
 
 STEP_MM = 1.0               # between columns
@@ -23,13 +23,19 @@ Z_STEP_MM = 0.5             # along columns, as `crossing` counts
 FOOTPRINT = 0.95            # share of depth and width that the fit looks at: beyond lie spurs
 RIM = 0.85                  # share of depth and width between which the slope is taken
 FEWEST_COLUMNS = 40
-ROUGHEST_MM = 1.5           # residual above which there is no end plate
+ROUGHEST_MM = 0.7           # residual above which there is no end plate: 0.56 at most in whole reference masks of 1 mm
+ROUGHEST_VOXELS = 0.36      # the same in voxels: 0.29 is the deviation of a place that may be anywhere in one
+SCALE_MM, SCALE_VOXELS = 0.6, 0.3   # deviation of columns that is always taken for noise, mm and voxels along the column
+THICK = 1.6                 # times as far apart as voxels in the plane: slices between which a mask is interpolated by its shape
+SOFT_MM = 6.0
+COARSEST = 0.15             # share of the body's depth that a voxel along the spine may not reach: steps would tilt the plate
 STEEPEST = 0.6              # slope against the body's own axis above which it is none
 BELOW_PLATE_MM = 2.5        # where the plate's front and back edge are looked for, inside the body
 AXIS_WIDTH_MM = 8.0         # half the width of the lower end plate of C2 where C3 does not tell
 
 CUT = "cut by the border of the scan"
-NO_PLATES = "its end plates cannot be told apart in the mask"
+TOO_COARSE = "voxels along the spine are too coarse for so small a body"
+NO_PLATES = "its end plates are not clear in the mask"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +90,14 @@ class Footprint:
     half_depth_mm: float
     half_width_mm: float
 
+    def roughest(self) -> float:
+        """Residual (mm) above which points along z' are no end plate: what voxels of the grid alone could make, or ROUGHEST_MM."""
+        return max(ROUGHEST_MM, ROUGHEST_VOXELS * self.voxel_mm())
+
+    def voxel_mm(self) -> float:
+        """How far a voxel reaches along z'."""
+        return float(np.square(self.axes[0]) @ np.asarray(self.grid.spacing))
+
     def world(self, local: np.ndarray) -> np.ndarray:
         """LPS mm of points (..., 3) in mm along the axes."""
         return self.grid.index_to_world(self.centre + local @ self.axes / np.asarray(self.grid.spacing))
@@ -116,7 +130,10 @@ def _fit_body(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
                 np.stack([_lps(grid, row) for row in frame.axes]), float(np.ptp(frame.walls_mm)) / 2, frame.half_width_mm, frame=frame)
     if not inside(frame, start, grid, field):
         return replace(body, why_not=CUT)
-    values = mask_values(vertebra)
+    voxel = max(voxel_along(frame.axes[0], grid, each) for each in (grid, field))
+    if voxel > COARSEST * 2 * body.half_depth_mm:
+        return replace(body, why_not=TOO_COARSE)
+    values = mask_values(vertebra, grid)
     upper, lower = (fit_plate(values, vertebra.known_mask_start, grid, frame, side) for side in (1, -1))
     return replace(body, upper=upper, lower=lower, why_not=None if upper is not None and lower is not None else NO_PLATES)
 
@@ -129,7 +146,7 @@ def _without(vertebra: Vertebra, grid: ImageGrid, axis: np.ndarray, why: str) ->
 def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.ndarray, below: Body | None) -> Body:
     """C2, of which only the lower end plate is one; its dens makes any frame of two end plates wrong."""
     width = below.half_width_mm if below is not None and below.half_width_mm else AXIS_WIDTH_MM
-    values, spacing = mask_values(vertebra), np.array(grid.spacing)
+    values, spacing = mask_values(vertebra, grid), np.array(grid.spacing)
     centre = grid.world_to_index(np.array(vertebra.known_body_centre)) - np.array(vertebra.known_mask_start)
     plate = None
     for _ in range(3):
@@ -148,7 +165,7 @@ def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
         if not inside(frame, np.array(vertebra.known_mask_start), grid, field):
             return _without(vertebra, grid, axis, CUT)
         plate = fit_plate(values, vertebra.known_mask_start, grid, frame, -1)
-        if plate is None:
+        if plate is None or voxel_along(axes[0], grid, field) > COARSEST * 2 * half:
             return _without(vertebra, grid, axis, NO_PLATES)
         axis = (plate.normal @ np.asarray(grid.direction))[::-1]
     world = np.stack([_lps(grid, row) for row in frame.axes])
@@ -156,11 +173,25 @@ def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
     return Body("C2", vertebra.confidence, middle, world, half, width, None, plate, "only its lower end plate is one")
 
 
-def mask_values(vertebra: Vertebra) -> np.ndarray:
-    """The mask as float 0..1, with the network's own soft edge where it was kept: it places surfaces to less than a voxel."""
+def mask_values(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:
+    """The mask as float 0..1 with an edge that places surfaces to less than a voxel: the network's own where it was kept, between thick
+    slices that of the distance to the mask's outline in each slice (shape-based interpolation, Raya and Udupa 1990)."""
     if vertebra.mask_probability is not None:
         return vertebra.mask_probability.astype(np.float32) / 255
-    return vertebra.known_mask.astype(np.float32)
+    mask, spacing = vertebra.known_mask, np.asarray(grid.spacing)
+    thick = int(np.argmax(spacing))
+    if spacing[thick] < THICK * spacing.min():
+        return mask.astype(np.float32)
+    from scipy.ndimage import distance_transform_edt
+
+    def inside(slice_: np.ndarray) -> np.ndarray:
+        padded = np.pad(slice_, 1)
+        if not slice_.any():
+            return np.full(slice_.shape, -SOFT_MM)
+        return (distance_transform_edt(padded, in_plane) - distance_transform_edt(~padded, in_plane))[1:-1, 1:-1]
+    in_plane = np.delete(spacing, thick)
+    distance = np.stack([inside(slice_) for slice_ in np.moveaxis(mask, thick, 0)], axis=thick)
+    return np.clip(0.5 + distance / (2 * SOFT_MM), 0, 1).astype(np.float32)
 
 
 def fit_plate(values: np.ndarray, start: Sequence[int], grid: ImageGrid, frame: BodyFrame, side: int) -> EndPlate | None:
@@ -199,11 +230,11 @@ def plate_of_points(points: np.ndarray, footprint: Footprint, edges: tuple[float
         return None
     height, y, x = points.T
     half_depth, half_width = footprint.half_depth_mm, footprint.half_width_mm
-    coefficients, rough = robust_surface(y / half_depth, x / half_width, height)
+    coefficients, rough = robust_surface(y / half_depth, x / half_width, height, max(SCALE_MM, SCALE_VOXELS * footprint.voxel_mm()))
     # From rim to rim, as readers draw: a plate that is hollow on one side has another slope in its middle.
     slope_y = (coefficients[1] + coefficients[6] * RIM ** 2) / half_depth
-    slope_x = (coefficients[2] + coefficients[7] * RIM ** 2) / half_width
-    if rough > ROUGHEST_MM or max(abs(slope_y), abs(slope_x)) > STEEPEST:
+    slope_x = coefficients[2] / half_width
+    if rough > footprint.roughest() or max(abs(slope_y), abs(slope_x)) > STEEPEST:
         return None
     # Hollow plates: the plane that readers draw runs through the rims, where the quadratic terms have risen.
     rim_y, rim_x = coefficients[0] + coefficients[3], coefficients[0] + coefficients[4]
@@ -217,18 +248,19 @@ def plate_of_points(points: np.ndarray, footprint: Footprint, edges: tuple[float
     axes = footprint.axes
     normal = _lps(footprint.grid, axes[0] - slope_y * axes[1] - slope_x * axes[2])
     surface = np.stack([world(float(coefficients[[0, 1, 3, 6]] @ [1.0, s, s * s, s ** 3]), s * half_depth, 0.0) for s in (-0.8, 0.0, 0.8)])
-    sides = [world(rim_x + slope_x * along, 0.0, along) for along in (-half_width, half_width)]
-    return EndPlate(on_line(0.0), normal / np.linalg.norm(normal), on_line(front), on_line(back), *sides, surface, rough)
+    right, left = (world(rim_x + slope_x * along, 0.0, along) for along in (-half_width, half_width))
+    return EndPlate(on_line(0.0), normal / np.linalg.norm(normal), on_line(front), on_line(back), right, left, surface, rough)
 
 
-def robust_surface(s: np.ndarray, t: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, float]:
-    """Least squares of height = a + b s + c t + d s^2 + e t^2 + f s t + g s^3 + h t^3 under Tukey weights; the coefficients, and the
-    residual's deviation (mm)."""
-    design = np.stack([np.ones_like(s), s, t, s * s, t * t, s * t, s ** 3, t ** 3], axis=1)
+def robust_surface(s: np.ndarray, t: np.ndarray, height: np.ndarray, scale_mm: float = 0.0) -> tuple[np.ndarray, float]:
+    """Least squares of height = a + b s + c t + d s^2 + e t^2 + f s t + g s^3 under Tukey weights; the coefficients, and the residual's
+    deviation (mm). `s` from front to back, where end plates are hollow on one side, `t` from right to left, where they are even.
+    `scale_mm`: deviation that is always taken for noise, so that of the stairs of thick slices no step counts as an outlier."""
+    design = np.stack([np.ones_like(s), s, t, s * s, t * t, s * t, s ** 3], axis=1)
     residual = height - np.median(height)
-    coefficients = np.zeros(8)
+    coefficients = np.zeros(7)
     for _ in range(6):
-        scale = max(1.4826 * float(np.median(np.abs(residual))), 0.2)
+        scale = max(1.4826 * float(np.median(np.abs(residual))), scale_mm, 0.2)
         root = np.clip(1 - np.square(residual / (4.685 * scale)), 0, 1)
         coefficients = np.linalg.lstsq(design * root[:, None], height * root, rcond=None)[0]
         residual = height - design @ coefficients

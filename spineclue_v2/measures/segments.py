@@ -15,14 +15,15 @@ from .records import Record, record
 def vertebra_records(bodies: Sequence[Body], planes: PatientPlanes) -> list[Record]:
     """Of every body with end plates: `wedge angle` (positive: higher in front, as lordosis), `lateral wedge angle` (positive: higher on the
     right) and `axial rotation` (degrees that the front of the body points to the patient's left of the patient's sagittal plane, seen along
-    the body's own axis; the sagittal plane is the mean of all bodies, so that a turned patient does not count)."""
+    the body's own axis; the sagittal plane is the mean of all bodies, so that a turned patient does not count). Cervical bodies have no
+    rotation: their arches do not tell it well enough."""
     rows = []
     for body in bodies:
         if body.upper is None or body.lower is None:
             continue
         rows += [record("wedge angle", lordosis(planes, body.upper, body.lower), "deg", [body]),
                  record("lateral wedge angle", planes.coronal_tilt(body.upper) - planes.coronal_tilt(body.lower), "deg", [body]),
-                 record("axial rotation", axial_rotation(body, planes), "deg", [body])]
+                 *([record("axial rotation", axial_rotation(body, planes), "deg", [body])] if body.level[0] != "C" else [])]
     return rows
 
 

@@ -10,7 +10,7 @@ from ..flags import Flag
 from ..imageio.grid import ImageGrid
 from ..imageio.volume import Volume
 from .alignment import pelvic, sagittal_angles, vertical_axis
-from .bodies import CUT, NO_PLATES, Body, fit_bodies
+from .bodies import CUT, Body, fit_bodies
 from .bone import bone_records, find_contrast
 from .coronal import coronal_curves
 from .planes import patient_planes
@@ -70,5 +70,5 @@ def _missing(vertebrae: Sequence[Vertebra], bodies: Sequence[Body]) -> dict[str,
     for place, level in enumerate(ANATOMICAL_ORDER):
         if place not in seen:
             found[level] = "not found" if seen and min(seen) < place < max(seen) else "not in view"
-    reasons = {CUT: CUT, NO_PLATES: f"not measurable: {NO_PLATES}"}
-    return found | {body.level: reasons.get(body.why_not, body.why_not) for body in bodies if body.why_not}
+    reasons = {body.level: body.why_not for body in bodies if body.why_not}
+    return found | {level: why if why == CUT else f"not measurable ({why})" for level, why in reasons.items()}
