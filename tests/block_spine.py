@@ -46,19 +46,21 @@ def block_spine(poses: Mapping[str, Pose], spacing: Sequence[float] = (1.0, 1.0,
                 vessel: int | None = None, below_mm: float = 45.0) -> BlockSpine:
     """Bodies of the levels of `poses`, from above downwards, STEP mm apart; `vessel`: HU of a tube in front of them."""
     count = len(poses)
-    size = np.array([count * STEP + 15.0 + below_mm, 150.0, 110.0])
+    size = np.array([count * STEP + 15.0 + below_mm, 116.0, 64.0])
     shape = tuple(int(n) for n in np.ceil(size / spacing))
     labels, ct = np.zeros(shape, np.uint8), np.full(shape, FAT, np.int16)
-    grid = ImageGrid(shape, tuple(spacing), (-55.0, -75.0, 0.0), np.eye(3))  # type: ignore[arg-type]
+    grid = ImageGrid(shape, tuple(spacing), (-31.5, -53.5, 0.0), np.eye(3))  # type: ignore[arg-type]
     points = grid.index_to_world(np.stack(np.indices(shape), -1))
     centres = {}
     for number, (level, pose) in enumerate(poses.items()):
-        centre = np.array([0.0, -pose.ahead, size[0] - 30.0 - number * STEP])
-        up, back, left = np.moveaxis((points - centre) @ pose.axes().T, -1, 0)
-        ct[(np.abs(up) <= HIGH / 2 + 6) & (np.abs(back) <= DEEP / 2) & (np.abs(left) <= WIDE / 2) & (ct == FAT)] = DISC
+        centre = np.array([0.0, -pose.ahead, size[0] - 30.5 - number * STEP])
+        rows = slice(max(int((centre[2] - 42) / spacing[0]), 0), int((centre[2] + 42) / spacing[0]))
+        up, back, left = np.moveaxis((points[rows] - centre) @ pose.axes().T, -1, 0)
+        near = ct[rows]
+        near[(np.abs(up) <= HIGH / 2 + 6) & (np.abs(back) <= DEEP / 2) & (np.abs(left) <= WIDE / 2) & (near == FAT)] = DISC
         mask = solid(up, back, left)
-        labels[mask] = LABEL_OF_NAME[level]
-        ct[mask] = BONE
+        labels[rows][mask] = LABEL_OF_NAME[level]
+        near[mask] = BONE
         centres[level] = centre
     if sacrum is not None:
         centre = np.array([0.0, 0.0, size[0] - 30.0 - count * STEP + 4.0])

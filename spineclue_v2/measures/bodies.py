@@ -107,7 +107,7 @@ def fit_bodies(vertebrae: Sequence[Vertebra], grid: ImageGrid, field: ImageGrid)
     """Bodies of the named vertebrae (cranio-caudal), C1 left out, with the end plates that can be trusted.
 
     `grid`: that of the masks, LPS order; `field`: the scan's, beyond whose border nothing is known. A `Vertebra.frame` is used where there
-    is one and measured otherwise.
+    is one; where the stage heights has not run, it is measured.
     """
     named = [v for v in vertebrae if v.mask is not None and v.level is not None and v.level != "C1"]
     axes = axes_along(np.array([v.known_body_centre for v in named]).reshape(-1, 3))
@@ -121,7 +121,8 @@ def fit_bodies(vertebrae: Sequence[Vertebra], grid: ImageGrid, field: ImageGrid)
 
 def _fit_body(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.ndarray) -> Body:
     frame = vertebra.frame
-    if frame is None and vertebra.level in USUAL:
+    # With a doubt and no frame the stage heights has found none; looking again would cost as much and find none.
+    if frame is None and vertebra.height_doubt is None and vertebra.level in USUAL:
         frame = measure(vertebra.known_mask, grid.spacing, axis)
     if frame is None:
         return _without(vertebra, grid, axis, NO_PLATES)
