@@ -70,7 +70,7 @@ def test_a_slip_is_listhesis_and_its_sign_says_where() -> None:
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)
-@given(st.floats(-25, 25), st.floats(-25, 25), st.floats(-40, 40))
+@given(st.floats(-15, 15), st.floats(-15, 15), st.floats(-25, 25))
 def test_how_the_patient_lies_does_not_change_the_angles(nod: float, tilt: float, turn: float) -> None:
     made, result = lumbar()
     up, back, left = Pose(nod, tilt, turn).axes()

@@ -110,7 +110,8 @@ def fit_bodies(vertebrae: Sequence[Vertebra], grid: ImageGrid, field: ImageGrid)
     is one; where the stage heights has not run, it is measured.
     """
     named = [v for v in vertebrae if v.mask is not None and v.level is not None and v.level != "C1"]
-    axes = axes_along(np.array([v.known_body_centre for v in named]).reshape(-1, 3))
+    centres = grid.world_to_index(np.array([v.known_body_centre for v in named]).reshape(-1, 3)) * np.asarray(grid.spacing)
+    axes = axes_along(centres[:, ::-1])  # in the grid's own directions, which may be oblique
     found = [_fit_body(v, grid, field, axis) for v, axis in zip(named, axes, strict=True)]
     for i, v in enumerate(named):
         if v.level == "C2":
