@@ -21,20 +21,20 @@ def their_angles(labels: Volume, parts: np.ndarray) -> dict[str, object]:
     from TPTBox.spine.spinestats.angles import compute_lordosis_and_kyphosis, compute_max_cobb_angle
 
     view = labels.reoriented("LPS")
-    wanted = [Location.Vertebra_Corpus, Location.Vertebra_Direction_Posterior, Location.Vertebra_Direction_Right, Location.Vertebra_Disc]
+    # The middles of both end plates stand in where a disc is missing.
+    wanted = [Location.Vertebra_Corpus, Location.Vertebra_Direction_Posterior, Location.Vertebra_Direction_Right, Location.Vertebra_Disc,
+              Location.Additional_Vertebral_Body_Middle_Superior_Median, Location.Additional_Vertebral_Body_Middle_Inferior_Median]
     with tempfile.TemporaryDirectory() as folder:
         vertebrae, regions = Path(folder) / "vertebrae.nii.gz", Path(folder) / "regions.nii.gz"
         region = Volume(parts, labels.geometry).reoriented("LPS")
         write_volume(Volume(with_discs(view.array, region.array), view.geometry), vertebrae)
         write_volume(region, regions)
         points = calc_poi_from_subreg_vert(vertebrae, regions, subreg_id=wanted)
-        try:
-            found: dict[str, object] = dict(compute_lordosis_and_kyphosis(points))
-        except KeyError as error:  # the disc above the first or below the last vertebra is not there
-            found = {"lordosis and kyphosis": f"none, it misses point {error.args[:2]}"}
-        # Its Cobb angle takes the disc above and below each vertebra as well: the outermost ones have none.
-        inner = [Vertebra_Instance(v) for v in VERTEBRA_LABELS if (labels.array == v).any()][1:-1]
-        angle, first, last, apex = compute_max_cobb_angle(points, inner)
+        found: dict[str, object] = dict(compute_lordosis_and_kyphosis(points))
+        ends = [place.value for place in wanted[-2:]]
+        there = [v for v in VERTEBRA_LABELS if (labels.array == v).any() and all((v, end) in points for end in ends)]
+        measurable = [Vertebra_Instance(v) for v in there]
+        angle, first, last, apex = compute_max_cobb_angle(points, measurable)
     names = [NAME_OF_LABEL.get(int(label), str(label)) for label in (first, last, apex) if label is not None]
     return found | {"largest Cobb angle (ends, apex)": f"{angle} {' '.join(names)}"}
 
