@@ -28,6 +28,7 @@ CODES: dict[str, str] = {
     "known_contradicts_scan": "The scan speaks against what the user said of the levels; the numbering follows that and is not anchored.",
     "prior_contradicts_scan": "The scan speaks against the levels of an earlier examination; the numbering follows those, unanchored.",
     "series_contradicts_scan": "Read alone, this scan gives other levels than all scans of the patient together.",
+    "vessels_bright": "Contrast in the vessels raises the density of bone.",
     "incomplete": "The spine goes on in the scan where no vertebra was found.",
     "no_vertebra": "No vertebra was found; the label map is empty.",
     "not_anchored": "The numbering as a whole may be shifted: other numberings hold a noticeable part of the probability.",

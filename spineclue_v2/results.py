@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,14 @@ from .export.case_files import remove_earlier, write_labels
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
+from .export.measure_files import export_measures
 from .export.renumbering import renumber
 from .export.result_flags import picture_failed
 from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
 from .imageio.volume import Volume, write_volume
+from .measures.spine import measure_spine
 from .utilities.files import write_json
 from .utilities.pictures import draw_or_say
 
@@ -90,6 +92,20 @@ class SpineResult(LabelledSpine):
             raise KeyError(f"{level!r} was not found; there are {', '.join(v.level or '?' for v in self.vertebrae) or 'no vertebrae'}")
         return max(found, key=lambda v: v.confidence or 0.0)
 
+    def with_measures(self, scan: Volume | None = None, sacrum: Volume | None = None) -> SpineResult:
+        """The same result with `measures` and `bodies`, and with the flags of what was noticed.
+
+        Args:
+            scan: the CT (HU), for the end plate of S1 and the density of bone; the one that was kept by default.
+            sacrum: a mask of the sacrum, where there is one.
+        """
+        started, (grid, mask_grid) = time.perf_counter(), self.grids()
+        found = measure_spine(self.vertebrae, mask_grid, grid, scan or self.scan, sacrum)
+        notes = tuple(dict.fromkeys((*self.notes, *(flag.message for flag in found.flags))))
+        seconds = self.seconds | {"measures": time.perf_counter() - started}
+        flags = (*(flag for flag in self.flags if flag.stage != "measures"), *found.flags)
+        return replace(self, measures=found.records, bodies=found.bodies, flags=flags, notes=notes, seconds=seconds)
+
     def to_dict(self) -> dict[str, Any]:
         """Content of `CASE.json`: points are LPS mm (x, y, z), `extent_mm` is (z, y, x), numbers unknown to a stage are None."""
         return case_record(self, self._made_by().model)
@@ -129,7 +145,7 @@ class SpineResult(LabelledSpine):
         Args:
             folder: made where it is missing.
             name: of the case: `NAME.nii.gz`, `NAME_ctd.json`, `NAME.json`, ...
-            report: also `NAME.png`, for which the scan must have been kept.
+            report: also `NAME.png` (and `NAME_measures.png`), for which the scan must have been kept.
             probabilities: also `NAME.npz`, for `spineclue_ensemble`; None: leave one that is there.
             describe: also `predict_args.json` and `plans.json` of the folder.
 
@@ -145,15 +161,19 @@ class SpineResult(LabelledSpine):
             files["probabilities"] = folder / f"{name}.npz"
             self._write_probabilities(files["probabilities"])
         seconds, flags = dict(self.seconds), self.flags
+        if self.measures:
+            files |= export_measures(self, self._label_volume(), folder, name)
+            seconds["measures"] = seconds.get("measures", 0.0) + time.perf_counter() - started
         if report:
-            drawing, picture = time.perf_counter(), folder / f"{name}.png"
-            with _DRAWING:
-                trouble = draw_or_say(lambda: self._draw(picture, name), picture.name)
+            drawing = time.perf_counter()
+            for kind, picture, draw in self._pictures(folder, name):
+                with _DRAWING:
+                    trouble = draw_or_say(draw, picture.name)
+                if trouble:
+                    flags = (*flags, picture_failed(trouble))
+                else:
+                    files[kind] = picture
             seconds["report"] = time.perf_counter() - drawing
-            if trouble:
-                flags = (*flags, picture_failed(trouble))
-            else:
-                files["report"] = picture
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
         files["record"] = folder / f"{name}.json"
         write_json(files["record"], replace(self, seconds=seconds, flags=flags).to_dict())
@@ -202,6 +222,19 @@ class SpineResult(LabelledSpine):
 
     def _write_labels(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
         return write_labels(self, folder, name, labels)
+
+    def _pictures(self, folder: Path, name: str) -> Iterator[tuple[str, Path, Callable[[], None]]]:
+        """(kind, path, how it is drawn)."""
+        report, measures = folder / f"{name}.png", folder / f"{name}_measures.png"
+        yield "report", report, lambda: self._draw(report, name)
+        if self.measures:
+            yield "measures_picture", measures, lambda: self._draw_measures(measures, name)
+
+    def _draw_measures(self, path: Path, title: str) -> None:
+        from .visualization.measures_picture import write_measures_picture
+
+        assert self.scan is not None
+        write_measures_picture(self, self.grids()[1], self.scan, path, title)
 
 
 @dataclass(frozen=True)

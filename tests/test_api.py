@@ -179,7 +179,8 @@ def test_what_cannot_be_saved_is_one_sentence(api, scan, found, tmp_path):
     with pytest.raises(InputError, match="a.png cannot be drawn: the scan was not kept"):
         bare.save(tmp_path / "out", "a")
     assert not (tmp_path / "out").exists()
-    assert set(bare.save(tmp_path / "out", "a", report=False)) == {"arguments", "plans", "labels", "centroids", "record"}
+    assert set(bare.save(tmp_path / "out", "a", report=False)) == {"arguments", "plans", "labels", "centroids", "record", "measures",
+                                                                            "parts"}
     for name in ("", "a/b", ".."):
         with pytest.raises(InputError, match="is no name of a case"):
             found.save(tmp_path / "out", name)
@@ -253,7 +254,7 @@ def test_options_that_do_not_exist_are_refused(api, scan, options, sentence):
 def test_options_count(api, scan, found):
     plain = api.predict(scan, forbid_anomalies=True, mirror=True, classifiers="shape")
     assert plain.provenance is not None
-    assert plain.provenance.options == {"forbid_anomalies": True, "mirror": True, "classifiers": ("shape",)}
+    assert plain.provenance.options == {"forbid_anomalies": True, "mirror": True, "classifiers": ("shape",), "measures": True}
     assert found.provenance is not None and found.provenance.options["forbid_anomalies"] is False
 
 
@@ -295,6 +296,7 @@ def test_the_command_counts_scans_without_vertebra_apart(scan, soft, tmp_path, c
 
     def printed(source: Path) -> str:
         args = Namespace(i=str(source), o=str(tmp_path / "out"), forbid_anomalies=False, mirror=False, classifiers=("shape",), dask=None,
+                         no_measures=True,
                          continue_prediction=False, num_parts=1, part_id=0, save_probabilities=False, no_report=True,
                          disable_progress_bar=True, intensity_offset=None)
         assert predict_and_report(args, model().model) == 0

@@ -38,6 +38,7 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
         "notes": _notes(result.notes, result.flags),
         "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
         "extra": dict(result.extra),
+        **({"measures": result.measures} if result.measures else {}),
         "plans": dict(plans or {}),
         "versions": versions(),
         "seconds": rounded_seconds(result.seconds),

@@ -84,7 +84,8 @@ def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: M
                        source: ModelSource) -> dict[str, str | None]:
     """The same through an executor; what the output was made with is written before the first case is sent out."""
     mr = model.modality == "MR"
-    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report))]
+    waiting = [case for case in cases
+               if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report))]
     if waiting:
         _describe(output, model, replace(options[cases[0].name], known=Known()), cases[0].path.parent)
     tasks: dict[Hashable, tuple[Any, ...]] = {

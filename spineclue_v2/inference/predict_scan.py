@@ -39,6 +39,8 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
     else:
         volume = checked_ct(volume, source or "The scan", options.intensity_offset)
         result = predict_volume(volume, model, options, progress)
+        if options.measures:
+            result = result.with_measures(volume)
     before = dict(seconds or {})
     times = before | result.seconds | {"total": sum(before.values()) + time.perf_counter() - started}
     return replace(result, scan=volume if keep_scan else None, seconds=times, provenance=provenance(model, options, source))
