@@ -1,6 +1,7 @@
 """What a prediction gives back: values, label map, table, files, and how it looks in a notebook."""
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from .utilities.files import write_json
 
 if TYPE_CHECKING:
     import pandas
+
+logger = logging.getLogger(__name__)
 
 _DRAWING = threading.Lock()  # matplotlib's fonts and caches are shared by all figures and made for one thread
 
@@ -106,7 +109,7 @@ class SpineResult(LabelledSpine):
         Args:
             folder: made where it is missing.
             name: of the case: `NAME.nii.gz`, `NAME_ctd.json`, `NAME.json`, ...
-            report: also `NAME.png`, for which the scan must have been kept.
+            report: also `NAME.png`, `NAME.html` and a thumbnail, for which the scan must have been kept.
             probabilities: also `NAME.npz`, for `spineclue_ensemble`.
             describe: also `predict_args.json` and `plans.json` of the folder.
 
@@ -123,6 +126,7 @@ class SpineResult(LabelledSpine):
             files["report"] = folder / f"{name}.png"
             with _DRAWING:
                 self._draw(files["report"], name)
+            files |= self._write_pages(folder, name)
             seconds["report"] = time.perf_counter() - drawing
         if probabilities:
             files["probabilities"] = folder / f"{name}.npz"
@@ -164,6 +168,17 @@ class SpineResult(LabelledSpine):
 
         assert self.scan is not None
         write_report(self, self.grids()[1], self.scan, path, title)
+
+    def _write_pages(self, folder: Path, name: str) -> dict[str, Path]:
+        """What a person opens; whatever goes wrong with it is a warning, since labels and numbers are worth having without."""
+        from .visualization.page.write import write_pages
+
+        assert self.scan is not None
+        try:
+            return write_pages(folder, name, self.to_dict(), self.scan, self._label_volume())
+        except Exception as error:
+            logger.warning("%s.html was not written (%s: %s); everything else is complete.", name, type(error).__name__, error)
+            return {}
 
     def _write_probabilities(self, path: Path) -> None:
         from .export.probabilities import write_probabilities

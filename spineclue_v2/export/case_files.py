@@ -42,5 +42,5 @@ def export_case(result: LabelledSpine, folder: str | Path, case: str, plans: Map
 
 def remove_earlier(folder: str | Path, case: str) -> None:
     """Take away what an earlier run left of a case and this one may not write again: CASE.json first, which vouches for the rest."""
-    for ending in (".json", ".npz", ".png"):
+    for ending in (".json", ".npz", ".png", ".html"):
         (Path(folder) / f"{case}{ending}").unlink(missing_ok=True)

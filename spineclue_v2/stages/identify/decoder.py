@@ -48,6 +48,7 @@ class Numbering:
     shifted: float
     unmoored: float
     numbering_anchored: bool
+    shifts: tuple[float, ...] = ()   # of the numbering moved by `shifts.SHIFTS` levels, where that was asked
 
 
 class Decoder:

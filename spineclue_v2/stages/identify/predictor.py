@@ -22,6 +22,7 @@ from .evidence import combine_evidence, shape_logs
 from .fusion import fusion_with
 from .plan import Penalties
 from .reasons import reasons
+from .shifts import shift_record
 from .trust import EvidenceModel, combined_rows, compare_with_sum, decode_with_trust
 from .uncertainty import monte_carlo
 
@@ -54,7 +55,7 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
                   if name is not None)
     return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
                    margin=numbering.margin,
-                   extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)} | why})
+                   extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)} | why | shift_record(numbering)})
 
 
 def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,

@@ -20,6 +20,7 @@ from ..base import Evidence
 from .decoder import EMITTING, NAMES, NEVER, VARIANTS, Decoder, Lattice, Numbering, names_of
 from .evidence import combine_evidence
 from .plan import Penalties
+from .shifts import shift_probabilities
 
 REGIONS = ("cervical", "thoracic", "lumbar")
 REGION_OF_LEVEL = np.array([[region(level) == name for name in REGIONS] for level in LEVELS], float)
@@ -99,6 +100,7 @@ def decode_with_trust(evidence: Mapping[str, Evidence], gaps: np.ndarray, model:
         priors.append(sum(np.log(model.trust[name] if right else 1.0 - model.trust[name])
                           for name, right in zip(opinions, trusted, strict=True)))
     numbering = _mix(lattices, np.array(priors), penalties.shifted_limit)
+    numbering = replace(numbering, shifts=shift_probabilities(numbering.names, lattices, np.array(priors)))
     return replace(numbering, numbering_anchored=numbering.numbering_anchored and doubt(known, numbering.names) < model.doubt)
 
 

@@ -70,7 +70,8 @@ def numbering(record: Mapping[str, Any]) -> dict[str, Any] | None:
     if anchored:
         sentence = "The numbering is anchored: shifted numberings together are improbable."
     else:
-        sentence = "The numbering is not anchored: all names together may be shifted up or down. Check them against the ribs, the sacrum or C2."
+        sentence = ("The numbering is not anchored: all names together may be shifted up or down. Check them against the ribs, the sacrum "
+                    "or C2.")
     return {"sentence": sentence, "anchored": anchored, "bars": bars, "margin": record.get("margin")}
 
 
@@ -167,13 +168,13 @@ def _vertebra(vertebra: Mapping[str, Any], others: Mapping[str, float]) -> dict[
     loss = heights.get("loss")
     together = grading.get("combined") or grading
     grade, by = (together.get("grade"), "network") if grading else (heights.get("implied_grade"), "heights")
-    marks = [text for wanted, text in ((vertebra.get("touches_border"), "truncated by the border of the scan"),
-                                       (confidence is not None and confidence < LOW_CONFIDENCE, "level unsure"),
-                                       (grading.get("disagrees_with_heights"), "network and heights disagree"),
-                                       (bool(heights.get("implied_grade")), heights.get("shape") or ""),
-                                       (bool(vertebra.get("height_doubt")), f"no heights: {vertebra.get('height_doubt')}")) if wanted and text]
-    return {"name": level or "?", "key": vertebra.get("label"), "colour": _colour(level), "confidence": confidence,
-            "unsure": confidence is not None and confidence < LOW_CONFIDENCE, "others": likely, "volume": vertebra.get("volume_ml"),
+    unsure = confidence is not None and confidence < LOW_CONFIDENCE
+    said = ((vertebra.get("touches_border"), "truncated by the border of the scan"), (unsure, "level unsure"),
+            (grading.get("disagrees_with_heights"), "network and heights disagree"), (heights.get("implied_grade"), heights.get("shape")),
+            (vertebra.get("height_doubt"), f"no heights: {vertebra.get('height_doubt')}"))
+    marks = [text for wanted, text in said if wanted and text]
+    return {"name": level or "?", "key": vertebra.get("label"), "colour": _colour(level), "confidence": confidence, "unsure": unsure,
+            "others": likely, "volume": vertebra.get("volume_ml"),
             "heights": heights.get("measured_mm"), "loss": None if loss is None else max(loss), "hu": vertebra.get("trabecular_hu"),
             "grade": grade, "grade_by": by, "marks": marks, "centre": vertebra.get("body_centre_mm")}
 

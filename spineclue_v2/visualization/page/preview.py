@@ -11,7 +11,7 @@ from ...anatomy.label_boxes import label_boxes
 from ...imageio.orientation import oriented_view
 from ...imageio.volume import ImageGrid, Volume
 from ...preprocessing.resampling import labels_to_network_space, resample_floats
-from ...utilities.triples import box_slices
+from ...utilities.triples import float_triple
 
 VOXELS = 4_000_000            # of a preview around a spine: 3 to 4 MB in the page
 EMPTY_VOXELS = 1_000_000      # of a whole field in which nothing was found
@@ -56,14 +56,14 @@ def make_preview(scan: Volume, labels: Volume, value_range: tuple[float, float] 
     start, stop = _region(list(boxes.values()), image.geometry)
     source = image.geometry.cropped(start, stop - start)
     target = _grid(source, VOXELS if boxes else EMPTY_VOXELS)
-    part = box_slices(start, stop - start)
     values = tuple(sorted(boxes))
     numbers = {value: number for number, value in enumerate(values, start=1)}
-    grey = resample_floats(Volume(image.array[part], source), target, linear=True)
+    steps = [max(1, int(new / old)) for new, old in zip(target.spacing, source.spacing, strict=True)]
+    grey = resample_floats(_thinned(image.array, start, stop, source, steps), target, linear=True)
     low, high = value_range or _mr_range(grey)
     step = max(high - low, 1e-6) / LEVELS_OF_GREY
     np.clip((grey - low) / step, 0, LEVELS_OF_GREY, out=grey)
-    drawn = labels_to_network_space(Volume(found.array[part], source), target, numbers)
+    drawn = labels_to_network_space(_thinned(found.array, start, stop, source, steps), target, numbers)
     return Preview(Volume(np.rint(grey).astype(np.uint8), target), drawn, low, step, values, min(image.spacing))
 
 
@@ -103,6 +103,13 @@ def _grid(source: ImageGrid, voxels: int) -> ImageGrid:
         edge *= 1.02
     z, y, x = (float(max(own, edge)) for own in finest)
     return source.resampled((z, y, x))
+
+
+def _thinned(array: np.ndarray, start: np.ndarray, stop: np.ndarray, source: ImageGrid, steps: Sequence[int]) -> Volume:
+    """Every step-th voxel of the part: a huge field is not averaged in full for a preview that is several times as coarse."""
+    part = array[tuple(slice(int(a), int(b), step) for a, b, step in zip(start, stop, steps, strict=True))]
+    spacing = float_triple(s * step for s, step in zip(source.spacing, steps, strict=True))
+    return Volume(np.ascontiguousarray(part), ImageGrid(part.shape, spacing, source.origin, source.direction))
 
 
 def _mr_range(grey: np.ndarray) -> tuple[float, float]:
