@@ -29,14 +29,16 @@ def blocks(levels: tuple[str, ...] = LEVELS, direction: np.ndarray | None = None
         start = (74 - 20 * number, 18 + number, 14 + 2 * number)
         array[tuple(slice(a, a + n) for a, n in zip(start, (16, 20, 22), strict=True))] = 300 + 50 * number
         middle = np.add(start, (7.5, 9.5, 10.5))
-        vertebrae.append(Vertebra((0.0, 0.0, 0.0), (24.0, 30.0, 33.0), 1.0, mask=np.ones((16, 20, 22), bool), mask_start=start, level=level,
-                                  confidence=0.4 + 0.199 * number, body_centre=tuple(map(float, grid.index_to_world(middle))), volume_ml=20.5,
+        vertebrae.append(Vertebra((0.0, 0.0, 0.0), (24.0, 30.0, 33.0), 1.0, mask=np.ones((16, 20, 22), bool), mask_start=start,
+                                  level=level, confidence=0.4 + 0.199 * number, volume_ml=20.5,
+                                  body_centre=tuple(map(float, grid.index_to_world(middle))),
                                   heights=BodyHeights(20.0, 18.0, 24.0, (24.0, 23.0, 24.0), "neighbours", 1, "wedge"), trabecular_hu=151.0))
     flag = Flag("thick_slices", "read", "warning", f"Slices are thick. {EVIL}", 6.0, 5.0, "Use thinner slices.")
-    shifts = [{"shift": s, "levels": None if s == 2 else f"from {s}", "probability": p} for s, p in zip(range(-2, 3), (0, .31, .6, .05, 0),
-                                                                                                        strict=True)]
-    extra = {"identify": {"rejected": 1, "landmarks": ["sacrum below L5 (0.97)"], "alone": ["shape: T12 to L3", "geometry: T11 to L2, 4 of 4 "
-             "differently"], "shifts": shifts, "other_levels": [{"T11": 0.31, "L1": 0.001}] + [{} for _ in levels[1:]]}}
+    probabilities = zip(range(-2, 3), (0.0, 0.31, 0.6, 0.05, 0.0), strict=True)
+    shifts = [{"shift": s, "levels": None if s == 2 else f"from {s}", "probability": p} for s, p in probabilities]
+    alone = ["shape: T12 to L3", "geometry: T11 to L2, 4 of 4 differently"]
+    others = [{"T11": 0.31, "L1": 0.001}] + [{} for _ in levels[1:]]
+    extra = {"identify": {"rejected": 1, "landmarks": ["sacrum below L5 (0.97)"], "alone": alone, "shifts": shifts, "other_levels": others}}
     return SpineResult(tuple(vertebrae), False, 1.2, {"read": 0.1, "localize": 2.0, "total": 2.1}, (EVIL,), extra if levels else {},
                        flags=(flag,), grid=grid, mask_grid=grid, scan=Volume(array, grid))
 

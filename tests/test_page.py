@@ -62,7 +62,8 @@ def test_an_empty_result_says_so_and_promises_nothing():
 
 def test_names_and_notes_cannot_act():
     text = case_page(blocks().to_dict(), EVIL, make_preview(blocks().scan, Volume(blocks().labels, blocks().grid)))
-    assert EVIL not in text and text.count("<script>") == 1 and "onerror=alert" not in text.replace("&lt;img src=x onerror=alert(1)&gt;", "")
+    assert EVIL not in text and text.count("<script>") == 1
+    assert "onerror=alert" not in text.replace("&lt;img src=x onerror=alert(1)&gt;", "")
     script = re.search(r"<script>(.*?)</script>", text, re.S).group(1)
     allowed = re.search(r"script-src '([^']+)' blob:", text).group(1)
     assert allowed == "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -93,7 +94,8 @@ def test_structures_of_an_mr_have_their_table():
     assert "1 structure" in text and "L4/L5" in text and "9.5" in text and "truncated" in text and "anchored" not in text
 
 
-@pytest.mark.parametrize("p, said", [(0.0, "0 %"), (0.0004, "< 0.1 %"), (0.013, "1.3 %"), (0.5, "50 %"), (0.995, "99.5 %"), (0.99999, "> 99.9 %")])
+@pytest.mark.parametrize("p, said", [(0.0, "0 %"), (0.0004, "< 0.1 %"), (0.013, "1.3 %"), (0.5, "50 %"), (0.995, "99.5 %"),
+                                     (0.99999, "> 99.9 %")])
 def test_percentages_claim_no_certainty(p, said):
     assert percent(p) == said
 

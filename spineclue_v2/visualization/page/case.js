@@ -53,7 +53,7 @@
   const plain = { logLevel: "error", dragAndDropEnabled: false, loadingText: "", viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "",
     fontMinPx: 11, scrollRequiresFocus: false };
   const nv = new Niivue({ ...plain, backColor: [0.024, 0.031, 0.043, 1], isRadiologicalConvention: true, sagittalNoseLeft: true,
-    crosshairColor: [1, 1, 1, 0.65], crosshairWidth: 0.7, crosshairWidthUnit: "mm", crosshairGap: 12, isCornerOrientationText: false, fontColor: [0.75, 0.8, 0.87, 1],
+    crosshairColor: [1, 1, 1, 0.55], crosshairWidth: 0.45, crosshairWidthUnit: "mm", crosshairGap: 12, isCornerOrientationText: false, fontColor: [0.75, 0.8, 0.87, 1],
     mouseEventConfig: mouse, isOrientationTextVisible: true, showAllOrientationMarkers: true, trustCalMinMax: true });
   await nv.attachToCanvas(element("slices"));
   const scan = await NVImage.loadFromUrl({ url: await unpack("scan-data"), name: "scan.nii", colormap: "gray" });

@@ -78,7 +78,7 @@ def numbering(record: Mapping[str, Any]) -> dict[str, Any] | None:
 def _shift_words(shift: int) -> str:
     if not shift:
         return "this numbering"
-    return f"{'one level' if abs(shift) == 1 else f'{abs(shift)} levels'} {'lower' if shift > 0 else 'higher'}"
+    return f"{'one level' if abs(shift) == 1 else 'two levels'} {'lower' if shift > 0 else 'higher'}"
 
 
 def evidence(record: Mapping[str, Any]) -> dict[str, Any]:
