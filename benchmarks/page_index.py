@@ -2,8 +2,8 @@
 
     python -m benchmarks.page_index --cases 2000 -o FOLDER
 
-Needs playwright and Chromium (extra `browser`). Cases and pictures are synthetic. Memory is the resident set of all processes of the browser,
-after the page was scrolled through, and beside it that of the same browser with an empty page.
+Needs playwright and Chromium (extra `browser`). Cases and pictures are synthetic. Memory is that of all processes of the browser (shared
+pages count once): with an empty page, with the index opened, and after it was scrolled through to its end.
 """
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def resident_mb(profile: Path) -> float:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if str(profile) in (process / "cmdline").read_text():
-                total += int(next(line for line in (process / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:")).split()[1])
+                rows = (process / "smaps_rollup").read_text().splitlines()
+                total += int(next(row for row in rows if row.startswith("Pss:")).split()[1])
         except (OSError, StopIteration):
             continue
     return total / 1000
