@@ -18,7 +18,7 @@ from page_case import EVIL, LEVELS, blocks
 from scipy.spatial.transform import Rotation
 
 from spineclue_v2.imageio.volume import ImageGrid, Volume
-from spineclue_v2.stages.identify.decoder import Decoder
+from spineclue_v2.stages.identify.decoder import Decoder, Numbering
 from spineclue_v2.stages.identify.plan import Penalties
 from spineclue_v2.stages.identify.shifts import SHIFTS, shift_probabilities, shift_record
 from spineclue_v2.visualization.page import preview
@@ -185,3 +185,12 @@ def test_shifts_beyond_the_spine_have_no_probability():
     found = shift_probabilities(numbering.names, [decoder._lattice(rows, np.ones(1), None)], np.zeros(1))
     record = shift_record(replace(numbering, shifts=found))
     assert numbering.names == ("C1", "C2") and [entry["levels"] for entry in record["shifts"][:2]] == [None, None]
+
+
+@pytest.mark.parametrize("names, spans", [(("T11", "T12"), ["T9 to T10", "T10 to T11", "T11 to T12", "T12 to L1", "L1 to L2"]),
+                                          (("L4", "L5"), ["L2 to L3", "L3 to L4", "L4 to L5", "L5 to L6", None]),
+                                          (("T12", "T13", "L1"), ["T10 to T12", "T11 to T13", "T12 to L1", "T13 to L2", "L1 to L3"]),
+                                          (("C1",), [None, None, "C1", "C2", "C3"])])
+def test_shifts_are_named_by_their_levels(names, spans):
+    numbering = Numbering(names, np.zeros((len(names), 27)), np.ones(len(names)), None, 0.0, 0.0, True, shifts=(0.0,) * 5)
+    assert [entry["levels"] for entry in shift_record(numbering)["shifts"]] == spans

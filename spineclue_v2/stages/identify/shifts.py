@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...anatomy import ANATOMICAL_ORDER, ORDER_INDEX
-from .decoder import MOVED, NEVER, Lattice, Numbering
+from .decoder import NEVER, Lattice, Numbering
 
 SHIFTS = (-2, -1, 0, 1, 2)    # levels; below 0 towards the head
 LEAST = 0.005                 # other levels with less than this are not recorded
@@ -29,8 +29,8 @@ def shift_probabilities(names: Sequence[str | None], lattices: Sequence[Lattice]
     weights = np.exp(weights - np.logaddexp.reduce(weights))
     found = []
     for shift in SHIFTS:
-        allowed = [None if name is None else _moved(ORDER_INDEX[name], shift) for name in names]
-        posterior = [float(np.exp(_held(lattice, allowed) - total)) for lattice, total in zip(lattices, totals, strict=True)]
+        there = _moved(names, shift)
+        posterior = [float(np.exp(_held(lattice, names, there) - total)) for lattice, total in zip(lattices, totals, strict=True)]
         found.append(float(np.clip(weights @ np.array(posterior), 0.0, 1.0)))
     return tuple(found)
 
@@ -43,35 +43,33 @@ def shift_record(numbering: Numbering) -> dict[str, Any]:
     named = [(i, name) for i, name in enumerate(numbering.names) if name is not None]
     if not named:
         return {}
-    shifts = [{"shift": shift, "levels": _span(_moved(ORDER_INDEX[named[0][1]], shift), _moved(ORDER_INDEX[named[-1][1]], shift)),
-               "probability": round(p, 6)} for shift, p in zip(SHIFTS, numbering.shifts, strict=False)]
+    shifts = [{"shift": shift, "levels": _span(_moved([name for _, name in named], shift)), "probability": round(p, 6)}
+              for shift, p in zip(SHIFTS, numbering.shifts, strict=False)]
     others = [{other: round(float(p), 4) for other, p in zip(ANATOMICAL_ORDER, numbering.posterior[i], strict=False)
                if p >= LEAST and other != name} for i, name in named]
     return {"shifts": shifts, "other_levels": others}
 
 
-def _moved(index: int, shift: int) -> list[int]:
-    """ANATOMICAL_ORDER indices that lie `shift` levels below `index`; none beyond the ends."""
-    found = {index}
-    for _ in range(abs(shift)):
-        found = {int(other) for one in found for other in MOVED[1 if shift > 0 else -1][one]}
-    return sorted(found)
+def _moved(names: Sequence[str | None], shift: int) -> list[str | None]:
+    """Each name `shift` levels further down, through T13 only where the numbering has one; None beyond the ends."""
+    order = [level for level in ANATOMICAL_ORDER if level != "T13" or "T13" in names]
+    places = [None if name is None else order.index(name) + shift for name in names]
+    return [order[place] if place is not None and 0 <= place < len(order) else None for place in places]
 
 
-def _held(lattice: Lattice, allowed: Sequence[Sequence[int] | None]) -> float:
-    """Log weight of all paths that give no detection a name but its allowed ones."""
+def _held(lattice: Lattice, names: Sequence[str | None], there: Sequence[str | None]) -> float:
+    """Log weight of all paths that give no detection of `names` another name than its one in `there`."""
     emission = lattice.emission.copy()
-    for i, indices in enumerate(allowed):
-        if indices is not None:
+    for i, (name, level) in enumerate(zip(names, there, strict=True)):
+        if name is not None:
             emission[i] = NEVER
-            emission[i, list(indices)] = lattice.emission[i, list(indices)]
+        if level is not None:
+            emission[i, ORDER_INDEX[level]] = lattice.emission[i, ORDER_INDEX[level]]
     return lattice.log_total(emission)
 
 
-def _span(first: Sequence[int], last: Sequence[int]) -> str | None:
-    """"C7 to T11", as the regular names have it; None where there are no such levels."""
-    if not first or not last:
+def _span(names: Sequence[str | None]) -> str | None:
+    """"C7 to T11"; None where one of them has no level."""
+    if None in names:
         return None
-    upper, lower = (next((ANATOMICAL_ORDER[i] for i in indices if ANATOMICAL_ORDER[i] not in ("T13", "L6")), ANATOMICAL_ORDER[indices[0]])
-                    for indices in (first, last))
-    return upper if upper == lower else f"{upper} to {lower}"
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
