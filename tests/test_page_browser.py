@@ -88,7 +88,9 @@ def test_mouse_and_keys_move_all_views(chromium, pages):
         assert trouble == []
 
 
-@pytest.mark.parametrize("name, scheme", [("case", "light"), ("case", "dark"), ("empty", "dark"), ("index", "light"), ("index", "dark")])
+@pytest.mark.parametrize("name, scheme", [("case", "light"), ("empty", "dark"), ("index", "light"),
+                                          pytest.param("case", "dark", marks=pytest.mark.slow),
+                                          pytest.param("index", "dark", marks=pytest.mark.slow)])
 def test_everybody_can_use_it(chromium, pages, name, scheme):
     with opened(chromium, pages / f"{name}.html", color_scheme=scheme) as (page, trouble):
         if name != "index":
@@ -115,6 +117,7 @@ def test_table_and_picture_stay_without(chromium, pages, without):
         assert page.locator("tbody tr[data-item]").count() == 4 and trouble == []
 
 
+@pytest.mark.slow
 def test_paper_shows_the_picture_instead_of_the_views(chromium, pages):
     with opened(chromium, pages / "case.html") as (page, _):
         ready(page)
