@@ -168,8 +168,8 @@ def test_save_writes_what_the_command_writes(api, scan, tmp_path):
     result = api.predict(path)
     files = result.save(tmp_path / "python", "case", probabilities=True)
     assert without_times(tmp_path / "command") == without_times(tmp_path / "python")
-    assert set(files.values()) | {tmp_path / "python" / name for name in ("labels_slicer.ctbl", "labels_itksnap.txt")} == set(
-        path for path in (tmp_path / "python").rglob("*") if path.is_file())
+    assert set(files.values()) | {tmp_path / "python" / name for name in ("labels_slicer.ctbl", "labels_itksnap.txt")} == {
+        path for path in (tmp_path / "python").rglob("*") if path.is_file()}
     assert np.array_equal(read_labels(files["labels"]).array, result.labels)
     record = json.loads(files["record"].read_text())
     assert {"read", "report", "total"} <= set(record["seconds"])

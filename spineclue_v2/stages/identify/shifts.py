@@ -26,7 +26,10 @@ def shift_probabilities(names: Sequence[str | None], lattices: Sequence[Lattice]
     """
     totals = np.array([lattice.log_total(lattice.emission) for lattice in lattices])
     weights = priors + totals
-    weights = np.exp(weights - np.logaddexp.reduce(weights))
+    total = np.logaddexp.reduce(weights)
+    if not np.isfinite(total):                # no numbering obeys what is known
+        return ()
+    weights = np.exp(weights - total)
     found = []
     for shift in SHIFTS:
         there = _moved(names, shift)
