@@ -1,6 +1,7 @@
 """What a prediction gives back: values, label map, table, files, and how it looks in a notebook."""
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ from .utilities.pictures import draw_or_say
 
 if TYPE_CHECKING:
     import pandas
+
+logger = logging.getLogger(__name__)
 
 _DRAWING = threading.Lock()  # matplotlib's fonts and caches are shared by all figures and made for one thread
 
@@ -145,7 +148,7 @@ class SpineResult(LabelledSpine):
         Args:
             folder: made where it is missing.
             name: of the case: `NAME.nii.gz`, `NAME_ctd.json`, `NAME.json`, ...
-            report: also `NAME.png` (and `NAME_measures.png`), for which the scan must have been kept.
+            report: also `NAME.png`, `NAME_measures.png`, `NAME.html` and a thumbnail, for which the scan must have been kept.
             probabilities: also `NAME.npz`, for `spineclue_ensemble`; None: leave one that is there.
             describe: also `predict_args.json` and `plans.json` of the folder.
 
@@ -173,6 +176,7 @@ class SpineResult(LabelledSpine):
                     flags = (*flags, picture_failed(trouble))
                 else:
                     files[kind] = picture
+            files |= replace(self, flags=flags)._write_pages(folder, name)
             seconds["report"] = time.perf_counter() - drawing
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
         files["record"] = folder / f"{name}.json"
@@ -213,6 +217,17 @@ class SpineResult(LabelledSpine):
 
         assert self.scan is not None
         write_report(self, self.grids()[1], self.scan, path, title)
+
+    def _write_pages(self, folder: Path, name: str) -> dict[str, Path]:
+        """What a person opens; whatever goes wrong with it is a warning, since labels and numbers are worth having without."""
+        from .visualization.page.write import write_pages
+
+        assert self.scan is not None
+        try:
+            return write_pages(folder, name, self.to_dict(), self.scan, self._label_volume())
+        except Exception as error:
+            logger.warning("%s.html was not written (%s: %s); everything else is complete.", name, type(error).__name__, error)
+            return {}
 
     def _write_probabilities(self, path: Path) -> None:
         from .export.probabilities import write_probabilities

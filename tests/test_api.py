@@ -146,8 +146,10 @@ def test_a_notebook_shows_the_table_and_nothing_of_it_is_markup(found):
 def without_times(folder: Path) -> dict[str, Any]:
     """Content of all files; seconds and where the scan lay are left out."""
     content: dict[str, Any] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".json":
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.suffix == ".html":
+            content[path.name] = "a page, which says the seconds"
+        elif path.suffix == ".json":
             content[path.name] = json.loads(path.read_text())
             if isinstance(content[path.name], dict):
                 content[path.name].pop("seconds", None)
@@ -166,8 +168,8 @@ def test_save_writes_what_the_command_writes(api, scan, tmp_path):
     result = api.predict(path)
     files = result.save(tmp_path / "python", "case", probabilities=True)
     assert without_times(tmp_path / "command") == without_times(tmp_path / "python")
-    assert set(files.values()) | {tmp_path / "python" / name for name in ("labels_slicer.ctbl", "labels_itksnap.txt")} == set(
-        (tmp_path / "python").iterdir())
+    assert set(files.values()) | {tmp_path / "python" / name for name in ("labels_slicer.ctbl", "labels_itksnap.txt")} == {
+        path for path in (tmp_path / "python").rglob("*") if path.is_file()}
     assert np.array_equal(read_labels(files["labels"]).array, result.labels)
     record = json.loads(files["record"].read_text())
     assert {"read", "report", "total"} <= set(record["seconds"])
@@ -298,7 +300,7 @@ def test_the_command_counts_scans_without_vertebra_apart(scan, soft, tmp_path, c
         args = Namespace(i=str(source), o=str(tmp_path / "out"), forbid_anomalies=False, mirror=False, classifiers=("shape",), dask=None,
                          no_measures=True,
                          continue_prediction=False, num_parts=1, part_id=0, save_probabilities=False, no_report=True,
-                         disable_progress_bar=True, intensity_offset=None)
+                         disable_progress_bar=True, intensity_offset=None, json=False)
         assert predict_and_report(args, model().model) == 0
         return capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dask", default=None, metavar="ADDRESS", help="work on the Dask cluster whose scheduler is at ADDRESS; its "
                         "workers must see the same folders")
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz with the level probabilities")
-    parser.add_argument("--no_report", action="store_true", help="write no CASE.png")
+    parser.add_argument("--no_report", action="store_true", help="write no CASE.png, no CASE.html and no index.html")
     parser.add_argument("--no_measures", action="store_true", help="measure no angles, discs, sub-regions and bone of CT")
     parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")
     parser.add_argument("--classifiers", nargs="+", default=list(CLASSIFIERS), choices=CLASSIFIERS,
@@ -74,7 +75,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
                         "1024 was added to HU; default: values are HU, or plainly HU + 1024")
     add_known_arguments(parser)
     add_prior_argument(parser)
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar (there is none without a terminal, either)")
+    parser.add_argument("--json", action="store_true", help="print the summary of the run as JSON instead of sentences")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -157,6 +159,7 @@ def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[st
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
+    from ..inference.run_summary import run_summary
     from ..utilities.parallel import dask_executor
 
     options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), intensity_offset=args.intensity_offset,
@@ -167,6 +170,9 @@ def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[st
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
                           model_source(args) if args.dask else None, known)
     failed = {name: why for name, why in outcome.items() if why}
+    if args.json:
+        print(json.dumps(run_summary(args.o, outcome), indent=2))
+        return 1 if failed else 0
     empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"
     what = "structure" if model.modality == "MR" else "vertebra"

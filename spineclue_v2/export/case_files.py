@@ -59,5 +59,5 @@ def remove_earlier(folder: str | Path, case: str, probabilities: bool = True) ->
 
     `probabilities`: also CASE.npz.
     """
-    for ending in (".json", EVIDENCE, *([".npz"] if probabilities else []), ".png", *MEASURE_ENDINGS):
+    for ending in (".json", EVIDENCE, *([".npz"] if probabilities else []), ".png", ".html", *MEASURE_ENDINGS):
         (Path(folder) / f"{case}{ending}").unlink(missing_ok=True)

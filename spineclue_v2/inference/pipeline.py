@@ -25,7 +25,7 @@ from .completeness import find_incomplete, incomplete_flag
 from .model import Model
 from .scan_flags import scan_flags
 
-__all__ = ["Options", "identify_masks", "predict_volume", "run_stages"]
+__all__ = ["Options", "identify_masks", "predict_volume", "run_stages", "stages_of"]
 
 Progress = Callable[[str, float], object]
 """Called with the name of the stage that begins and the fraction of stages that are done; once more with ("", 1.0) at the end."""
@@ -35,7 +35,7 @@ def run_stages(findings: Findings, model: Model, options: Options | None = None,
                ) -> tuple[Findings, dict[str, float]]:
     """What all stages of the model know of a scan in the end, and the seconds that each took."""
     context = Context(model.plans, model.device, options or Options(), model.stages)
-    chosen = _stages_of(model)
+    chosen = stages_of(model)
     seconds: dict[str, float] = {}
     for number, stage in enumerate(chosen):
         if progress is not None:
@@ -48,7 +48,7 @@ def run_stages(findings: Findings, model: Model, options: Options | None = None,
     return findings, seconds
 
 
-def _stages_of(model: Model) -> list[Stage]:
+def stages_of(model: Model) -> list[Stage]:
     """The stages that predict: those the model has networks for, and those that need none; not those that another one contains."""
     return [stage for stage in pipeline_of(model.modality)
             if (stage.name in model.stages or not stage.trainable) and stage.replaced_by not in model.stages]
@@ -100,7 +100,7 @@ def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | N
     """
     context = Context(model.plans, model.device, options or Options(), model.stages)
     findings = Findings(scan, tuple(order_cranio_caudal(vertebrae)))
-    for stage in _stages_of(model):
+    for stage in stages_of(model):
         if stage.names_masks and (scan is not None or not stage.needs_scan):
             findings = stage.predict(findings, model.stages.get(stage.name), context)
     return with_result_flags(SpineResult(findings.vertebrae, findings.anchored, findings.margin, extra=dict(findings.extra),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -18,15 +19,18 @@ from ..export.run_files import check_target, write_run_files
 from ..imageio.volume import read_volume
 from ..results import SpineResult
 from ..utilities.files import read_json
-from ..utilities.parallel import run_tasks
+from ..utilities.parallel import run_tasks, sentence
 from .cases import Case, case_name, list_cases
 from .model import Model, ModelSource, model_of
-from .pipeline import Options
+from .pipeline import Options, stages_of
 from .predict_scan import check_mr_options, predict_scan, provenance
+from .progress import RunProgress
 
 __all__ = ["Case", "case_name", "cases_without_finding", "list_cases", "predict", "predict_case"]
 
 logger = logging.getLogger(__name__)
+
+INDEX = "index.html"
 
 _LOADING = threading.Lock()  # threads of one worker begin together: the first loads the model, the others wait for it
 
@@ -41,8 +45,6 @@ def predict(source: str | Path | Sequence[Case], output: str | Path, model: Mode
     written before a scan could be read. With an `executor` the cases are predicted through it, by processes that load `model_source`.
     `known`: what is known of each case's levels.
     """
-    from tqdm import tqdm
-
     if not 0 <= part_id < num_parts:
         raise InputError(f"-part_id is {part_id}; expected 0..{num_parts - 1} with -num_parts {num_parts}.")
     cases = list_cases(source, modality=model.modality) if isinstance(source, str | Path) else list(source)
@@ -56,27 +58,46 @@ def predict(source: str | Path | Sequence[Case], output: str | Path, model: Mode
         for chosen in own.values():
             check_mr_options(chosen, save_probabilities, "--")
     if executor is not None and not single:
-        return _predict_elsewhere(cases, output, model, own, continue_prediction, save_probabilities, report, progress, executor,
-                                  model_source or ModelSource())
+        outcome = _predict_elsewhere(cases, output, model, own, continue_prediction, save_probabilities, report,
+                                     progress and sys.stderr.isatty(), executor, model_source or ModelSource())
+        _write_index(output, outcome, report)
+        return outcome
     given = own[cases[0].name] if single and cases else options
     describe = cache(lambda: _describe(output, model, given, shown))  # once, after the first scan could be read
-    for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
-        if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
-            outcome[case.name] = None
-            continue
-        try:
-            predict_case(case, output, model, own[case.name], save_probabilities, report, describe)
-            outcome[case.name] = None
-        except InputError as error:
-            if single:
-                raise
-            outcome[case.name] = str(error)
-        except Exception as error:  # whatever is wrong with one scan, the others are worth having
-            if single:
-                raise
-            logger.exception("Case %s failed.", case.name)
-            outcome[case.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    with RunProgress(len(cases), progress) as bar:
+        for case in cases:
+            if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
+                outcome[case.name] = None
+                bar.end()
+                continue
+            seconds = None
+            try:
+                seconds = predict_case(case, output, model, own[case.name], save_probabilities, report, describe, bar).seconds
+                outcome[case.name] = None
+            except InputError as error:
+                if single:
+                    raise
+                outcome[case.name] = str(error)
+            except Exception as error:  # whatever is wrong with one scan, the others are worth having
+                if single:
+                    raise
+                logger.exception("Case %s failed.", case.name)
+                outcome[case.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            bar.end(seconds)
+    _write_index(output, outcome, report and (not single or (output / INDEX).exists()))
     return outcome
+
+
+def _write_index(output: Path, outcome: dict[str, str | None], wanted: bool) -> None:
+    """`index.html` over the folder; what is wrong with it is a warning, since the results are there."""
+    if not wanted or not output.is_dir():
+        return
+    from ..visualization.page.batch_index import update_index
+
+    try:
+        update_index(output, outcome)
+    except Exception as error:
+        logger.warning("%s was not written (%s); the results are complete.", output / INDEX, sentence(error))
 
 
 def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: Mapping[str, Options], continue_prediction: bool,
@@ -102,14 +123,18 @@ def _predict_remote(case: Case, output: Path, source: ModelSource, options: Opti
 
 
 def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
-                 report: bool = True, on_read: Callable[[], object] | None = None) -> SpineResult:
+                 report: bool = True, on_read: Callable[[], object] | None = None, bar: RunProgress | None = None) -> SpineResult:
     """Predict one case and write its files; CASE.json last. `on_read` is called when the scan is read and nothing written yet."""
     started = time.perf_counter()
+    if bar is not None:
+        bar.begin(case.name, ["read", *(stage.name for stage in stages_of(model)), "report"])
     volume = read_volume(case.path, series=case.series, modality=model.modality)
     read = time.perf_counter() - started
     if on_read is not None:
         on_read()
-    result = predict_scan(volume, model, options, None, str(case.path), {"read": read}, keep_scan=report)
+    result = predict_scan(volume, model, options, bar.step if bar is not None else None, str(case.path), {"read": read}, keep_scan=report)
+    if bar is not None:
+        bar.step("report")
     result.save(output, case.name, report, save_probabilities, describe=False)
     return result.without_scan()
 

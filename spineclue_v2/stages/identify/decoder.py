@@ -48,6 +48,7 @@ class Numbering:
     unmoored: float
     numbering_anchored: bool
     log_total: float = 0.0
+    shifts: tuple[float, ...] = ()   # of the numbering moved by `shifts.SHIFTS` levels, where that was asked
 
 
 class Decoder:
