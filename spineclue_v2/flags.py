@@ -11,6 +11,8 @@ SEVERITIES = ("info", "warning", "review")
 CODES: dict[str, str] = {
     "thick_slices": "Slices are so far apart that levels and masks are unreliable.",
     "incomplete": "The spine goes on in the scan where no vertebra was found.",
+    "levels_left_out": "Vertebrae were found that were not asked for; they are not in the result.",
+    "levels_not_found": "Levels that were asked for were not found.",
 }
 """Meaning of every code, in one sentence. A flag with another code cannot be made."""
 

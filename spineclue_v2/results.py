@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import anatomy
-from .anatomy.vertebra import Vertebra
 from .errors import InputError
 from .export.case_files import export_case, remove_earlier
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
+from .export.columns import STRUCTURE, VERTEBRA
+from .export.formats import check_result, write_formats
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
 from .export.run_files import Provenance, check_target, write_run_files
@@ -99,8 +100,8 @@ class SpineResult(LabelledSpine):
 
         return pandas.DataFrame(self.to_rows(), columns=self._columns())
 
-    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool = False, describe: bool = True
-             ) -> dict[str, Path]:
+    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool = False, describe: bool = True,
+             also: Sequence[str] = ()) -> dict[str, Path]:
         """Write the files that `spineclue_predict` writes, `NAME.json` last; returns {kind: path}.
 
         Args:
@@ -109,12 +110,16 @@ class SpineResult(LabelledSpine):
             report: also `NAME.png`, for which the scan must have been kept.
             probabilities: also `NAME.npz`, for `spineclue_ensemble`.
             describe: also `predict_args.json` and `plans.json` of the folder.
+            also: further formats, by their names in `export.formats.FORMATS`: "seg.nrrd", "mrk.json", "bids", "crops", "crops_upright",
+                and of a scan that was read from DICOM "dicom_seg", "dicom_sr" and "dicom_rtstruct".
 
         Raises:
-            InputError: the scan was not kept but a picture is wanted, the label map would replace the scan, a file cannot be written.
+            InputError: the scan was not kept but a picture or crops are wanted, a format lacks a package or the DICOM files, the label map
+                would replace the scan, a file cannot be written.
         """
         started, folder = time.perf_counter(), Path(folder)
         self._check_save(folder, name, report, probabilities)
+        check_result(also, self, name)
         files = write_run_files(folder, self._made_by()) if describe else {}
         remove_earlier(folder, name)
         seconds = dict(self.seconds)
@@ -127,6 +132,10 @@ class SpineResult(LabelledSpine):
         if probabilities:
             files["probabilities"] = folder / f"{name}.npz"
             self._write_probabilities(files["probabilities"])
+        if also:
+            writing = time.perf_counter()
+            files |= write_formats(also, self, self._label_volume(), folder, name)
+            seconds["formats"] = time.perf_counter() - writing
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
         return files | replace(self, seconds=seconds)._write_case(folder, name, self._label_volume())
 
@@ -141,7 +150,7 @@ class SpineResult(LabelledSpine):
         return html_table(title, self.to_rows(), ("level", "confidence", "x_mm", "y_mm", "z_mm", "volume_ml", "touches_border"), self.notes)
 
     def _columns(self) -> list[str]:
-        return list(vertebra_rows([Vertebra((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0)])[0])
+        return [column.name for column in VERTEBRA]
 
     def _made_by(self) -> Provenance:
         return self.provenance or Provenance()
@@ -234,7 +243,7 @@ class MRResult(SpineResult):
         return html_table(title, self.to_rows(), ("structure", "kind", "volume_ml", "x_mm", "y_mm", "z_mm", "touches_border"), self.notes)
 
     def _columns(self) -> list[str]:
-        return list(mr_rows([{"centroid_mm": (0.0, 0.0, 0.0)}])[0])
+        return [column.name for column in STRUCTURE]
 
     def _label_volume(self) -> Volume:
         if self.label_volume is None:

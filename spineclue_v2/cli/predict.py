@@ -6,6 +6,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._outputs import add_output_arguments, wanted_formats
+
 if TYPE_CHECKING:
     from ..inference.model import Model, ModelSource
 
@@ -52,13 +54,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
                         help="classifiers of the level to use, where the model has weights for them; shape alone is the paper's method")
     parser.add_argument("--mirror", action="store_true",
                         help="average segmentation (MR: all) with its left-right mirror image (twice the time)")
+    add_output_arguments(parser)
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inference.predict_folder import list_cases
+    from ..anatomy.level_ranges import parse_levels
+    from ..inference.predict_folder import check_formats_of_cases, list_cases
 
-    list_cases(args.i)  # a wrong input path is said before seconds are spent on loading networks
+    # What is wrong with the call is said before seconds are spent on loading networks.
+    parse_levels(args.levels)
+    check_formats_of_cases(wanted_formats(args), list_cases(args.i))
     return predict_and_report(args, load_model(args))
 
 
@@ -99,15 +105,16 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
 
 def predict_and_report(args: argparse.Namespace, model: Model) -> int:
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
+    from ..anatomy.level_ranges import parse_levels
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
     from ..utilities.parallel import dask_executor
 
-    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers))
+    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), parse_levels(args.levels))
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
         outcome = predict(args.i, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
-                          model_source(args) if args.dask else None)
+                          model_source(args) if args.dask else None, wanted_formats(args))
     failed = {name: why for name, why in outcome.items() if why}
     empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"

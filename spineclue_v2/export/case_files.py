@@ -10,6 +10,7 @@ from ..imageio.volume import Volume, write_volume
 from ..utilities.files import write_json
 from .case_record import case_record
 from .colour_tables import write_colour_tables
+from .formats import remove_formats
 from .label_map import label_map
 from .labelled_spine import LabelledSpine
 
@@ -44,3 +45,4 @@ def remove_earlier(folder: str | Path, case: str) -> None:
     """Take away what an earlier run left of a case and this one may not write again: CASE.json first, which vouches for the rest."""
     for ending in (".json", ".npz", ".png"):
         (Path(folder) / f"{case}{ending}").unlink(missing_ok=True)
+    remove_formats(folder, case)

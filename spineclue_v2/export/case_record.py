@@ -27,7 +27,7 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
     stages say besides, by stage."""
     return {
         "status": "ok" if result.vertebrae else NO_VERTEBRA,
-        "vertebrae": [_vertebra_record(vertebra) for vertebra in result.vertebrae],
+        "vertebrae": [vertebra_entry(vertebra) for vertebra in result.vertebrae],
         "numbering_anchored": bool(result.numbering_anchored),
         "margin": _number(result.margin, 4),
         "incomplete": list(result.incomplete),
@@ -54,7 +54,8 @@ def rounded_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
     return {stage: round(float(value), 3) for stage, value in seconds.items()}
 
 
-def _vertebra_record(vertebra: Vertebra) -> dict[str, Any]:
+def vertebra_entry(vertebra: Vertebra) -> dict[str, Any]:
+    """What `CASE.json` says of one vertebra."""
     probabilities = None
     if vertebra.probabilities is not None:
         probabilities = {name: round(float(p), 6) for name, p in zip(anatomy.LEVELS, vertebra.probabilities, strict=True)}

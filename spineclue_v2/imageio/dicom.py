@@ -30,6 +30,16 @@ def is_dicom_folder(folder: Path) -> bool:
         return bool(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
 
 
+def series_files(folder: Path) -> tuple[Path, ...]:
+    """The files of the longest DICOM series of a folder, in the order of the slices; empty for anything else."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageSeriesReader
+    with itk_silent():
+        files = [reader.GetGDCMSeriesFileNames(str(folder), series) for series in reader.GetGDCMSeriesIDs(str(folder))]
+    return tuple(Path(name) for name in max(files, key=len, default=()))
+
+
 def read_dicom_series(folder: Path) -> tuple[np.ndarray, ImageGrid]:
     import SimpleITK as sitk
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..flags import Flag
 from ..utilities.files import atomic_path
-from .dicom import is_dicom_folder
+from .dicom import is_dicom_folder, series_files
 from .grid import ImageGrid, resample_grid
 from .grid_checks import FILE_ENDINGS, MIN_SLICES
 from .intensities import scan_values
@@ -120,7 +120,7 @@ def read_volume(path: str | Path, check_intensities: bool = True) -> Volume:
     thickest = max(geometry.spacing)
     if thickest > THICK_SLICE_MM:
         logger.warning("%s has slices %.1f mm apart; results are unreliable above %.0f mm.", path.name, thickest, THICK_SLICE_MM)
-    return Volume(array, geometry)
+    return Volume(array, geometry, files=series_files(path) if path.is_dir() else ())
 
 
 def read_labels(path: str | Path) -> Volume:

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..export.folder_tables import write_tables
+from ..export.formats import FORMATS, check_bids_names, check_formats, check_volume, missing_files
 from ..export.run_files import check_target, write_run_files
 from ..imageio.volume import FILE_ENDINGS, is_dicom_folder, read_volume
 from ..results import SpineResult
@@ -23,6 +26,8 @@ from .pipeline import Options
 from .predict_scan import check_mr_options, predict_scan, provenance
 
 logger = logging.getLogger(__name__)
+
+LEAST_FREE_BYTES = 20_000_000  # one case of a large scan with its picture
 
 _LOADING = threading.Lock()  # threads of one worker begin together: the first loads the model, the others wait for it
 
@@ -71,11 +76,13 @@ def case_name(path: Path) -> str:
 
 def predict(source: str | Path, output: str | Path, model: Model, options: Options | None = None, continue_prediction: bool = False,
             num_parts: int = 1, part_id: int = 0, save_probabilities: bool = False, report: bool = True,
-            progress: bool = True, executor: Executor | None = None, model_source: ModelSource | None = None) -> dict[str, str | None]:
-    """Predict every case of `source` into `output`; {case: None or the sentence of its failure}.
+            progress: bool = True, executor: Executor | None = None, model_source: ModelSource | None = None, also: Sequence[str] = ()
+            ) -> dict[str, str | None]:
+    """Predict every case of `source` into `output`; {case: None or the sentence of its failure}. `also`: names of further formats.
 
     A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete. Nothing is
-    written before a scan could be read. With an `executor` the cases are predicted through it, by processes that load `model_source`.
+    written before a scan could be read. The tables of the folder are made anew in the end. With an `executor` the cases are predicted
+    through it, by processes that load `model_source`.
     """
     from tqdm import tqdm
 
@@ -83,21 +90,24 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
         raise InputError(f"-part_id is {part_id}; expected 0..{num_parts - 1} with -num_parts {num_parts}.")
     cases, output = list_cases(source), Path(output)
     single = len(cases) == 1
+    check_formats_of_cases(also, cases)
     _check_output(output, cases)
     cases = cases[part_id::num_parts]
     outcome: dict[str, str | None] = {}
     if model.modality == "MR":
         check_mr_options(options or Options(), save_probabilities, "--")
     if executor is not None and not single:
-        return _predict_elsewhere(cases, output, model, options, continue_prediction, save_probabilities, report, progress, executor,
-                                  model_source or ModelSource())
+        outcome = _predict_elsewhere(cases, output, model, options, continue_prediction, save_probabilities, report, progress, executor,
+                                     model_source or ModelSource(), also)
+        _write_tables(output)
+        return outcome
     describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
-        if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
+        if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report, also):
             outcome[case.name] = None
             continue
         try:
-            predict_case(case, output, model, options, save_probabilities, report, describe)
+            predict_case(case, output, model, options, save_probabilities, report, describe, also)
             outcome[case.name] = None
         except InputError as error:
             if single:
@@ -108,40 +118,60 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
                 raise
             logger.exception("Case %s failed.", case.name)
             outcome[case.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    _write_tables(output)
     return outcome
+
+
+def check_formats_of_cases(also: Sequence[str], cases: Sequence[Case]) -> None:
+    """InputError, before networks are loaded, for formats that cannot be written for any of the cases."""
+    check_formats(also)
+    if any(FORMATS[name].dicom for name in also) and not any(case.path.is_dir() for case in cases):
+        raise InputError(f"DICOM objects cannot be written for {cases[0].path.name}: they belong to the DICOM files of a scan; give the "
+                         "folder of the DICOM series as input, or leave DICOM out.")
+    if "bids" in also:
+        check_bids_names([case.name for case in cases])
+
+
+def _write_tables(output: Path) -> None:
+    """The tables of the folder, if anything was ever written into it."""
+    if output.is_dir():
+        write_tables(output)
 
 
 def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: Options | None, continue_prediction: bool,
                        save_probabilities: bool, report: bool, progress: bool, executor: Executor,
-                       source: ModelSource) -> dict[str, str | None]:
+                       source: ModelSource, also: Sequence[str]) -> dict[str, str | None]:
     """The same through an executor; what the output was made with is written before the first case is sent out."""
     mr = model.modality == "MR"
-    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report))]
+    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report, also))]
     if waiting:
         _describe(output, model, options, cases[0].path.parent)
     tasks: dict[Hashable, tuple[Any, ...]] = {
-        case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options, save_probabilities, report)
+        case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options, save_probabilities, report, tuple(also))
         for case in waiting}
     _, failures = run_tasks(_predict_remote, tasks, executor, description="predicting", progress=progress)
     return {case.name: failures.get(case.name) for case in cases}
 
 
-def _predict_remote(case: Case, output: Path, source: ModelSource, options: Options | None, save_probabilities: bool, report: bool) -> None:
+def _predict_remote(case: Case, output: Path, source: ModelSource, options: Options | None, save_probabilities: bool, report: bool,
+                    also: Sequence[str]) -> None:
     with _LOADING:
         model = model_of(source)
-    predict_case(case, output, model, options, save_probabilities, report)
+    predict_case(case, output, model, options, save_probabilities, report, also=also)
 
 
 def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
-                 report: bool = True, on_read: Callable[[], object] | None = None) -> SpineResult:
+                 report: bool = True, on_read: Callable[[], object] | None = None, also: Sequence[str] = ()) -> SpineResult:
     """Predict one case and write its files; CASE.json last. `on_read` is called when the scan is read and nothing written yet."""
     started = time.perf_counter()
     volume = read_volume(case.path)
     read = time.perf_counter() - started
+    check_volume(also, volume, case.name)
     if on_read is not None:
         on_read()
-    result = predict_scan(volume, model, options, None, str(case.path), {"read": read}, keep_scan=report)
-    result.save(output, case.name, report, save_probabilities, describe=False)
+    keep_scan = report or any(FORMATS[name].scan for name in also)
+    result = predict_scan(volume, model, options, None, str(case.path), {"read": read}, keep_scan=keep_scan)
+    result.save(output, case.name, report, save_probabilities, describe=False, also=also)
     return result.without_scan()
 
 
@@ -150,10 +180,12 @@ def cases_without_finding(output: str | Path, names: Iterable[str]) -> list[str]
     return [name for name in names if read_json(Path(output) / f"{name}.json", "prediction").get("status") != "ok"]
 
 
-def _complete(output: Path, name: str, mr: bool, save_probabilities: bool, report: bool) -> bool:
+def _complete(output: Path, name: str, mr: bool, save_probabilities: bool, report: bool, also: Sequence[str]) -> bool:
     """Whether every file that is asked for is there."""
     endings = [".json", ".nii.gz"] + [".png"] * report + ([] if mr else ["_ctd.json"] + [".npz"] * save_probabilities)
-    return all((output / f"{name}{ending}").exists() for ending in endings)
+    if not all((output / f"{name}{ending}").exists() for ending in endings):
+        return False
+    return not also or not missing_files(also, output, name, bool(cases_without_finding(output, [name])))
 
 
 def _check_output(output: Path, cases: list[Case]) -> None:
@@ -165,6 +197,9 @@ def _check_output(output: Path, cases: list[Case]) -> None:
         raise InputError(f"Output {output} cannot be made: {place} is a file; give a folder.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"Output {output} cannot be written: {place} is not writable; give another folder.")
+    if (free := shutil.disk_usage(place).free) < LEAST_FREE_BYTES:
+        raise InputError(f"Output {output} is on a full disk ({free / 1e6:.0f} MB free, {LEAST_FREE_BYTES / 1e6:.0f} MB wanted); make "
+                         "space, or give another folder.")
     for case in cases:
         check_target(output, case.name, case.path)
 

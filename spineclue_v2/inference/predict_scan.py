@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..export.run_files import Provenance
 from ..imageio.volume import Volume
 from ..results import SpineResult
+from .level_selection import select_levels
 from .model import Model
 from .mr_pipeline import predict_mr
 from .pipeline import Options, Progress, predict_volume
@@ -36,10 +37,11 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
         check_mr_options(options)
         result: SpineResult = predict_mr(volume, model, options.mirror, progress)
     else:
-        result = predict_volume(volume, model, options, progress)
+        result = select_levels(predict_volume(volume, model, options, progress), options.levels)
     before = dict(seconds or {})
     times = before | result.seconds | {"total": sum(before.values()) + time.perf_counter() - started}
-    return replace(result, scan=volume if keep_scan else None, seconds=times, provenance=provenance(model, options, source))
+    made_by = replace(provenance(model, options, source), files=volume.files)
+    return replace(result, scan=volume if keep_scan else None, seconds=times, provenance=made_by)
 
 
 def provenance(model: Model, options: Options, source: str) -> Provenance:
@@ -50,7 +52,7 @@ def provenance(model: Model, options: Options, source: str) -> Provenance:
 def check_mr_options(options: Options, save_probabilities: bool = False, prefix: str = "") -> None:
     """InputError for what only the vertebrae of CT know; `prefix` is "--" where options are flags of a command."""
     given = {"save_probabilities": save_probabilities, "forbid_anomalies": options.forbid_anomalies,
-             "classifiers": set(options.classifiers) != set(Options().classifiers)}
+             "levels": bool(options.levels), "classifiers": set(options.classifiers) != set(Options().classifiers)}
     for name, wanted in given.items():
         if wanted:
             raise InputError(f"{prefix}{name} has no meaning for a model of MR, which writes labels alone; leave it out.")

@@ -43,6 +43,7 @@ class Options:
     forbid_anomalies: bool = False            # no T13, no L6, no missing T12
     mirror: bool = False                      # left-right test-time mirroring of the segmenting networks
     classifiers: tuple[str, ...] = CLASSIFIERS  # which are enabled, where the model has them
+    levels: tuple[str, ...] = ()              # of the result, once all are named; empty: all
 
 
 @dataclass(frozen=True)
