@@ -125,7 +125,7 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
 def check_formats_of_cases(also: Sequence[str], cases: Sequence[Case]) -> None:
     """InputError, before networks are loaded, for formats that cannot be written for any of the cases."""
     check_formats(also)
-    if any(FORMATS[name].dicom for name in also) and not any(case.path.is_dir() for case in cases):
+    if any(FORMATS[name].dicom for name in also) and all(case.path.name.lower().endswith(FILE_ENDINGS) for case in cases):
         raise InputError(f"DICOM objects cannot be written for {cases[0].path.name}: they belong to the DICOM files of a scan; give the "
                          "folder of the DICOM series as input, or leave DICOM out.")
     if "bids" in also:

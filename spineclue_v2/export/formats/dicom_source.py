@@ -21,8 +21,6 @@ _OF_THE_IMAGES = ("SpecificCharacterSet", "Modality", "InstanceNumber", "ImageTy
                   "DimensionIndexSequence", "DimensionOrganizationSequence", "DimensionOrganizationType")
 # A list of what may pass, not of what may not: comments, addresses, institutions and private elements stay behind.
 
-SAME_PLACE_VOXELS = 0.02  # frames whose corners lie this near to the voxels of the label map show these voxels themselves
-
 
 @dataclass(frozen=True)
 class Frame:
@@ -127,31 +125,42 @@ def _frame(header: Any, number: int, position: Any, orientation: Any, spacing: A
 def labels_on_frames(labels: Volume, source: DicomSource) -> np.ndarray:
     """Label values (frames, rows, columns) on the pixels of the source's frames, in their order.
 
-    Frames that show the voxels of the label map take these as they are, whatever the order of the slices. A series whose slices lie
-    elsewhere than the label map's (a resampled scan) takes the nearest voxel of each pixel; outside it there is background.
+    Where the label map has a slice for every frame, of the same pixels, each frame takes its slice as it is, whatever the order of the
+    slices. Else (a resampled scan) each pixel takes the nearest voxel; outside the label map there is background.
     """
     first = source.headers[0]
     values = np.zeros((len(source.frames), int(first.Rows), int(first.Columns)), dtype=labels.array.dtype)
     if any((int(header.Rows), int(header.Columns)) != values.shape[1:] for header in source.headers):
         raise InputError(f"The DICOM series of {first.SeriesInstanceUID} has slices of several sizes; DICOM objects for it cannot be made.")
+    own_slices = labels.array.shape == values.shape
     for number, frame in enumerate(source.frames):
-        values[number] = _on_frame(labels, frame, values.shape[1:])
+        found = _slice_of(labels, frame) if own_slices else None
+        values[number] = _nearest(labels, frame, values.shape[1:]) if found is None else labels.array[found]
     return values
 
 
-def _on_frame(labels: Volume, frame: Frame, shape: tuple[int, ...]) -> np.ndarray:
-    rows, columns = shape
+def _slice_of(labels: Volume, frame: Frame) -> int | None:
+    """Number of the slice whose pixels are the frame's; None where it has none. What counts is the place across the slices: along them
+    a tilted gantry moves the frames against a grid of right angles."""
+    start, by_row, by_column = _steps(labels, frame)
+    number = round(float(start[0]))
+    same = 0 <= number < len(labels.array) and abs(start[0] - number) < 0.25
+    # Over the whole frame pixels and voxels part by less than a tenth of a voxel.
+    apart = np.abs([by_row - (0, 1, 0), by_column - (0, 0, 1)]).max() * max(labels.array.shape)
+    return number if same and apart < 0.1 else None
+
+
+def _steps(labels: Volume, frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index (z, y, x) of the frame's first pixel in the label map, and the steps to the next row and to the next column."""
     start = labels.geometry.world_to_index(frame.origin)
-    by_row = labels.geometry.world_to_index(frame.origin + frame.along_column) - start
-    by_column = labels.geometry.world_to_index(frame.origin + frame.along_row) - start
-    last = start + by_row * (rows - 1) + by_column * (columns - 1)
-    slice_number = round(float(start[0]))
-    expected = np.array([[slice_number, 0, 0], [slice_number, rows - 1, columns - 1]])
-    if labels.array.shape[1:] == (rows, columns) and 0 <= slice_number < labels.array.shape[0] \
-            and np.abs(np.array([start, last]) - expected).max() <= SAME_PLACE_VOXELS:
-        return np.asarray(labels.array[slice_number])
-    index = np.rint(start + np.arange(rows)[:, None, None] * by_row + np.arange(columns)[None, :, None] * by_column).astype(int)
+    return (start, labels.geometry.world_to_index(frame.origin + frame.along_column) - start,
+            labels.geometry.world_to_index(frame.origin + frame.along_row) - start)
+
+
+def _nearest(labels: Volume, frame: Frame, shape: tuple[int, ...]) -> np.ndarray:
+    start, by_row, by_column = _steps(labels, frame)
+    index = np.rint(start + np.arange(shape[0])[:, None, None] * by_row + np.arange(shape[1])[None, :, None] * by_column).astype(int)
     inside = ((index >= 0) & (index < labels.array.shape)).all(axis=-1)
-    values = np.zeros((rows, columns), dtype=labels.array.dtype)
+    values = np.zeros(shape, dtype=labels.array.dtype)
     values[inside] = labels.array[tuple(index[inside].T)]
     return values
