@@ -52,7 +52,8 @@ FORMATS: dict[str, Format] = {
     "crops_upright": Format("the same, each vertebra turned upright", "crops:write_upright_crops", "{case}_crops_upright", scan=True),
     "dicom_seg": Format("DICOM segmentation on the slices of the scan", "dicom_seg:write_seg", "{case}_seg.dcm", _DICOM, dicom=True),
     "dicom_sr": Format("DICOM structured report, TID 1500", "dicom_sr:write_sr", "{case}_sr.dcm", _DICOM, dicom=True),
-    "dicom_rtstruct": Format("DICOM structure set: contours", "dicom_rtstruct:write_rtstruct", "{case}_rtstruct.dcm", _DICOM, dicom=True),
+    "dicom_rtstruct": Format("DICOM structure set: contours", "dicom_rtstruct:write_rtstruct", "{case}_rtstruct.dcm",
+                             ("pydicom", "skimage"), dicom=True),
 }
 
 
