@@ -14,6 +14,7 @@ from .dicom_objects import MANUFACTURER, SERIES_NUMBERS, save_object
 from .dicom_source import DicomSource, Frame, labels_on_frames, made_from, read_source, source_files
 from .outlines import outlines
 
+CONTOUR_DATA = 0x30060050
 DECIMALS = 3  # of millimetres: a thousandth moves no pixel centre across a contour
 
 
@@ -98,9 +99,19 @@ def _contours(number: int, segment: Segment, values: np.ndarray, source: DicomSo
             contour.ContourImageSequence = [_image(frame)]
             contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(points)
             world = frame.origin + points[:, :1] * frame.along_column + points[:, 1:] * frame.along_row
-            contour.ContourData = [f"{value:.{DECIMALS}f}" for value in world.ravel()]
+            contour[CONTOUR_DATA] = _decimal_strings(world)
             roi.ContourSequence.append(contour)
     return roi
+
+
+def _decimal_strings(points: np.ndarray) -> Any:
+    """Numbers as the value of Contour Data, as it is stored: pydicom would look at each of the many thousands one by one."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    value = "\\".join(f"{number:.{DECIMALS}f}" for number in points.ravel().tolist()).encode("ascii")
+    value += b" " * (len(value) % 2)  # an even number of bytes (PS3.5 6.2)
+    return RawDataElement(Tag(CONTOUR_DATA), "DS", len(value), value, 0, False, True)
 
 
 def _observation(number: int, segment: Segment) -> Any:
