@@ -64,7 +64,8 @@ def axial(tmp_path_factory) -> tuple[SpineResult, dict]:
 @pytest.mark.parametrize("kind", SERIES)
 def test_seg_and_contours_give_back_every_voxel_of_the_label_map(kind, tmp_path):
     result, files = exported(tmp_path, kind)
-    uids = [str(header(file).SOPInstanceUID) for file in result.scan.files]
+    planes = [header(file) for file in result.scan.files]
+    uids = [str(plane.SOPInstanceUID) for plane in planes]
     seg = hd.seg.segread(files["dicom_seg"])
     values = seg.get_pixels_by_source_instance(uids, combine_segments=True, ignore_spatial_locations=True,
                                                assert_missing_frames_are_empty=True)
@@ -76,7 +77,7 @@ def test_seg_and_contours_give_back_every_voxel_of_the_label_map(kind, tmp_path)
     for roi in contours.ROIContourSequence:
         for contour in roi.ContourSequence:
             number = uids.index(contour.ContourImageSequence[0].ReferencedSOPInstanceUID)
-            plane = header(result.scan.files[number])
+            plane = planes[number]
             points = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(plane.ImagePositionPatient, float)
             row, column = np.array(plane.ImageOrientationPatient, float).reshape(2, 3)
             assert np.abs(points @ np.cross(row, column)).max() < 0.01
@@ -120,7 +121,7 @@ def test_the_report_holds_place_measurements_confidence_and_flags(axial):
                           (19.0, "mm"), "Posterior height of vertebral body": (21.0, "mm"), "Attenuation Coefficient": (140.0, "[hnsf'U]"),
                           "Certainty of Finding": (75.0, "%")}
     whole, = report.content.get_image_measurement_groups()
-    said = {q.name.meaning: q.value.meaning for q in whole.get_qualitative_evaluations()}
+    said = {q.name.meaning: q.value.meaning for q in whole.get_qualitative_evaluations() if q.name.meaning != "Finding category"}
     assert said == {"Numbering of the vertebrae is anchored": "Yes", "A person should look before use": "No",
                     "Flag (warning)": "thick slices"}
     segments = hd.seg.segread(files["dicom_seg"]).SegmentSequence
