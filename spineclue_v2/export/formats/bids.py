@@ -19,21 +19,26 @@ _SUFFIXES = ("ct", "T1w", "T2w", "bold", "PD")
 def write_bids(result: Exportable, labels: Volume, folder: Path, case: str) -> Path:
     """Mask, centroids and, where the picture was drawn, snapshot of a case; `dataset_description.json` once. Returns the mask's path."""
     root = folder / "derivatives"
-    stem = root / bids_subject(case) / bids_stem(case)
+    mask, centroids, snapshot = bids_files(folder, case)
     if not (root / "dataset_description.json").is_file():
         write_json(root / "dataset_description.json", {
             "Name": "Vertebrae", "BIDSVersion": "1.9.0", "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "spineclue_v2", "Version": __version__}]})
-    mask = stem.with_name(f"{stem.name}_seg-vert_msk.nii.gz")
     write_volume(labels, mask)
-    write_ctd(stem.with_name(f"{stem.name}_seg-subreg_ctd.json"), result.vertebrae, labels.geometry)
+    write_ctd(centroids, result.vertebrae, labels.geometry)
     picture = folder / f"{case}.png"
-    snapshot = stem.with_name(f"{stem.name}_seg-vert_snp.png")
-    snapshot.unlink(missing_ok=True)
     if picture.is_file():
         with atomic_path(snapshot) as temporary:
             shutil.copyfile(picture, temporary)
     return mask
+
+
+def bids_files(folder: Path, case: str) -> tuple[Path, Path, Path]:
+    """Mask, centroids and snapshot of a case."""
+    stem = folder / "derivatives" / bids_subject(case) / bids_stem(case)
+    mask, centroids, snapshot = (stem.with_name(f"{stem.name}_seg-{ending}") for ending in ("vert_msk.nii.gz", "subreg_ctd.json",
+                                                                                           "vert_snp.png"))
+    return mask, centroids, snapshot
 
 
 def bids_stem(case: str) -> str:

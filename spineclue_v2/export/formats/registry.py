@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import InputError
 from ...imageio.volume import Volume
 from .base import Exportable
-from .bids import bids_stem, bids_subject
+from .bids import bids_files, bids_stem, bids_subject
 from .dicom_source import check_source, made_from, source_files
 
 
@@ -97,7 +97,7 @@ def missing_files(names: Sequence[str], folder: str | Path, case: str, empty: bo
 
 def remove_formats(folder: str | Path, case: str) -> None:
     """Take away what an earlier run wrote in any format, so that nothing contradicts the new result."""
-    for path in format_files(FORMATS, folder, case):
+    for path in (*format_files(FORMATS, folder, case), *bids_files(Path(folder), case)):
         if path.is_dir():
             for ending in CROP_ENDINGS:
                 for crop in path.glob(f"{glob.escape(case)}_*{ending}"):
