@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 from ...utilities.files import atomic_path
 from .codes import Code
@@ -24,9 +25,10 @@ def code_item(code: Code) -> Any:
 
 def tracking_uid(series: str, name: str) -> Any:
     """The same UID for the same structure of the same series in every object and every run, so that they can be brought together."""
-    from pydicom.uid import generate_uid
+    from pydicom.uid import UID
 
-    return generate_uid(prefix=None, entropy_srcs=["spineclue_v2", series, name])
+    # A UUID in decimals below 2.25 needs no root of our own (PS3.5 B.2); version 5 is a hash of the name.
+    return UID(f"2.25.{uuid5(NAMESPACE_OID, f'{MANUFACTURER} {series} {name}').int}")
 
 
 def save_object(dataset: Any, path: Path) -> Path:
