@@ -95,7 +95,7 @@ class SpineResult(LabelledSpine):
         return vertebra_rows(self.vertebrae)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row per vertebra in cranio-caudal order. Columns carry their unit (`x_mm`, `volume_ml`); points are LPS mm."""
+        """One row per vertebra in cranio-caudal order, with the values of `CASE.json`. Columns carry their unit; points are LPS mm."""
         import pandas
 
         return pandas.DataFrame(self.to_rows(), columns=self._columns())

@@ -61,7 +61,7 @@ def vertebra_entry(vertebra: Vertebra) -> dict[str, Any]:
         probabilities = {name: round(float(p), 6) for name, p in zip(anatomy.LEVELS, vertebra.probabilities, strict=True)}
     return {
         "level": vertebra.level,
-        "label": anatomy.LABEL_OF_NAME[vertebra.level] if vertebra.level else None,
+        "label": anatomy.LABEL_OF_NAME.get(vertebra.level or ""),
         "confidence": _number(vertebra.confidence, 6),
         "uncertainty": _number(vertebra.uncertainty, 6),
         "body_centre_mm": None if vertebra.body_centre is None else [round(float(c), 3) for c in vertebra.body_centre],
