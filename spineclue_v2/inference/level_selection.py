@@ -24,4 +24,7 @@ def select_levels(result: SpineResult, levels: Sequence[str]) -> SpineResult:
         flags.append(Flag("levels_not_found", "result", "warning", f"Asked for and not found: {', '.join(missing)}.",
                           " ".join(missing), None, "Look at the picture: the scan may not show them, or they have another name."))
     notes = tuple(dict.fromkeys((*result.notes, *(flag.message for flag in flags))))
-    return replace(result, vertebrae=kept, numbering_anchored=result.numbering_anchored and bool(kept), flags=tuple(flags), notes=notes)
+    # A numbering rests on all vertebrae: a part of them cannot be numbered again.
+    basis = None if left_out else result.basis
+    return replace(result, vertebrae=kept, basis=basis, numbering_anchored=result.numbering_anchored and bool(kept), flags=tuple(flags),
+                   notes=notes)
