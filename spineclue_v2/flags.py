@@ -48,6 +48,8 @@ CODES: dict[str, str] = {
     "front_back": "Bodies do not lie in front of their arches: front and back may be swapped in the header.",
     "left_right": "More lung lies left of T6 to T12 than right: left and right may be swapped in the header.",
     "picture_failed": "A picture could not be drawn; everything else is complete.",
+    "levels_left_out": "Vertebrae were found that were not asked for; they are not in the result.",
+    "levels_not_found": "Levels that were asked for were not found.",
 }
 """Meaning of every code, in one sentence. A flag with another code cannot be made."""
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from . import anatomy
 from .anatomy.known import KnownInput, known_of
-from .anatomy.vertebra import Vertebra
 from .errors import InputError
 from .export.case_files import remove_earlier, write_labels
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
+from .export.columns import STRUCTURE, VERTEBRA
+from .export.formats import check_result, write_formats
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
 from .export.measure_files import export_measures
@@ -118,7 +119,7 @@ class SpineResult(LabelledSpine):
         return vertebra_rows(self.vertebrae)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row per vertebra in cranio-caudal order. Columns carry their unit (`x_mm`, `volume_ml`); points are LPS mm."""
+        """One row per vertebra in cranio-caudal order, with the values of `CASE.json`. Columns carry their unit; points are LPS mm."""
         import pandas
 
         return pandas.DataFrame(self.to_rows(), columns=self._columns())
@@ -139,8 +140,8 @@ class SpineResult(LabelledSpine):
         """
         return renumber(self, known_of(known, lumbar, thoracic))
 
-    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool | None = False, describe: bool = True
-             ) -> dict[str, Path]:
+    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool | None = False, describe: bool = True,
+             also: Sequence[str] = ()) -> dict[str, Path]:
         """Write the files that `spineclue_predict` writes: the labels first, `NAME.json` last; returns {kind: path}.
 
         A picture that cannot be drawn costs nothing but itself: a flag in `NAME.json` says so.
@@ -151,12 +152,16 @@ class SpineResult(LabelledSpine):
             report: also `NAME.png`, `NAME_measures.png`, `NAME.html` and a thumbnail, for which the scan must have been kept.
             probabilities: also `NAME.npz`, for `spineclue_ensemble`; None: leave one that is there.
             describe: also `predict_args.json` and `plans.json` of the folder.
+            also: further formats, by their names in `export.formats.FORMATS`: "seg.nrrd", "mrk.json", "bids", "crops", "crops_upright",
+                and of a scan that was read from DICOM "dicom_seg", "dicom_sr" and "dicom_rtstruct".
 
         Raises:
-            InputError: the scan was not kept but a picture is wanted, the label map would replace the scan, a file cannot be written.
+            InputError: the scan was not kept but a picture or crops are wanted, a format lacks a package or the DICOM files, the label map
+                would replace the scan, a file cannot be written.
         """
         started, folder = time.perf_counter(), Path(folder)
         self._check_save(folder, name, report, bool(probabilities))
+        check_result(also, self, name)
         files = write_run_files(folder, self._made_by()) if describe else {}
         remove_earlier(folder, name, probabilities is not None)
         files |= self._write_labels(folder, name, self._label_volume())
@@ -167,6 +172,10 @@ class SpineResult(LabelledSpine):
         if self.measures:
             files |= export_measures(self, self._label_volume(), folder, name)
             seconds["measures"] = seconds.get("measures", 0.0) + time.perf_counter() - started
+        if also:
+            writing = time.perf_counter()
+            files |= write_formats(also, self, self._label_volume(), folder, name)
+            seconds["formats"] = time.perf_counter() - writing
         if report:
             drawing = time.perf_counter()
             for kind, picture, draw in self._pictures(folder, name):
@@ -194,7 +203,7 @@ class SpineResult(LabelledSpine):
         return html_table(title, self.to_rows(), ("level", "confidence", "x_mm", "y_mm", "z_mm", "volume_ml", "touches_border"), self.notes)
 
     def _columns(self) -> list[str]:
-        return list(vertebra_rows([Vertebra((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0)])[0])
+        return [column.name for column in VERTEBRA]
 
     def _made_by(self) -> Provenance:
         return self.provenance or Provenance()
@@ -311,7 +320,7 @@ class MRResult(SpineResult):
         return html_table(title, self.to_rows(), ("structure", "kind", "volume_ml", "x_mm", "y_mm", "z_mm", "touches_border"), self.notes)
 
     def _columns(self) -> list[str]:
-        return list(mr_rows([{"centroid_mm": (0.0, 0.0, 0.0)}])[0])
+        return [column.name for column in STRUCTURE]
 
     def _label_volume(self) -> Volume:
         if self.label_volume is None:

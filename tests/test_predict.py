@@ -122,9 +122,10 @@ def scan(tmp_path) -> Path:
 def test_files_of_a_case(trained, tmp_path, scan):
     out = tmp_path / "out"
     assert run("-i", scan, "-o", out, "-m", trained, "-device", "cpu", "--save_probabilities", "--disable_progress_bar") == 0
-    assert {p.name for p in out.iterdir()} == {"one.nii.gz", "one_ctd.json", "one.json", "one.png", "one.html", "thumbnails", "one.npz",
-                                               "plans.json", "one_evidence.npz", "one_measures.csv", "one_measures.png",
-                                               "one_parts.nii.gz", "predict_args.json", "labels_slicer.ctbl", "labels_itksnap.txt"}
+    assert {p.name for p in out.iterdir() if p.suffix != ".parquet"} == {
+        "vertebrae.csv", "cases.csv", "measures.csv", "one.nii.gz", "one_ctd.json", "one.json", "one.png", "one.html", "thumbnails",
+        "one.npz", "plans.json", "one_evidence.npz", "one_measures.csv", "one_measures.png", "one_parts.nii.gz", "predict_args.json",
+        "labels_slicer.ctbl", "labels_itksnap.txt"}
     with np.load(out / "one.npz") as arrays:
         np.testing.assert_allclose(arrays["probabilities"].sum(1), 1, atol=1e-4)
         assert arrays["probabilities"].shape == (len(record(out, "one")["vertebrae"]), 24)

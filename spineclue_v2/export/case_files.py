@@ -12,6 +12,7 @@ from .case_record import case_record
 from .colour_tables import write_colour_tables
 from .evidence_file import ENDING as EVIDENCE
 from .evidence_file import write_evidence
+from .formats import remove_formats
 from .label_map import label_map
 from .labelled_spine import LabelledSpine
 from .measure_files import MEASURE_ENDINGS
@@ -61,3 +62,4 @@ def remove_earlier(folder: str | Path, case: str, probabilities: bool = True) ->
     """
     for ending in (".json", EVIDENCE, *([".npz"] if probabilities else []), ".png", ".html", *MEASURE_ENDINGS):
         (Path(folder) / f"{case}{ending}").unlink(missing_ok=True)
+    remove_formats(folder, case)

@@ -47,6 +47,7 @@ class Options:
     known: Known = field(default_factory=Known)  # what the user knows of the levels of this scan
     intensity_offset: float | None = None     # CT: added to all values on reading; None: values are HU, or plainly HU + 1024
     measures: bool = True                     # angles, discs, sub-regions and density of bone, of CT
+    levels: tuple[str, ...] = ()              # of the result, once all are named; empty: all
 
 
 @dataclass(frozen=True)
