@@ -11,6 +11,14 @@ SEVERITIES = ("info", "warning", "review")
 CODES: dict[str, str] = {
     "thick_slices": "Slices are so far apart that levels and masks are unreliable.",
     "incomplete": "The spine goes on in the scan where no vertebra was found.",
+    "label_scheme": "The values of a label map were read as those of a known tool, or of none.",
+    "levels_differ": "The other tool gives vertebrae other levels.",
+    "mask_mended": "Pieces of a label map were given to another vertebra or left out.",
+    "merged_vertebrae": "One value of a label map covered two vertebrae.",
+    "torn_vertebra": "Two values of a label map covered one vertebra.",
+    "missing_vertebra": "A label map has no mask of a vertebra between two others.",
+    "unlikely_body": "A body of a label map is no likely vertebra.",
+    "level_without_value": "A level has no value in the scheme of the source.",
 }
 """Meaning of every code, in one sentence. A flag with another code cannot be made."""
 

@@ -22,6 +22,8 @@ from .evidence import combine_evidence, shape_logs
 from .fusion import fusion_with
 from .plan import Penalties
 from .reasons import reasons
+from .tool_levels import NAME as TOOL
+from .tool_levels import with_tool
 from .trust import EvidenceModel, combined_rows, compare_with_sum, decode_with_trust
 from .uncertainty import monte_carlo
 
@@ -34,27 +36,34 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
     Where a mask is missing (a list of body centres) shape says nothing. What the decoder takes for no vertebra is dropped;
     `extra["identify"]["rejected"]` counts it, beside the `reasons`. Raises InputError where no classifier can say anything.
     """
-    vertebrae, plan = findings.vertebrae, context.plans.stage("identify")
-    if not vertebrae:
+    if not findings.vertebrae:
         return findings
+    plan = context.plans.stage("identify")
+    findings = add_shape(findings, model, context)
+    vertebrae, evidence = findings.vertebrae, findings.evidence
     gaps = vertebral_gaps(np.array([v.body_centre for v in vertebrae]))
-    evidence = dict(findings.evidence)
-    seen: list[tuple[np.ndarray | None, float | None]] = [(None, None)] * len(vertebrae)
-    if all(v.mask is not None for v in vertebrae):
-        probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, context.device, round_positions(gaps))
-        seen = [(row, float(nats)) for row, nats in zip(probabilities, uncertainty, strict=True)]
-        evidence = {"shape": Evidence(shape_logs(probabilities)), **evidence}
     logs, variants, numbering = _decode(evidence, gaps, plan, context)
     why = reasons(_enabled(evidence, context), numbering.names, gaps, Penalties.from_dict(plan.run.decoder_penalties),
                   context.options.forbid_anomalies)
     own = [None] * len(vertebrae) if variants is None else [(float(t13), float(l6)) for t13, l6 in variants]
-    named = tuple(replace(v, probabilities=p, uncertainty=u, log_probabilities=row, variant_log_probabilities=extra, level=name,
-                          confidence=float(c))
-                  for v, (p, u), row, extra, name, c in zip(vertebrae, seen, logs, own, numbering.names, numbering.confidence, strict=True)
+    named = tuple(replace(v, log_probabilities=row, variant_log_probabilities=extra, level=name, confidence=float(c))
+                  for v, row, extra, name, c in zip(vertebrae, logs, own, numbering.names, numbering.confidence, strict=True)
                   if name is not None)
     return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
                    margin=numbering.margin,
                    extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)} | why})
+
+
+def add_shape(findings: Findings, model: StageModel, context: Context) -> Findings:
+    """Findings with the evidence of the shape classifier, where all vertebrae have masks and it has not spoken yet."""
+    vertebrae, plan = findings.vertebrae, context.plans.stage("identify")
+    if "shape" in findings.evidence or not vertebrae or any(v.mask is None for v in vertebrae):
+        return findings
+    gaps = vertebral_gaps(np.array([v.body_centre for v in vertebrae]))
+    probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, context.device, round_positions(gaps))
+    seen = tuple(replace(v, probabilities=row, uncertainty=float(nats))
+                 for v, row, nats in zip(vertebrae, probabilities, uncertainty, strict=True))
+    return replace(findings, vertebrae=seen, evidence={"shape": Evidence(shape_logs(probabilities)), **findings.evidence})
 
 
 def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
@@ -67,6 +76,7 @@ def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
         raise InputError("Vertebrae without masks are named by the classifiers geometry and appearance, and this model has (or was told to "
                          "use) neither; leave -d and -m out for the package's own model, or train stage geometry.")
     if model is not None:
+        model = with_tool(model) if TOOL in evidence else model
         enabled = _enabled(evidence, context)
         logs, variants = combined_rows(enabled, model)
         numbering = decode_with_trust(enabled, gaps, model, penalties, forbid)
