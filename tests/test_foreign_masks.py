@@ -111,10 +111,11 @@ def test_what_does_not_fit_is_refused(labels, tmp_path):
 
 def test_the_command_refuses_options_of_maps_for_points(tmp_path, capsys):
     (tmp_path / "points.csv").write_text("x,y,z\n0,0,0\n")
-    assert "--from" in refused(capsys, "relabel", "-i", tmp_path / "points.csv", "-o", tmp_path / "o.csv", "--from", "verse", "-device", "cpu")
+    assert "--from" in refused(capsys, "relabel", "-i", tmp_path / "points.csv", "-o", tmp_path / "o.csv", "--from", "verse",
+                               "-device", "cpu")
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(1, len(NAMES) - 2), st.sampled_from([-1, 1]))
 def test_a_process_with_the_neighbours_value_comes_back(place, step):
     labels = spine(NAMES, (2.0, 1.5, 1.5))[1]
@@ -132,10 +133,8 @@ def test_true_masks_are_not_touched_and_strays_go(labels):
     assert np.array_equal(mend_values(labels.array, labels.spacing, values)[0], labels.array)
     damaged = labels.array.copy()
     damaged[1:3, 1:3, 1:3] = values[0]
-    inner = tuple(int(v) for v in np.argwhere(labels.array == values[3]).mean(0))
     mended, done = mend_values(damaged, labels.spacing, values)
     assert np.array_equal(mended, labels.array) and done.dropped_ml == pytest.approx(8 * 4.5 / 1000)
-    assert inner
 
 
 def test_neighbours_that_share_a_value_are_parted_and_a_torn_one_is_joined(labels, tmp_path):

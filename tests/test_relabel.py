@@ -16,9 +16,9 @@ from test_bad_commands import refused, run
 from spineclue_v2.anatomy import LABEL_OF_NAME, LEVELS, NUM_LEVELS
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.volume import Volume, read_labels, write_volume
+from spineclue_v2.inference.bodies import find_bodies, name_bodies, to_vertebra
 from spineclue_v2.inference.model import Model, load_shipped, load_trained
 from spineclue_v2.inference.pipeline import Options
-from spineclue_v2.inference.bodies import find_bodies, name_bodies, to_vertebra
 from spineclue_v2.inference.relabel import relabel
 from spineclue_v2.plans.data import Data
 from spineclue_v2.preprocessing.resampling import labels_to_network_space, network_grid
@@ -288,4 +288,6 @@ def test_real_masks_get_their_own_names_back(name, tmp_path):
         given_map[array == value] = 1 + (3 * number + 1) % len(values) if len(values) % 3 else 1 + (number + 2) % len(values)
     write_volume(Volume(given_map, truth.geometry), tmp_path / "given.nii.gz")
     relabel(tmp_path / "given.nii.gz", tmp_path / "named.nii.gz", load_shipped(torch.device("cpu")))
-    assert np.array_equal(read_labels(tmp_path / "named.nii.gz").array, expected)
+    named = read_labels(tmp_path / "named.nii.gz").array
+    assert set(np.unique(named)) == set(np.unique(expected))
+    assert (named != expected).sum() < 1e-3 * (expected > 0).sum()     # loose voxels and cavities are mended, nothing else

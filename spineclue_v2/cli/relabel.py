@@ -10,15 +10,17 @@ CHOICES = ("auto", "verse", "totalsegmentator", "totalsegmentator_v1", "totalseg
            "spider", "nnunet")  # as in inference.label_source, which is slow to import
 
 DESCRIPTION = ("Name the vertebrae of a label or instance map made by any tool, by the shape and place of its bodies, and mend its masks. "
-               "Levels of known tools count as one more opinion. Or name a list of body centres (VerSe centroid JSON, CSV, 3D Slicer .mrk.json) by their places. Without -d or -m "
-               "the weights that come with the package serve.")
+               "Levels of known tools count as one more opinion. Or name a list of body centres (VerSe centroid JSON, CSV, 3D Slicer "
+               ".mrk.json) by their places. Without -d or -m the weights that come with the package serve.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", required=True, help="label map: one value per vertebra, or one value for all that do not touch; or a "
-                        "folder with one mask per structure (vertebrae_L1.nii.gz); or a list of body centres: VerSe centroid .json, .csv with columns x, y, z (LPS mm), .mrk.json of 3D Slicer")
+                        "folder with one mask per structure (vertebrae_L1.nii.gz); or a list of body centres: VerSe centroid .json, .csv "
+                        "with columns x, y, z (LPS mm), .mrk.json of 3D Slicer")
     parser.add_argument("-o", required=True, help="output label map (.nii.gz) with VerSe's values; OUT.json and OUT_ctd.json are written "
-                        "beside it, and OUT_SCHEME.nii.gz with the source's values (of a folder: folder OUT_masks). Of a list of points: the list with levels, same ending")
+                        "beside it, and OUT_SCHEME.nii.gz with the source's values (of a folder: folder OUT_masks). Of a list of points: "
+                        "the list with levels, same ending")
     parser.add_argument("-ct", default=None, help="the CT of the map: draws OUT.png; the names depend on it only where the model has an "
                                                   "appearance classifier. Of a list of points: no picture; VerSe's voxels "
                                                   "are then those of the CT, else 1 mm")

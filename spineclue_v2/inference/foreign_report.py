@@ -24,8 +24,8 @@ def mending_flags(done: Mending) -> list[Flag]:
                    f"{done.dropped_ml:.2f} ml of islands were left out.")
         flags.append(Flag("mask_mended", "relabel", "info", message, round(done.moved_ml + done.dropped_ml, 2), LEAST_ML))
     for value in done.parted:
-        flags.append(Flag("merged_vertebrae", "relabel", "warning", f"Value {value} covered two vertebrae and was parted.", str(value), None,
-                          "Check by eye where they were parted."))
+        message = f"Value {value} covered two vertebrae and was parted."
+        flags.append(Flag("merged_vertebrae", "relabel", "warning", message, str(value), None, "Check by eye where they were parted."))
     for first, second in done.joined:
         flags.append(Flag("torn_vertebra", "relabel", "warning", f"Values {first} and {second} covered one vertebra and were joined.",
                           f"{first}, {second}", None, "Check by eye that it is one vertebra."))
@@ -62,8 +62,9 @@ def missing_flags(vertebrae: Sequence[Vertebra]) -> list[Flag]:
         around = gaps[max(i - 3, 0):i] + gaps[i + 1:i + 4]
         usual = float(np.clip(np.median(around or [gaps[i]]), *GAP_RANGE_MM))
         if between and (between != ["T12"] or gaps[i] > 1.5 * usual):
-            flags.append(Flag("missing_vertebra", "relabel", "review", f"The map has no mask of {', '.join(between)} between {above.level} and "
-                              f"{below.level}.", round(gaps[i], 1), round(1.5 * usual, 1), "Segment it, or check by eye that it is not there."))
+            message = f"The map has no mask of {', '.join(between)} between {above.level} and {below.level}."
+            flags.append(Flag("missing_vertebra", "relabel", "review", message, round(gaps[i], 1), round(1.5 * usual, 1),
+                              "Segment it, or check by eye that it is not there."))
     return flags
 
 
@@ -76,8 +77,8 @@ def unlikely_flags(vertebrae: Sequence[Vertebra], values: dict[int, int]) -> lis
             continue
         ratio = vertebra.known_volume_ml / float(np.median(near))
         if not UNLIKELY[0] <= ratio <= UNLIKELY[1]:
-            message = (f"The body named {vertebra.level} (value {values.get(i, '?')}) has {ratio:.2g} times the volume of its neighbours: it may "
-                       "be a disc, a part, or another structure.")
+            message = (f"The body named {vertebra.level} (value {values.get(i, '?')}) has {ratio:.2g} times the volume of its neighbours: it "
+                       "may be a disc, a part, or another structure.")
             flags.append(Flag("unlikely_body", "relabel", "review", message, round(ratio, 2), f"{UNLIKELY[0]} to {UNLIKELY[1]}",
                               "Look at it, and leave its value out with --ignore where it is no vertebra."))
     return flags

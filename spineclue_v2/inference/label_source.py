@@ -98,7 +98,8 @@ def _schemes(path: Path, wanted: str, labels: Volume, values: Sequence[int]
                 and known.knows(values)]
         if scheme.levels:
             return (same[0] if same else replace(scheme, name="named"),), True, table
-    fitting = [scheme for scheme in SCHEMES.values() if scheme.name not in NEVER_GUESSED and scheme.knows(values) and any(v in scheme.levels for v in values)]
+    fitting = [scheme for scheme in SCHEMES.values() if scheme.name not in NEVER_GUESSED and scheme.knows(values)
+               and any(v in scheme.levels for v in values)]
     return tuple(_distinct(in_order(fitting, oriented_view(labels), values), values)), False, None
 
 

@@ -85,10 +85,9 @@ def _segments(region: np.ndarray, boxes: Mapping[int, Box], spacing: tuple[float
         largest = int(np.argmax(np.bincount(pieces.ravel(), minlength=count + 1)[1:])) + 1
         parts, more = cut_at_necks(pieces == largest, spacing, SMALLEST_PART_ML / voxel_ml)
         numbers = np.where(parts > 0, parts + count, pieces)
-        used, compact = np.unique(numbers, return_inverse=True)
-        compact = compact.reshape(numbers.shape)
-        segments[box][mask] = compact[mask] + len(owner) - 1
-        owner += [value] * (len(used) - 1)
+        used, compact = np.unique(numbers[mask], return_inverse=True)
+        segments[box][mask] = compact + len(owner)
+        owner += [value] * len(used)
     return segments, np.array(owner)
 
 

@@ -71,7 +71,7 @@ def _reading_flags(volume: Volume) -> tuple[Flag, ...]:
 
 
 Hint = Callable[[tuple[Vertebra, ...], tuple[Vertebra, ...]], Evidence | None]
-"""Given the vertebrae in cranio-caudal order, and those that the classifiers name with their levels: what another tool says of the levels."""
+"""Given the vertebrae in cranio-caudal order, and those of them that the classifiers name: what another tool says of the levels."""
 
 
 def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | None = None, scan: Volume | None = None,

@@ -116,7 +116,7 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
         from ..visualization.report import write_report
 
         write_report(result, grid, volume, f"{base}.png", Path(base).name)
-    write_volume(Volume(_drawn(labels, owners), labels.geometry), output)
+    write_volume(Volume(draw(labels, owners), labels.geometry), output)
     if used is not None:
         lacking = write_source_map(found, used, owners, base, str(output)[len(base):])
         result = _with_flags(result, lacking)
@@ -185,8 +185,8 @@ def _scheme_flags(source: LabelSource, scheme: LabelScheme | None) -> list[Flag]
     if scheme is not None:
         how = "" if source.certain else ", by their order along the spine and by what the classifiers read; say --from if that is wrong"
         return [Flag("label_scheme", "relabel", "info", f"The values are read as those of {scheme.title}{how}.", scheme.name)]
-    return [Flag("label_scheme", "relabel", "warning", "The values follow no known label scheme: every value is taken for a vertebra and its "
-                 "number says nothing.", "unknown", None, "Give --from, and --ignore for values that are no vertebrae.")]
+    return [Flag("label_scheme", "relabel", "warning", "The values follow no known label scheme: every value is taken for a vertebra and "
+                 "its number says nothing.", "unknown", None, "Give --from, and --ignore for values that are no vertebrae.")]
 
 
 def _record(scheme: LabelScheme | None, source: LabelSource, table: list[dict[str, Any]], done: Mending) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _with_flags(result: SpineResult, flags: Sequence[Flag]) -> SpineResult:
     return replace(result, flags=(*result.flags, *flags), notes=(*result.notes, *(flag.message for flag in flags)))
 
 
-def _drawn(labels: Volume, owners: Sequence[tuple[Body, str]]) -> np.ndarray:
+def draw(labels: Volume, owners: Sequence[tuple[Body, str]]) -> np.ndarray:
     """VerSe values, uint8, on the map's own grid: the voxels of the named bodies."""
     drawn = np.zeros(labels.array.shape, np.uint8)
     view = oriented_view(Volume(drawn, labels.geometry)).array  # shares memory with `drawn`
