@@ -136,7 +136,8 @@ def damaged(data: Path, repeats: int) -> None:
                 where = np.isin(truth, there)
                 names = sum(majority(named, truth == v) == v for v in there)
                 before, after = (float((array[where] == truth[where]).mean()) for array in (given, named))
-                figures.setdefault(kind, []).append((before, after, names, len(there), bool(result.numbering_anchored), names == len(there)))
+                figures.setdefault(kind, []).append((before, after, names, len(there), bool(result.numbering_anchored),
+                                                     names == len(there)))
     print("damage | right voxels before | after | named | anchored | anchored but wrong")
     for kind, rows in figures.items():
         before, after = (np.mean([row[i] for row in rows]) for i in (0, 1))

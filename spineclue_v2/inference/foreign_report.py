@@ -77,7 +77,7 @@ def unlikely_flags(vertebrae: Sequence[Vertebra], values: dict[int, int]) -> lis
             continue
         ratio = vertebra.known_volume_ml / float(np.median(near))
         if not UNLIKELY[0] <= ratio <= UNLIKELY[1]:
-            message = (f"The body named {vertebra.level} (value {values.get(i, '?')}) has {ratio:.2g} times the volume of its neighbours: it "
+            message = (f"The body named {vertebra.level} (value {values[i]}) has {ratio:.2g} times the volume of its neighbours: it "
                        "may be a disc, a part, or another structure.")
             flags.append(Flag("unlikely_body", "relabel", "review", message, round(ratio, 2), f"{UNLIKELY[0]} to {UNLIKELY[1]}",
                               "Look at it, and leave its value out with --ignore where it is no vertebra."))

@@ -57,20 +57,20 @@ def read_source(path: str | Path, wanted: str = "auto", ignore: Collection[int] 
     if wanted not in CHOICES and not wanted.lower().endswith(".json"):
         raise InputError(f"'{wanted}' is no known label scheme; choose one of {', '.join(CHOICES)}, or a .json file that names the values.")
     if path.is_dir() and any(f.name.lower().endswith((".nii.gz", ".nii", ".nrrd", ".mha")) for f in path.iterdir()):
-        labels, names = read_mask_folder(path)
-        scheme = scheme_of_names(names, "folder", f"the masks of {path.name}")
+        labels, stems = read_mask_folder(path)
+        scheme = scheme_of_names(stems, "folder", f"the masks of {path.name}")
         if not scheme.levels:
             raise InputError(f"{path} holds no mask that is named after a vertebra; expected files such as vertebrae_L1.nii.gz.")
-        return LabelSource(labels, (_without(scheme, ignore),), True, True, names)
+        return LabelSource(labels, (_without(scheme, ignore),), True, True, stems)
     labels = read_labels(path)
     boxes = label_boxes(oriented_view(labels).array)
     values = [value for value in boxes if value not in ignore]
     if len(values) > MAX_VALUES:
         raise InputError(f"The label map holds {len(values)} different values; expected a map of vertebrae, at most {MAX_VALUES}.")
-    if wanted == "auto" and values and set(values) <= PARTS | {26, *range(60, 64), 100}:
+    found, certain, names = _schemes(path, wanted, labels, values)
+    if not found and values and set(values) <= PARTS | {26, *range(60, 64), 100}:
         raise InputError(f"{path} holds the values {_listed(values)}, which are parts of vertebrae (arch, processes, body) without telling "
                          "vertebrae apart; expected the vertebra instance map that the same tool writes.")
-    found, certain, names = _schemes(path, wanted, labels, values)
     return LabelSource(labels, tuple(_without(scheme, ignore) for scheme in found), certain, names=names)
 
 
