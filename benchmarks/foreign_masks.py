@@ -1,6 +1,6 @@
 """Other tools' masks: six real ones as the tool left them, and true masks damaged the way tools fail, named before and after mending.
 
-    python -m benchmarks.foreign_masks [--data ../shared/data] [--only real damaged] [--repeats 2]
+    python -m benchmarks.foreign_masks [--data ../shared/data] [--only real damaged] [--repeats 2] [--masks PART_OF_NAME ...]
 
 "Named": share of vertebra values of the input most of whose voxels have the right name in the output. For `real` the right name is the
 value itself, which is wrong where the tool was. "Right voxels" (damaged only): share of the true vertebrae's voxels with the right name, in
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,12 +80,14 @@ def majority(named: np.ndarray, where: np.ndarray) -> int:
     return int(np.bincount(named[where]).argmax())
 
 
-def real(data: Path) -> None:
+def real(data: Path, masks: Sequence[str]) -> None:
     from spineclue_v2.inference.label_source import read_source
 
     print("map | named | anchored | scheme | seconds | other names")
     right = total = 0
     for file in sorted((data / "masks_foreign").glob("*.nii.gz")):
+        if not any(part in file.name for part in masks):
+            continue
         started = time.perf_counter()
         source = read_source(file)
         named, result = relabelled(source)
@@ -111,7 +113,7 @@ def relabelled(source):
     return draw(source.labels, owners), result
 
 
-def damaged(data: Path, repeats: int) -> None:
+def damaged(data: Path, repeats: int, masks: Sequence[str]) -> None:
     from spineclue_v2.anatomy.label_schemes import SCHEMES
     from spineclue_v2.imageio.orientation import oriented_view
     from spineclue_v2.imageio.volume import Volume, read_labels
@@ -119,6 +121,8 @@ def damaged(data: Path, repeats: int) -> None:
 
     figures: dict[str, list[tuple[float, float, int, int, bool, bool]]] = {}
     for name, table in TRUE.items():
+        if not any(part in name for part in masks):
+            continue
         view = oriented_view(read_labels(data / f"{name}.nii.gz"))
         truth = np.zeros(view.array.shape, np.uint8)
         for value in np.unique(view.array):
@@ -150,11 +154,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--only", nargs="+", default=["real", "damaged"], choices=["real", "damaged"])
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--masks", nargs="+", default=[""], help="only those whose file names hold one of these")
     args = parser.parse_args()
     if "damaged" in args.only:
-        damaged(args.data, args.repeats)
+        damaged(args.data, args.repeats, args.masks)
     if "real" in args.only:
-        real(args.data)
+        real(args.data, args.masks)
 
 
 if __name__ == "__main__":

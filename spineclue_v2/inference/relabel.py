@@ -74,6 +74,8 @@ class _Tool:
     def _sacrum_below(self, last: Vertebra) -> bool | None:
         assert self.scheme is not None
         values = [value for value, kind in self.scheme.others.items() if kind == SACRUM]
+        if not values:
+            return None
         view = oriented_view(self.source.labels)
         heights = np.flatnonzero(np.isin(view.array, values).any(axis=(1, 2)))
         if not len(heights):
