@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from blocks import spine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,9 @@ from spineclue_v2.inference.bodies import to_vertebra
 from spineclue_v2.inference.foreign_report import difference_flag, level_table
 from spineclue_v2.inference.label_source import read_source
 from spineclue_v2.inference.mend import mend_values, mended_bodies
+from spineclue_v2.inference.model import load_shipped
 from spineclue_v2.inference.part_and_join import part_and_join
+from spineclue_v2.inference.relabel import relabel
 from spineclue_v2.inference.source_map import write_source_map
 from spineclue_v2.plans.data import Data
 from spineclue_v2.stages.identify.tool_levels import tool_evidence
@@ -107,6 +110,13 @@ def test_what_does_not_fit_is_refused(labels, tmp_path):
     write_volume(parts, tmp_path / "parts.nii.gz")
     with pytest.raises(InputError, match="parts of vertebrae"):
         read_source(tmp_path / "parts.nii.gz")
+
+
+def test_the_input_is_never_written_over(labels, tmp_path):
+    write_volume(labels, tmp_path / "out_verse.nii.gz")
+    with pytest.raises(InputError, match="it is the input"):
+        relabel(tmp_path / "out_verse.nii.gz", tmp_path / "out.nii.gz", load_shipped(torch.device("cpu")), scheme="verse")
+    assert [p.name for p in tmp_path.iterdir()] == ["out_verse.nii.gz"]
 
 
 def test_the_command_refuses_options_of_maps_for_points(tmp_path, capsys):

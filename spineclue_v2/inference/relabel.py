@@ -30,7 +30,7 @@ from .mend import Mending, mended_bodies
 from .model import Model
 from .part_and_join import Measure, part_and_join
 from .pipeline import Options
-from .source_map import write_source_map
+from .source_map import source_map_path, write_source_map
 
 MAX_BODIES = 60        # more bodies are no spine: a map of fragments, or of everything in the scan
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -108,6 +108,7 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
     if output.exists() and output.resolve() == source.resolve():
         raise InputError(f"Cannot write {output}: it is the input; choose another name, so that the old labels stay.")
     found = read_source(source, scheme, ignore)
+    _check_beside(source, found, base, str(output)[len(base):])
     labels = found.labels
     volume = _matching_scan(scan, labels.geometry, source) if scan is not None else None
     result, owners, used = relabel_map(found, model, options, ignore, volume, use_levels)
@@ -218,6 +219,13 @@ def _base(output: Path) -> str:
         if output.name.lower().endswith(ending):
             return str(output)[:-len(ending)]
     raise InputError(f"Cannot write {output}: choose a file name that ends with {', '.join(WRITABLE)}.")
+
+
+def _check_beside(source: Path, found: LabelSource, base: str, ending: str) -> None:
+    """InputError where the map in the source's own values would replace the source."""
+    for target in [source_map_path(found, candidate, base, ending) for candidate in found.schemes]:
+        if target.exists() and target.resolve() == source.resolve():
+            raise InputError(f"Cannot write {target}: it is the input; choose another name for the output, so that the old labels stay.")
 
 
 def _matching_scan(scan: str | Path, geometry: ImageGrid, source: Path) -> Volume:

@@ -16,13 +16,19 @@ from .bodies import Body
 from .label_source import LabelSource
 
 
+def source_map_path(source: LabelSource, scheme: LabelScheme, base: str, ending: str) -> Path:
+    """The file, or of a folder of masks the folder, that is written."""
+    return Path(f"{base}_masks" if source.folder else f"{base}_{scheme.name}{ending}")
+
+
 def write_source_map(source: LabelSource, scheme: LabelScheme, owners: Sequence[tuple[Body, str]], base: str, ending: str) -> list[Flag]:
-    """Write `BASE_<scheme>ENDING`, of a folder of masks the folder `BASE_<scheme>`; a flag names levels that the scheme cannot say.
+    """Write `BASE_<scheme>ENDING`, of a folder of masks the folder `BASE_masks`; a flag names levels that the scheme cannot say.
 
     Voxels of vertebrae that were dropped become background. Discs and end plates that carry the number of their vertebra get its new one.
     """
+    target = source_map_path(source, scheme, base, ending)
     if source.folder:
-        _write_folder(source, scheme, owners, Path(f"{base}_masks"), ending)
+        _write_folder(source, scheme, owners, target, ending)
         return []
     values = scheme.values
     lacking = sorted({level for _, level in owners if level not in values})
@@ -40,7 +46,7 @@ def write_source_map(source: LabelSource, scheme: LabelScheme, owners: Sequence[
         for old, new in moves.items():
             if old != new:
                 array[labels.array == old + step] = new + step
-    write_volume(Volume(array, labels.geometry), f"{base}_{scheme.name}{ending}")
+    write_volume(Volume(array, labels.geometry), target)
     if not lacking:
         return []
     message = f"{scheme.title} has no value for {', '.join(lacking)}: left out in the map with its values."
