@@ -13,6 +13,7 @@ CODES: dict[str, str] = {
     "incomplete": "The spine goes on in the scan where no vertebra was found.",
     "label_scheme": "The values of a label map were read as those of a known tool, or of none.",
     "levels_differ": "The other tool gives vertebrae other levels.",
+    "levels_from_tool": "The other tool's levels decided the numbering; the classifiers alone read another.",
     "mask_mended": "Pieces of a label map were given to another vertebra or left out.",
     "merged_vertebrae": "One value of a label map covered two vertebrae.",
     "torn_vertebra": "Two values of a label map covered one vertebra.",

@@ -13,10 +13,11 @@ from test_bad_commands import refused
 
 from spineclue_v2.anatomy import ANATOMICAL_ORDER, LABEL_OF_NAME, LEVELS
 from spineclue_v2.anatomy.label_schemes import SCHEMES, kind_of_name, scheme_of_names
+from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.volume import Volume, read_labels, write_volume
 from spineclue_v2.inference.bodies import to_vertebra
-from spineclue_v2.inference.foreign_report import difference_flag, level_table
+from spineclue_v2.inference.foreign_report import decided_flag, difference_flag, level_table
 from spineclue_v2.inference.label_source import read_source
 from spineclue_v2.inference.mend import mend_values, mended_bodies
 from spineclue_v2.inference.model import load_shipped
@@ -172,6 +173,13 @@ def test_the_tools_row_counts_as_one_opinion_however_long():
         shifted = evidence.logs[range(n), range(1, n + 1)].sum() * evidence.weight
         assert right - shifted == pytest.approx(2.0, abs=0.1)
     assert np.ptp(tool_evidence([None, "L1"]).logs[0, :24]) == 0
+
+
+def test_names_that_rest_on_the_tool_are_told():
+    row = [Vertebra((0.0, 0.0, z), (0.0, 0.0, 0.0), 1.0, hits, level=level) for hits, (z, level) in enumerate([(50.0, "L1"), (20.0, "L2")])]
+    flags = decided_flag(row, {0: "T12", 1: "L1"})
+    assert flags[0].code == "levels_from_tool" and "2 of 2" in flags[0].message
+    assert decided_flag(row, {0: "L1", 1: "L2"}) == []
 
 
 def test_another_row_of_names_asks_for_a_person():

@@ -51,6 +51,16 @@ def difference_flag(table: Sequence[dict[str, Any]], title: str) -> list[Flag]:
     return [Flag("levels_differ", "relabel", "review", message, len(other), 0, "Check one level by eye, and give it to both.")]
 
 
+def decided_flag(named: Sequence[Vertebra], own: dict[int, str]) -> list[Flag]:
+    """Whether names rest on the tool's levels. `own`: `hits` of a vertebra -> what the classifiers alone call it."""
+    other = [v for v in named if v.hits in own and own[v.hits] != v.level]
+    if not other:
+        return []
+    message = (f"The other tool's levels decided: the classifiers alone give {len(other)} of {len(named)} vertebrae another name "
+               f"({own[other[0].hits]} for {other[0].level}).")
+    return [Flag("levels_from_tool", "relabel", "review", message, len(other), 0, "Check one level by eye, or give the CT with -ct.")]
+
+
 def missing_flags(vertebrae: Sequence[Vertebra]) -> list[Flag]:
     """Levels without a mask between two that have one, where there is room for them."""
     flags = []

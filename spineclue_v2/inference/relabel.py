@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..stages.base import Evidence
 from ..stages.identify.tool_levels import tool_evidence
 from ..utilities.files import write_json
 from .bodies import Body, name_bodies, to_vertebra
-from .foreign_report import difference_flag, level_table, mending_flags, missing_flags, unlikely_flags
+from .foreign_report import decided_flag, difference_flag, level_table, mending_flags, missing_flags, unlikely_flags
 from .label_source import LabelSource, read_source
 from .mend import Mending, mended_bodies
 from .model import Model
@@ -47,9 +47,11 @@ class _Tool:
     use_levels: bool
     sure: Sequence[bool]                     # per body: whether its value is its level (not so in parted ones)
     scheme: LabelScheme | None = None
+    own: dict[int, str] = field(default_factory=dict)   # by place of the body: what our classifiers read alone
 
     def hint(self, row: tuple[Vertebra, ...], named: tuple[Vertebra, ...]) -> Evidence | None:
         """Evidence for the vertebrae of `row`; `named`: those of them that our classifiers name."""
+        self.own = {v.hits: v.known_level for v in named}
         self.scheme = self._settled({v.hits: ORDER_INDEX[v.known_level] for v in named})
         if self.scheme is None:
             return None
@@ -149,7 +151,7 @@ def relabel_map(source: LabelSource, model: Model, options: Options | None = Non
     named = list(add_heights(result.vertebrae, grid, scan, geometry))
     table = [(bodies[v.hits].value, tool.level(v.hits), v.level) for v in named]
     table += [(body.value, tool.level(i), None) for i, body in enumerate(bodies) if i not in {v.hits for v in named}]
-    flags = [*_scheme_flags(source, tool.scheme), *mending_flags(done), *missing_flags(named),
+    flags = [*_scheme_flags(source, tool.scheme), *decided_flag(named, tool.own), *mending_flags(done), *missing_flags(named),
              *unlikely_flags(named, {i: bodies[v.hits].value for i, v in enumerate(named)})]
     for body, vertebra in _continued(slivers, named, tool, lambda body: to_vertebra(body, view, data)):
         named = sorted([*named, vertebra], key=lambda v: ORDER_INDEX[v.known_level])
