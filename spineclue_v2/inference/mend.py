@@ -23,6 +23,7 @@ NECK_MM = 2.0               # parts are cut apart where the mask is thinner than
 SMALLEST_PART_ML = 0.2      # a part that is cut off at a neck has at least this
 LOOSE_MM = 4.0              # a piece that touches nothing belongs to its value within this distance of it; beyond it is a stray
 ROUNDS = 8
+AT_END_MM = 5.0             # tools leave the scan's last slices empty
 SLIVER_ML = 0.05            # less of a vertebra at the border is nothing
 
 
@@ -231,7 +232,8 @@ def mended_bodies(source: LabelSource, smallest_ml: float, ignore: Collection[in
     for number, box in label_boxes(mended).items():
         body = Body(int_triple([s.start for s in box] + low), mended[box] == number, values[number])
         volume = float(body.mask.sum()) * voxel_ml
-        at_end = body.start[0] == 0 or body.start[0] + body.mask.shape[0] == view.array.shape[0]
+        near = int(np.ceil(AT_END_MM / view.spacing[0]))
+        at_end = body.start[0] < near or body.start[0] + body.mask.shape[0] > view.array.shape[0] - near
         if volume >= smallest_ml:
             large.append(body)
         elif at_end and source.schemes and volume >= SLIVER_ML:
