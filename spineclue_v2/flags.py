@@ -10,6 +10,9 @@ SEVERITIES = ("info", "warning", "review")
 
 CODES: dict[str, str] = {
     "thick_slices": "Slices are so far apart that levels and masks are unreliable.",
+    "known_contradicts_scan": "The scan speaks against what the user said of the levels; the numbering follows that and is not anchored.",
+    "prior_contradicts_scan": "The scan speaks against the levels of an earlier examination; the numbering follows those, unanchored.",
+    "series_contradicts_scan": "Read alone, this scan gives other levels than all scans of the patient together.",
     "incomplete": "The spine goes on in the scan where no vertebra was found.",
     "label_scheme": "The values of a label map were read as those of a known tool, or of none.",
     "levels_differ": "The other tool gives vertebrae other levels.",

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import anatomy
+from .anatomy.known import KnownInput, known_of
 from .anatomy.vertebra import Vertebra
 from .errors import InputError
 from .export.case_files import export_case, remove_earlier
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
+from .export.renumbering import renumber
 from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
@@ -67,7 +69,8 @@ class SpineResult(LabelledSpine):
     def __repr__(self) -> str:
         """One line; the fields of all vertebrae would fill the screen."""
         levels = ", ".join(str(v.level) for v in self.vertebrae) or "no vertebra"
-        return f"<{type(self).__name__}: {levels}; numbering {'' if self.numbering_anchored else 'not '}anchored>"
+        by = {"known": " by what was said", "prior": " by an earlier examination"}.get(self.anchored_by or "", "")
+        return f"<{type(self).__name__}: {levels}; numbering {'' if self.numbering_anchored else 'not '}anchored{by}>"
 
     def __len__(self) -> int:
         return len(self.vertebrae)
@@ -99,7 +102,23 @@ class SpineResult(LabelledSpine):
 
         return pandas.DataFrame(self.to_rows(), columns=self._columns())
 
-    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool = False, describe: bool = True
+    def renumbered(self, known: KnownInput = None, *, lumbar: int | None = None, thoracic: int | None = None) -> SpineResult:
+        """The same scan numbered under what you know, without a network.
+
+        Args:
+            known: pins as text, such as "L5@12.5,-30,410" (LPS mm), "L5@250,180,44:voxel" (i, j, k of the scan as it is stored), "3=L1"
+                (the third vertebra of this result) or "lowest=L5"; one or several; or the name of a JSON file with them.
+            lumbar: 5 or 6 lumbar vertebrae.
+            thoracic: 11, 12 or 13 thoracic vertebrae.
+
+        Nothing at all gives the numbering by the scan alone. A contradiction with the scan is a flag; see `known` and `anchored_by`.
+
+        Raises:
+            InputError: a place outside the scan or between vertebrae, pins that exclude each other, a result without evidence.
+        """
+        return renumber(self, known_of(known, lumbar, thoracic))
+
+    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool | None = False, describe: bool = True
              ) -> dict[str, Path]:
         """Write the files that `spineclue_predict` writes, `NAME.json` last; returns {kind: path}.
 
@@ -107,16 +126,16 @@ class SpineResult(LabelledSpine):
             folder: made where it is missing.
             name: of the case: `NAME.nii.gz`, `NAME_ctd.json`, `NAME.json`, ...
             report: also `NAME.png`, for which the scan must have been kept.
-            probabilities: also `NAME.npz`, for `spineclue_ensemble`.
+            probabilities: also `NAME.npz`, for `spineclue_ensemble`; None: leave one that is there.
             describe: also `predict_args.json` and `plans.json` of the folder.
 
         Raises:
             InputError: the scan was not kept but a picture is wanted, the label map would replace the scan, a file cannot be written.
         """
         started, folder = time.perf_counter(), Path(folder)
-        self._check_save(folder, name, report, probabilities)
+        self._check_save(folder, name, report, bool(probabilities))
         files = write_run_files(folder, self._made_by()) if describe else {}
-        remove_earlier(folder, name)
+        remove_earlier(folder, name, probabilities is not None)
         seconds = dict(self.seconds)
         if report:
             drawing = time.perf_counter()

@@ -6,7 +6,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
+from .renumber import add_known_arguments, add_prior_argument, say
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..anatomy.known import Known
     from ..inference.model import Model, ModelSource
 
 DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or with an MR model (-d) vertebrae and discs of MR. "
@@ -17,11 +23,17 @@ CLASSIFIERS = ("shape", "geometry", "appearance")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-i", required=True, help="scan file, folder with a DICOM series, or folder of scans")
+    add_input_arguments(parser)
     parser.add_argument("-o", required=True, help="output folder")
     add_source_arguments(parser)
     add_model_arguments(parser)
     add_run_arguments(parser)
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-i", help="scan file, folder with a DICOM series, or folder of scans")
+    source.add_argument("--series-of", metavar="DIR", help="folder of scans of one patient: they are numbered jointly")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,14 +64,30 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
                         help="classifiers of the level to use, where the model has weights for them; shape alone is the paper's method")
     parser.add_argument("--mirror", action="store_true",
                         help="average segmentation (MR: all) with its left-right mirror image (twice the time)")
+    add_known_arguments(parser)
+    add_prior_argument(parser)
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..anatomy.known import known_by_case
     from ..inference.predict_folder import list_cases
+    from ..inference.prior import read_prior, renumber_cases_by_prior
+    from ..inference.series import number_series
 
-    list_cases(args.i)  # a wrong input path is said before seconds are spent on loading networks
-    return predict_and_report(args, load_model(args))
+    args.i = args.i or args.series_of
+    cases = [case.name for case in list_cases(args.i)]  # a wrong input path is said before seconds are spent on loading networks
+    known = known_by_case(args.known, args.lumbar, args.thoracic, cases)
+    if [any(known.values()), args.prior is not None, args.series_of is not None].count(True) > 1:
+        raise InputError("Known levels, --prior and --series-of each decide the numbering; give one of them.")
+    if args.prior is not None:
+        read_prior(args.prior)
+    code = predict_and_report(args, load_model(args), known)
+    if args.prior is not None and not code:
+        return say(renumber_cases_by_prior(args.o, cases, args.prior, args.i))
+    if args.series_of is not None and not code and len(cases) > 1:
+        return say(number_series(args.o, cases, args.i))
+    return code
 
 
 def model_source(args: argparse.Namespace) -> ModelSource:
@@ -82,7 +110,6 @@ def load_model(args: argparse.Namespace) -> Model:
 
 def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
     """{stage: trainer} of -tr, in either of its forms."""
-    from ..errors import InputError
     from ..stages.registry import CORE_STAGES, stage_of
 
     if not args.tr:
@@ -97,7 +124,7 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
     return dict(zip(CORE_STAGES, args.tr, strict=True))
 
 
-def predict_and_report(args: argparse.Namespace, model: Model) -> int:
+def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[str, Known] | None = None) -> int:
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
@@ -107,7 +134,7 @@ def predict_and_report(args: argparse.Namespace, model: Model) -> int:
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
         outcome = predict(args.i, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
-                          model_source(args) if args.dask else None)
+                          model_source(args) if args.dask else None, known)
     failed = {name: why for name, why in outcome.items() if why}
     empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"

@@ -10,13 +10,15 @@ from ..imageio.volume import Volume, write_volume
 from ..utilities.files import write_json
 from .case_record import case_record
 from .colour_tables import write_colour_tables
+from .evidence_file import ENDING as EVIDENCE
+from .evidence_file import write_evidence
 from .label_map import label_map
 from .labelled_spine import LabelledSpine
 
 
 def export_case(result: LabelledSpine, folder: str | Path, case: str, plans: Mapping[str, Any] | None = None,
                 labels: Volume | None = None) -> dict[str, Path]:
-    """Write `CASE.nii.gz`, `CASE_ctd.json`, the colour tables (once per folder) and, last, `CASE.json`; returns their paths.
+    """Write `CASE.nii.gz`, `CASE_evidence.npz`, `CASE_ctd.json`, the colour tables (once per folder) and, last, `CASE.json`; returns paths.
 
     A case whose `CASE.json` exists is complete. A result without vertebrae gives an empty label map and says so.
 
@@ -33,14 +35,21 @@ def export_case(result: LabelledSpine, folder: str | Path, case: str, plans: Map
     folder = Path(folder)
     grid, mask_grid = result.grids()
     paths = {"labels": folder / f"{case}.nii.gz", "centroids": folder / f"{case}_ctd.json", "record": folder / f"{case}.json"}
-    write_volume(labels or Volume(label_map(result.vertebrae, mask_grid, grid), grid), paths["labels"])
+    labels = labels or Volume(label_map(result.vertebrae, mask_grid, grid), grid)
+    write_volume(labels, paths["labels"])
+    if result.basis is not None:
+        paths["evidence"] = folder / f"{case}{EVIDENCE}"
+        write_evidence(result, paths["evidence"], labels.array)
     write_ctd(paths["centroids"], result.vertebrae, grid)
     write_colour_tables(folder)
     write_json(paths["record"], case_record(result, plans))
     return paths
 
 
-def remove_earlier(folder: str | Path, case: str) -> None:
-    """Take away what an earlier run left of a case and this one may not write again: CASE.json first, which vouches for the rest."""
-    for ending in (".json", ".npz", ".png"):
+def remove_earlier(folder: str | Path, case: str, probabilities: bool = True) -> None:
+    """Take away what an earlier run left of a case and this one may not write again: CASE.json first, which vouches for the rest.
+
+    `probabilities`: also CASE.npz.
+    """
+    for ending in (".json", EVIDENCE, *([".npz"] if probabilities else []), ".png"):
         (Path(folder) / f"{case}{ending}").unlink(missing_ok=True)

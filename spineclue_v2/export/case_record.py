@@ -29,6 +29,8 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
         "status": "ok" if result.vertebrae else NO_VERTEBRA,
         "vertebrae": [_vertebra_record(vertebra) for vertebra in result.vertebrae],
         "numbering_anchored": bool(result.numbering_anchored),
+        "anchored_by": result.anchored_by,
+        "known": None if result.known is None else dict(result.known),
         "margin": _number(result.margin, 4),
         "incomplete": list(result.incomplete),
         "notes": list(result.notes),

@@ -13,6 +13,8 @@ from ..imageio.orientation import oriented_view
 from ..imageio.volume import THICK_SLICE_MM, Volume
 from ..results import SpineResult
 from ..stages.base import Context, Evidence, Findings, Options, Stage
+from ..stages.identify.numbering import check_known
+from ..stages.identify.pins import check_places
 from ..stages.identify.tool_levels import NAME as TOOL
 from ..stages.registry import pipeline_of
 from .completeness import find_incomplete, incomplete_flag
@@ -52,13 +54,17 @@ def predict_volume(volume: Volume, model: Model, options: Options | None = None,
     if model.modality != "CT":
         raise InputError(f"This is a model of MR (stages {', '.join(model.stages)}), which does not label CT; leave -d out for the "
                          "package's own CT model, or give one that was trained on CT.")
+    if options is not None:
+        check_known(options.known, options.forbid_anomalies)
+        check_places(options.known, volume.geometry)    # before minutes are spent
     findings, seconds = run_stages(Findings(volume, flags=_reading_flags(volume)), model, options, progress)
     grid = findings.crop.geometry if findings.crop is not None else oriented_view(volume).geometry
     missing = find_incomplete(findings.vertebrae, volume)
     flags = (*findings.flags, incomplete_flag(missing, findings.vertebrae)) if missing else findings.flags
     notes = tuple(dict.fromkeys((*findings.notes, *(flag.message for flag in flags))))
     return SpineResult(findings.vertebrae, findings.anchored, findings.margin, seconds, notes, dict(findings.extra), missing,
-                       grid=volume.geometry, mask_grid=grid, flags=flags)
+                       grid=volume.geometry, mask_grid=grid, flags=flags, anchored_by=findings.anchored_by, known=findings.known,
+                       basis=findings.basis)
 
 
 def _reading_flags(volume: Volume) -> tuple[Flag, ...]:
@@ -99,7 +105,7 @@ def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | N
     told = None if hint is None or not last.vertebrae else hint(last.vertebrae, findings.vertebrae)
     if told is not None:
         findings = _with_hint(findings, last, told, model, context)
-    return SpineResult(findings.vertebrae, findings.anchored, findings.margin, extra=dict(findings.extra))
+    return SpineResult(findings.vertebrae, findings.anchored, findings.margin, extra=dict(findings.extra), basis=findings.basis)
 
 
 def _with_hint(own: Findings, before: Findings, told: Evidence, model: Model, context: Context) -> Findings:

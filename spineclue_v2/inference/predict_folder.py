@@ -5,13 +5,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..anatomy.known import Known
 from ..errors import InputError
 from ..export.run_files import check_target, write_run_files
 from ..imageio.volume import FILE_ENDINGS, is_dicom_folder, read_volume
@@ -71,11 +72,13 @@ def case_name(path: Path) -> str:
 
 def predict(source: str | Path, output: str | Path, model: Model, options: Options | None = None, continue_prediction: bool = False,
             num_parts: int = 1, part_id: int = 0, save_probabilities: bool = False, report: bool = True,
-            progress: bool = True, executor: Executor | None = None, model_source: ModelSource | None = None) -> dict[str, str | None]:
+            progress: bool = True, executor: Executor | None = None, model_source: ModelSource | None = None,
+            known: Mapping[str, Known] | None = None) -> dict[str, str | None]:
     """Predict every case of `source` into `output`; {case: None or the sentence of its failure}.
 
     A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete. Nothing is
     written before a scan could be read. With an `executor` the cases are predicted through it, by processes that load `model_source`.
+    `known`: what is known of each case's levels.
     """
     from tqdm import tqdm
 
@@ -86,18 +89,21 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     _check_output(output, cases)
     cases = cases[part_id::num_parts]
     outcome: dict[str, str | None] = {}
+    own = {case.name: replace(options or Options(), known=(known or {}).get(case.name, Known())) for case in cases}
     if model.modality == "MR":
-        check_mr_options(options or Options(), save_probabilities, "--")
+        for chosen in own.values():
+            check_mr_options(chosen, save_probabilities, "--")
     if executor is not None and not single:
-        return _predict_elsewhere(cases, output, model, options, continue_prediction, save_probabilities, report, progress, executor,
+        return _predict_elsewhere(cases, output, model, own, continue_prediction, save_probabilities, report, progress, executor,
                                   model_source or ModelSource())
-    describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
+    given = own[cases[0].name] if single and cases else options
+    describe = cache(lambda: _describe(output, model, given, source))  # once, after the first scan could be read
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
         if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
             outcome[case.name] = None
             continue
         try:
-            predict_case(case, output, model, options, save_probabilities, report, describe)
+            predict_case(case, output, model, own[case.name], save_probabilities, report, describe)
             outcome[case.name] = None
         except InputError as error:
             if single:
@@ -111,16 +117,16 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     return outcome
 
 
-def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: Options | None, continue_prediction: bool,
+def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: Mapping[str, Options], continue_prediction: bool,
                        save_probabilities: bool, report: bool, progress: bool, executor: Executor,
                        source: ModelSource) -> dict[str, str | None]:
     """The same through an executor; what the output was made with is written before the first case is sent out."""
     mr = model.modality == "MR"
     waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report))]
     if waiting:
-        _describe(output, model, options, cases[0].path.parent)
+        _describe(output, model, replace(options[cases[0].name], known=Known()), cases[0].path.parent)
     tasks: dict[Hashable, tuple[Any, ...]] = {
-        case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options, save_probabilities, report)
+        case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options[case.name], save_probabilities, report)
         for case in waiting}
     _, failures = run_tasks(_predict_remote, tasks, executor, description="predicting", progress=progress)
     return {case.name: failures.get(case.name) for case in cases}

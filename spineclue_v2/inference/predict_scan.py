@@ -44,13 +44,13 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
 
 def provenance(model: Model, options: Options, source: str) -> Provenance:
     """What the files of a run say of it."""
-    return Provenance(source, model.record, model.plans, dict(vars(options)))
+    return Provenance(source, model.record, model.plans, vars(options) | {"known": options.known.to_json()})
 
 
 def check_mr_options(options: Options, save_probabilities: bool = False, prefix: str = "") -> None:
     """InputError for what only the vertebrae of CT know; `prefix` is "--" where options are flags of a command."""
     given = {"save_probabilities": save_probabilities, "forbid_anomalies": options.forbid_anomalies,
-             "classifiers": set(options.classifiers) != set(Options().classifiers)}
+             "classifiers": set(options.classifiers) != set(Options().classifiers), "known": bool(options.known)}
     for name, wanted in given.items():
         if wanted:
             raise InputError(f"{prefix}{name} has no meaning for a model of MR, which writes labels alone; leave it out.")

@@ -17,7 +17,8 @@ import numpy as np
 
 from ...anatomy import LEVELS, NUM_LEVELS, ORDER_INDEX, region
 from ..base import Evidence
-from .decoder import EMITTING, NAMES, NEVER, VARIANTS, Decoder, Lattice, Numbering, names_of
+from .constraints import NAMES, NEVER, Constraints
+from .decoder import EMITTING, VARIANTS, Decoder, Lattice, Numbering, impossible, names_of
 from .evidence import combine_evidence
 from .plan import Penalties
 
@@ -72,7 +73,7 @@ class Opinion:
 
 
 def decode_with_trust(evidence: Mapping[str, Evidence], gaps: np.ndarray, model: EvidenceModel, penalties: Penalties,
-                      forbid_anomalies: bool = False) -> Numbering:
+                      forbid_anomalies: bool = False, constraints: Constraints | None = None) -> Numbering:
     """The numbering under `model`.
 
     Args:
@@ -81,21 +82,22 @@ def decode_with_trust(evidence: Mapping[str, Evidence], gaps: np.ndarray, model:
         model: fitted weights.
         penalties: of the decoder; `evidence` is not used.
         forbid_anomalies: no T13, no L6, no T11 -> L1.
+        constraints: what is known of the levels besides.
     """
     known = {name: found for name, found in evidence.items() if name in model.trust}
     if not known or not len(next(iter(known.values())).logs):
         return Decoder(penalties, forbid_anomalies).decode(np.zeros((0, NUM_LEVELS + 1)))
-    decoder = Decoder(penalties, forbid_anomalies)
+    decoder = Decoder(penalties, forbid_anomalies, constraints)
     opinions = {name: opinion(name, found, model) for name, found in known.items()}
     none = np.sum([o.none for o in opinions.values()], axis=0) + penalties.false_detection
     base = np.repeat(np.sum([o.vertebra for o in opinions.values()], axis=0)[:, None], NAMES, axis=1)
     base[:, VARIANTS] += (decoder.penalties.t13_offset, decoder.penalties.l6_offset)
-    ends = landmark_weights(known, model)
+    ends = landmark_weights(known, model, LANDMARKS if constraints is None else LANDMARKS | constraints.landmarks)
     moves = decoder.transitions(np.asarray(gaps, dtype=float))
     lattices, priors = [], []
     for trusted in product((True, False), repeat=len(opinions)):
         heard = [o.names for o, right in zip(opinions.values(), trusted, strict=True) if right]
-        lattices.append(Lattice(base + sum(heard) if heard else base, none, moves, ends["skull"], ends["sacrum"]))
+        lattices.append(decoder.constrained(Lattice(base + sum(heard) if heard else base, none, moves, ends["skull"], ends["sacrum"])))
         priors.append(sum(np.log(model.trust[name] if right else 1.0 - model.trust[name])
                           for name, right in zip(opinions, trusted, strict=True)))
     numbering = _mix(lattices, np.array(priors), penalties.shifted_limit)
@@ -116,19 +118,23 @@ def doubt(evidence: Mapping[str, Evidence], names: Sequence[str | None]) -> floa
 
 
 def compare_with_sum(trusted: Numbering, evidence: Mapping[str, Evidence], gaps: np.ndarray, weights: Mapping[str, float],
-                     penalties: Penalties, forbid_anomalies: bool = False) -> Numbering:
+                     penalties: Penalties, forbid_anomalies: bool = False, constraints: Constraints | None = None) -> Numbering:
     """`trusted` beside what the plain sum of the classifiers reads, which hears other things and errs in other scans.
 
     Where the sum is sure of a T13, an L6 or a missing T12 and `trusted` has none, the sum's reading is taken: the evidence model takes the
     rows of a scan for one opinion, so it hardly hears what tells a variant, a step between two of them. A confidence is the mean of both
-    posteriors then. Such a reading is never anchored, nor is `trusted` where the sum is unsure or gives a vertebra another name.
+    posteriors then. Such a reading is never anchored, nor is `trusted` where the sum is unsure or gives a vertebra another name. Where a
+    level is given by `constraints` no classifier can be off for the whole scan: then the sum need not be sure, but read all the same.
     """
     logs, variants = combine_evidence(evidence, weights, tuple(evidence))
-    summed = Decoder(penalties, forbid_anomalies).decode(logs, gaps, variants)
+    summed = Decoder(penalties, forbid_anomalies, constraints).decode(logs, gaps, variants)
     if has_variant(summed.names) and not has_variant(trusted.names) and summed.numbering_anchored:
         path = [NAMES if name is None else ORDER_INDEX[name] for name in summed.names]
         posterior = (summed.posterior + trusted.posterior) / 2
-        return replace(summed, posterior=posterior, confidence=posterior[np.arange(len(path)), path], numbering_anchored=False)
+        return replace(summed, posterior=posterior, confidence=posterior[np.arange(len(path)), path], numbering_anchored=False,
+                       log_total=trusted.log_total)
+    if constraints is not None and constraints.levels_given:
+        return replace(trusted, numbering_anchored=trusted.numbering_anchored and trusted.names == summed.names)
     agree = all(a == b for a, b in zip(trusted.names, summed.names, strict=True) if a is not None and b is not None)
     return replace(trusted, numbering_anchored=trusted.numbering_anchored and summed.numbering_anchored and agree)
 
@@ -182,12 +188,13 @@ def relative_logs(probabilities: np.ndarray) -> np.ndarray:
     return np.log((probabilities + FLOOR) / (1 + NUM_LEVELS * FLOOR) * NUM_LEVELS)
 
 
-def landmark_weights(evidence: Mapping[str, Evidence], model: EvidenceModel) -> dict[str, np.ndarray]:
+def landmark_weights(evidence: Mapping[str, Evidence], model: EvidenceModel,
+                     landmarks: Mapping[str, Sequence[int]] = LANDMARKS) -> dict[str, np.ndarray]:
     """(n, 26) logs by landmark of being the last (sacrum below) and the first (skull above) named vertebra; 0 where nothing is known."""
     n = len(next(iter(evidence.values())).logs)
     found = next((e.landmarks for e in evidence.values() if e.landmarks is not None), np.full((n, 2), np.nan))
     weights = {}
-    for column, (name, ends) in enumerate(LANDMARKS.items()):
+    for column, (name, ends) in enumerate(landmarks.items()):
         seen, trust = found[:, column:column + 1], model.landmark.get(name, 0.0)
         p = np.nan_to_num(seen, nan=0.5)
         log = np.log(trust * np.where(np.isin(np.arange(NAMES), ends)[None], p, 1 - p) + (1 - trust) * 0.5)
@@ -198,20 +205,23 @@ def landmark_weights(evidence: Mapping[str, Evidence], model: EvidenceModel) -> 
 def _mix(lattices: Sequence[Lattice], priors: np.ndarray, limit: float) -> Numbering:
     totals = np.array([lattice.log_total(lattice.emission) for lattice in lattices])
     weight = priors + totals
-    weight = np.exp(weight - np.logaddexp.reduce(weight))
+    total = float(np.logaddexp.reduce(weight))
+    if not np.isfinite(total):
+        return impossible(lattices[0].n)
+    weight = np.exp(weight - total)
     heard = [int(i) for i in np.argsort(-weight) if weight[i] > LEAST_SET]
     posterior = np.sum([weight[i] * lattices[i].posterior()[0] for i in heard], axis=0) / weight[heard].sum()
     paths = {tuple(lattices[i].best_path(lattices[i].emission)[0].tolist()) for i in heard}
     agreement = {path: _agreement(path, lattices, totals, weight, heard) for path in paths if any(k < NAMES for k in path)}
     if not agreement:
-        return Numbering((None,) * lattices[0].n, posterior, posterior[:, -1], None, 1.0, 1.0, False)
+        return Numbering((None,) * lattices[0].n, posterior, posterior[:, -1], None, 1.0, 1.0, False, total)
     best = max(agreement, key=agreement.__getitem__)
     shifted = min(1.0, max(0.0, 1.0 - agreement[best]))
     path = np.array(best)
     nowhere = _nowhere(path, lattices, totals, weight, heard)
     top = lattices[heard[0]]
     margin = top.path_weight(path) - max(top.best_shift(path, direction) for direction in (-1, 1))
-    return Numbering(names_of(path), posterior, posterior[np.arange(len(path)), path], margin, shifted, nowhere, shifted <= limit)
+    return Numbering(names_of(path), posterior, posterior[np.arange(len(path)), path], margin, shifted, nowhere, shifted <= limit, total)
 
 
 def _agreement(path: tuple[int, ...], lattices: Sequence[Lattice], totals: np.ndarray, weight: np.ndarray, heard: Sequence[int]) -> float:
