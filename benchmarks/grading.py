@@ -25,7 +25,7 @@ from spineclue_v2.anatomy.label_boxes import label_boxes
 from spineclue_v2.anatomy.vertebra import BodyHeights
 from spineclue_v2.evaluation.grading import summarise
 from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels
-from spineclue_v2.inference.relabel import Body, find_bodies, to_vertebra
+from spineclue_v2.inference.bodies import Body, find_bodies, to_vertebra
 from spineclue_v2.phantom import spine
 from spineclue_v2.phantom.canvas import Canvas
 from spineclue_v2.phantom.fields import Field, distance_fields, label_volume, world_extent

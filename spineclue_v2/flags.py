@@ -50,6 +50,15 @@ CODES: dict[str, str] = {
     "picture_failed": "A picture could not be drawn; everything else is complete.",
     "levels_left_out": "Vertebrae were found that were not asked for; they are not in the result.",
     "levels_not_found": "Levels that were asked for were not found.",
+    "label_scheme": "The values of a label map were read as those of a known tool, or of none.",
+    "levels_differ": "The other tool gives vertebrae other levels.",
+    "levels_from_tool": "The other tool's levels decided the numbering; the classifiers alone read another.",
+    "mask_mended": "Pieces of a label map were given to another vertebra or left out.",
+    "merged_vertebrae": "One value of a label map covered two vertebrae.",
+    "torn_vertebra": "Two values of a label map covered one vertebra.",
+    "missing_vertebra": "A label map has no mask of a vertebra between two others.",
+    "unlikely_body": "A body of a label map is no likely vertebra.",
+    "level_without_value": "A level has no value in the scheme of the source.",
 }
 """Meaning of every code, in one sentence. A flag with another code cannot be made."""
 
