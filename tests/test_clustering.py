@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.stages.localize.clustering import Boxes, Cluster, cluster_boxes, linked_scale, position_clusters, size_inliers
+from spineclue_v2.stages.localize.density import density_labels
 from spineclue_v2.stages.localize.data import PLANES, section_areas, section_boxes, take_slice
 from spineclue_v2.stages.localize.looks import slice_positions
 from spineclue_v2.stages.localize.trainer import match_centres
@@ -240,3 +241,16 @@ def test_a_perfect_detector_finds_the_vertebrae_of_a_phantom(seed, first, last):
     hits, distances = match_centres(found, (starts + stops) / 2 * spacing, radius_mm=12.0)
     assert hits >= len(values) - 1 and len(found) <= len(values) + 1
     assert np.mean(distances) < 6.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(0, 120), eps=st.sampled_from([0.3, 1.0, 2.0]), least=st.integers(1, 7),
+       whole=st.booleans())
+def test_density_labels_are_those_of_scikit_learn(seed, count, eps, least, whole):
+    """On whole numbers as well, where many points lie exactly `eps` apart and clusters contend for points on their edges."""
+    from sklearn.cluster import DBSCAN
+
+    points = np.random.default_rng(seed).random((count, 3)) * (6, 6, 3)
+    points = np.round(points) if whole else points
+    expected = DBSCAN(eps=eps, min_samples=least).fit_predict(points) if count else np.zeros(0, dtype=int)
+    np.testing.assert_array_equal(density_labels(points, eps, least), expected)

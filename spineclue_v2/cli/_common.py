@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from ..errors import InputError
 from ..utilities.environment import guard
+from ..utilities.threads import choose_threads
 from ..version import __version__
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -87,6 +88,7 @@ def build_parser(command: str) -> Parser:
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run `command` with `argv` (default: the process's) and return its exit code; bad input is one sentence on stderr."""
     guard()
+    choose_threads()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     args = build_parser(command).parse_args(argv)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..utilities import paths
 from ..utilities.files import atomic_path
+from ..utilities.threads import usable_cores
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 MEMORY_GB, SHARED_GB, DISK_GB = 6.0, 1.0, 2.0    # a CT of the trunk takes about 3 GB; a loader's batches; a few results
@@ -78,16 +79,6 @@ def check_threads() -> Iterator[Check]:
         yield Check("threads", WARNING, said, f"Set OMP_NUM_THREADS={max(1, int(cores))}: more threads than cores slow each other down.")
     else:
         yield Check("threads", OK, said)
-
-
-def usable_cores() -> float:
-    """Cores of this process by its affinity and by the control group's limit (Linux)."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return cores if quota == "max" else min(cores, int(quota) / int(period))
-    except (OSError, ValueError):
-        return cores
 
 
 def check_memory() -> Iterator[Check]:

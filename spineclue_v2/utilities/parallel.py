@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import InputError
+from .threads import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -216,13 +217,12 @@ def sentence(error: BaseException) -> str:
 
 
 def default_processes(memory_gb_each: float = 3.0) -> int:
-    """Worker count from cores and free memory (`memory_gb_each` GB per worker), at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Worker count from usable cores and free memory (`memory_gb_each` GB per worker), at most 8."""
     try:
         free_gb = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     except (AttributeError, OSError, ValueError):
         free_gb = 8.0
-    return max(1, min(8, cores, int(free_gb / memory_gb_each)))
+    return max(1, min(8, int(usable_cores()), int(free_gb / memory_gb_each)))
 
 
 def _one_thread() -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .density import density_labels
 from .plan import LocalizeRun
 
 BODY_MM = {"sagittal": 30.0, "coronal": 22.0}  # how far a body reaches across the slices of that plane
@@ -195,11 +196,7 @@ def _local_quantile(at: np.ndarray, positions: np.ndarray, values: np.ndarray, s
 
 def position_clusters(points: np.ndarray, axis_scale: np.ndarray, eps: float, min_samples: int) -> np.ndarray:
     """Factor 1: DBSCAN labels (N,) of points (N, 3) mm after division by `axis_scale`; -1 is noise."""
-    from sklearn.cluster import DBSCAN
-
-    if not len(points):
-        return np.zeros(0, dtype=int)
-    return DBSCAN(eps=eps, min_samples=min_samples).fit_predict(points / np.asarray(axis_scale))
+    return density_labels(points / np.asarray(axis_scale), eps, min_samples)
 
 
 def size_inliers(sizes: np.ndarray, planes: np.ndarray, eps: float) -> np.ndarray:
@@ -207,15 +204,13 @@ def size_inliers(sizes: np.ndarray, planes: np.ndarray, eps: float) -> np.ndarra
 
     Sections of one vertebra have several sizes (with and without processes), so boxes need not be in that group themselves.
     """
-    from sklearn.cluster import DBSCAN
-
     kept = np.zeros(len(sizes), dtype=bool)
     for plane in (0, 1):
         index = np.flatnonzero(planes == plane)
         if not len(index):
             continue
         logs = np.log(np.maximum(sizes[index], 1e-6))
-        labels = DBSCAN(eps=eps, min_samples=2).fit_predict(logs)
+        labels = density_labels(logs, eps, 2)
         if labels.max() >= 0:
             usual = np.median(logs[labels == np.bincount(labels[labels >= 0]).argmax()], axis=0)
         else:
