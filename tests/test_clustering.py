@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.stages.localize.clustering import Boxes, Cluster, cluster_boxes, linked_scale, position_clusters, size_inliers
-from spineclue_v2.stages.localize.density import density_labels
 from spineclue_v2.stages.localize.data import PLANES, section_areas, section_boxes, take_slice
+from spineclue_v2.stages.localize.density import density_labels
 from spineclue_v2.stages.localize.looks import slice_positions
 from spineclue_v2.stages.localize.trainer import match_centres
 

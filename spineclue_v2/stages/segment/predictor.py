@@ -16,6 +16,7 @@ from ...training.device import autocast
 from ...utilities.triples import float_triple, int_triple
 from .data import crop_channels
 from .network import foreground_probability
+from .openvino import engine_of
 
 OWN_FRACTION = 0.5    # whose neighbours own more than the rest of its mask is no vertebra of its own,
 CONTESTED_DICE, SPLINTER = 0.2, 0.4   # nor is what is this small beside a mask it shares so much with
@@ -87,6 +88,8 @@ def _probabilities(volume: Volume, centres: np.ndarray, networks: list[torch.nn.
                    mirror: bool) -> list[np.ndarray]:
     """Foreground probability (z, y, x) float16 per crop, averaged over the folds (and left-right mirror images)."""
     data, sigma = plan.data, plan.network.heatmap_sigma_mm / plan.data.spacing_mm
+    shape = (len(data.windows_hu) + 1, *plan.network.crop_size)
+    engines = [engine_of(network, shape, device) for network in networks]
     result: list[np.ndarray] = []
     for first in range(0, len(centres), plan.run.inference_batch):
         crops = np.stack([crop_channels(volume.array, c, plan.network.crop_size, data.windows_hu, data.hu_min, sigma)
@@ -94,10 +97,10 @@ def _probabilities(volume: Volume, centres: np.ndarray, networks: list[torch.nn.
         batch = torch.from_numpy(crops).to(device)
         total = torch.zeros(())
         with torch.inference_mode(), autocast(device):
-            for network in networks:
-                total = total + foreground_probability(network(batch)).cpu()
+            for engine in engines:
+                total = total + foreground_probability(engine(batch)).cpu()
                 if mirror:
-                    total = total + foreground_probability(network(batch.flip(-1))).flip(-1).cpu()
+                    total = total + foreground_probability(engine(batch.flip(-1))).flip(-1).cpu()
         result += list((total / (len(networks) * (2 if mirror else 1))).half().numpy())
     return result
 
