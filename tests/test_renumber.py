@@ -14,6 +14,7 @@ from spineclue_v2.anatomy.known import Known
 from spineclue_v2.anatomy.vertebra import BodyHeights, Vertebra
 from spineclue_v2.cli import _common
 from spineclue_v2.export.evidence_file import read_evidence
+from spineclue_v2.export.folder_tables import write_tables
 from spineclue_v2.flags import Flag
 from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.volume import Volume, read_labels
@@ -96,6 +97,18 @@ def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def test_measures_tables_and_other_formats_follow(tmp_path):
+    result().with_measures().save(tmp_path, "a", report=False, also=["mrk.json"])
+    write_tables(tmp_path)
+    measured = [row["levels"] for row in record(tmp_path)["measures"]["discs"]]
+    assert measured and run(tmp_path, "--known", "lowest=L2") == 0
+    assert (tmp_path / "a_measures.csv").exists() and (tmp_path / "a_parts.nii.gz").exists()
+    one_up = [[LEVELS[LEVELS.index(level) + 2] for level in row] for row in measured]
+    assert [row["levels"] for row in record(tmp_path)["measures"]["discs"]] == one_up
+    assert [line.split(",")[2] for line in (tmp_path / "vertebrae.csv").read_text().splitlines()[1:]] == list(names("T9", COUNT))
+    assert names("T9", COUNT)[0] in (tmp_path / "a.mrk.json").read_text()
+
+
 def test_a_pin_renames_all_files(stored):
     before = read_labels(stored / "a.nii.gz").array
     assert run(stored, "--known", "lowest=L2") == 0
@@ -157,7 +170,7 @@ def test_the_same_in_memory_and_stored(stored):
 def test_the_picture_is_drawn_again_or_taken_away(stored, capsys):
     (stored / "a.png").write_bytes(b"old")
     assert run(stored, "--known", "lowest=L2") == 0
-    assert not (stored / "a.png").exists() and "a.png is removed" in capsys.readouterr().err
+    assert not (stored / "a.png").exists() and "is removed (a.png)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, said", [
