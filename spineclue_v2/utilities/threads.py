@@ -27,8 +27,8 @@ def control_group_cores(root: Path) -> float | None:
     except (OSError, ValueError):
         pass
     try:
-        used, period = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii")) for name in ("quota", "period"))
-        return used / period if used > 0 else None
+        used, each = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii")) for name in ("quota", "period"))
+        return used / each if used > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
 
