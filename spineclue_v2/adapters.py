@@ -52,7 +52,6 @@ def crop_and_pad(array: Any, start: Sequence[int] | np.ndarray, size: Sequence[i
     low, high = np.maximum(first, 0), np.minimum(first + wanted, shape)
     box = np.full((*leading, *wanted.tolist()), pad_value, dtype=array.dtype)
     if (high > low).all():
-        # An Ellipsis would do for the leading axes, but not of a blosc2 array.
         source, target = (tuple([slice(None)] * len(leading) + [slice(int(a), int(b)) for a, b in zip(begin, end, strict=True)])
                           for begin, end in ((low, high), (low - first, high - first)))
         box[target] = array[source]
