@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
@@ -112,7 +113,8 @@ def test_a_scan_comes_in_is_watched_and_its_results_go_out(service):
     assert not list(service.jobs.folder.rglob("upload")), "the scan is kept although nobody needs it"
 
 
-@pytest.mark.parametrize("path", ["files/../../.lock", "files/%2e%2e/%2e%2e/.lock", "files//etc/passwd", "files/upload/scan.nii.gz", "files/"])
+@pytest.mark.parametrize("path", ["files/../../.lock", "files/%2e%2e/%2e%2e/.lock", "files//etc/passwd", "files/upload/scan.nii.gz",
+                                  "files/"])
 def test_nothing_but_results_can_be_fetched(service, path):
     url = service.send().headers["location"]
     service.wait(url)
@@ -203,7 +205,7 @@ def test_bodies_that_are_no_forms_or_break_off_are_refused(service):
 
 @pytest.mark.parametrize(("given", "name"), [
     ("/home/me/Scan 1.nii.gz", "Scan_1.nii.gz"), ("..\\..\\a.zip", "a.zip"), ("../../../etc/x.NII.GZ", "x.NII.GZ"), ("-rf.nii", "rf.nii"),
-    ("Ünï.dcm", "n_.dcm"), ("a" * 300 + ".nrrd", "a" * 120 + ".nrrd"), (".nii.gz", "scan.nii.gz")])
+    ("Ünï.dcm", "n_.dcm"), ("a" * 300 + ".nrrd", "a" * 120 + ".nrrd")])
 def test_names_of_files_are_made_harmless(given, name):
     assert safe_name(given) == name
 
@@ -234,7 +236,8 @@ def test_pages_of_other_sites_cannot_use_it(tmp_path):
 def test_clients_of_monai_label_get_label_map_and_record(service):
     model = service.client.get("/info/").json()["models"]
     assert list(model) == ["spineclue"] and model["spineclue"]["type"] == "segmentation"
-    answer = service.client.post("/infer/spineclue?image=scan", files=SCAN, data={"params": json.dumps({"client_id": "me", "mirror": True})})
+    params = json.dumps({"client_id": "me", "mirror": True})
+    answer = service.client.post("/infer/spineclue?image=scan", files=SCAN, data={"params": params})
     assert answer.headers["content-type"].startswith("multipart/form-data; boundary=")
     parts = answer.content.split(f"--{answer.headers['content-type'].split('=')[1]}".encode())
     assert len(parts) == 4 and b'name="params"' in parts[1] and b'"vertebrae"' in parts[1]
@@ -281,3 +284,79 @@ def test_a_header_cannot_take_voxels_of_the_service(tmp_path):
 def test_a_service_that_would_not_do_does_not_start(arguments, words, capsys):
     assert _common.main("serve", arguments) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.fixture
+def crop(tmp_path: Path) -> Path:
+    """The small synthetic scan of the self-test as NIfTI."""
+    from spineclue_v2.doctor.self_test import read_crop
+    from spineclue_v2.imageio.grid import ImageGrid
+    from spineclue_v2.imageio.volume import Volume, write_volume
+
+    array, spacing, _ = read_crop()
+    grid = ImageGrid(array.shape, spacing, (0.0, 0.0, 0.0), np.eye(3))
+    write_volume(Volume(array, grid), tmp_path / "crop.nii.gz")
+    return tmp_path / "crop.nii.gz"
+
+
+def zip_bomb() -> bytes:
+    """An archive of 2 MB that declares and holds 2 GB of zeros."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("scan.nii", "w", force_zip64=True) as member:
+        for _ in range(128):
+            member.write(bytes(16 << 20))
+    return stream.getvalue()
+
+
+def test_a_real_service_labels_survives_what_it_is_sent_and_leaves_nothing(tmp_path, crop):
+    """Own process, own port, the shipped weights."""
+    command = [sys.executable, "-m", "spineclue_v2.cli", "serve", "--port", "0", "--token", TOKEN, "--folder", str(tmp_path / "kept"),
+               "-device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        try:
+            assert process.stdout is not None
+            address = re.search(r"http://\S+/\?token=", process.stdout.readline())
+            assert address is not None
+            client = httpx.Client(base_url=address[0].split("?")[0], headers={"Authorization": f"Bearer {TOKEN}"}, timeout=300)
+
+            def end(name: str, content: bytes) -> dict[str, Any]:
+                url = client.post("/scans", files={"file": (name, content)}).headers["location"]
+                return until(lambda: client.get(url).json(), lambda found: found["state"] in ("done", "failed"), 300)
+
+            header = struct.pack("<i", 348) + bytes(344)
+            for name, content, word in (("bomb.zip", zip_bomb(), "more than scans do"), ("noise.nii.gz", os.urandom(5000), "noise.nii.gz"),
+                                        ("header.nii", header, "header.nii"), ("cut.nii.gz", crop.read_bytes()[:20_000], "cut.nii.gz")):
+                found = end(name, content)
+                assert found["state"] == "failed" and word in found["reason"] and str(tmp_path) not in found["reason"], found
+            found = end("crop.nii.gz", crop.read_bytes())
+            assert found["state"] == "done" and found["summary"]["cases"]["crop"]["levels"], found
+            record = client.get(f"/scans/{found['id']}/files/crop.json")
+            assert record.json()["vertebrae"] and str(tmp_path) not in record.text, "a record names a folder of the service"
+            assert "crop.html" in found["files"] and not list((tmp_path / "kept").rglob("unpacked"))
+            # The process that predicts is killed while it works: one scan is lost, the next is done.
+            url = client.post("/scans", files={"file": ("crop.nii.gz", crop.read_bytes())}).headers["location"]
+            until(lambda: client.get(url).json(), lambda found: found["state"] == "running")
+            for child in Path(f"/proc/{process.pid}/task").glob("*/children"):
+                for pid in child.read_text().split():
+                    if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():
+                        os.kill(int(pid), signal.SIGKILL)
+            assert "died" in until(lambda: client.get(url).json(), lambda found: found["state"] == "failed")["reason"]
+            labels = client.post("/infer/spineclue?output=image", files={"file": ("crop.nii.gz", crop.read_bytes())})
+            assert labels.status_code == 200 and labels.content[:2] == b"\x1f\x8b"
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_a_prediction_that_takes_too_long_is_stopped(tmp_path, crop):
+    from spineclue_v2.inference.model import ModelSource
+
+    process = PredictionProcess(ModelSource("cpu"))
+    assert process.start()["modality"] == "CT"
+    job = Job("x", tmp_path, 0.0, name="crop.nii.gz")
+    job.upload.parent.mkdir()
+    job.upload.write_bytes(crop.read_bytes())
+    with pytest.raises(InputError, match="took longer than 0 s"):
+        process.run(job, 0.0)
+    process.close()
