@@ -4,6 +4,8 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import tempfile
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -49,12 +51,13 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"spineclue_serve needs the package {error.name}; install it with pip install 'spineclue_v2[serve]'.") from error
     from ..serving.jobs import Jobs
     from ..serving.worker import PredictionProcess
-    from .predict import model_source
+    from .predict import load_model
 
     token, limits = token_of(args), limits_of(args)
-    process = PredictionProcess(model_source(args))
+    process = PredictionProcess(partial(load_model, args))
     about = process.start()
     jobs = Jobs(process, limits, args.folder)
+    tempfile.tempdir = str(jobs.folder)  # where forms lie until they are read
     local = args.host in LOOPBACK
     hosts = {*LOOPBACK, "[::1]", *(name.lower() for name in args.allow_host)} if local or args.allow_host else set()
     if args.allow_host:

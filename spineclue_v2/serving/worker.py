@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from ..utilities.environment import guard
 from .jobs import Job
 
 if TYPE_CHECKING:
-    from ..inference.model import Model, ModelSource
+    from ..inference.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,13 @@ MAX_CASES = 20        # scans of one upload
 
 
 class PredictionProcess:
-    """Predicts jobs one after the other in a process of its own, which is started anew after it had to be stopped or died."""
+    """Predicts jobs one after the other in a process of its own, which is started anew after it had to be stopped or died.
 
-    def __init__(self, source: ModelSource) -> None:
-        self._source = source
+    Only that process imports PyTorch. `load` gives the model there, so it has to be a function that can be pickled.
+    """
+
+    def __init__(self, load: Callable[[], Model]) -> None:
+        self._load = load
         self._lock = threading.Lock()
         self._process: Any = None
         self._connection: Connection | None = None
@@ -45,11 +49,15 @@ class PredictionProcess:
             # Fresh, never forked: torch and ITK hold threads.
             context = multiprocessing.get_context("spawn")
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, self._source), daemon=True)
+            process = context.Process(target=_serve, args=(there, self._load), daemon=True)
             process.start()
             there.close()
             self._process, self._connection = process, here
-            self.about = self._wait(lambda *_: None, threading.Event(), LOADING_S)
+            try:
+                self.about = self._wait(lambda *_: None, threading.Event(), LOADING_S)
+            except InputError:
+                self.close()
+                raise
         return self.about
 
     def run(self, job: Job, seconds: float) -> Mapping[str, Any]:
@@ -100,12 +108,11 @@ class PredictionProcess:
         return InputError("The process that predicts died (out of memory, or a crash in a library); give a smaller scan.")
 
 
-def _serve(connection: Connection, source: ModelSource) -> None:
+def _serve(connection: Connection, load: Callable[[], Model]) -> None:
     """Load the model, say so, then predict what comes until the other side is gone."""
-    from ..inference.model import model_of
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started this one ends it
     guard()
+    model = cache(load)
 
     def answer(call: Callable[[], Any]) -> None:
         from ..utilities.parallel import sentence
@@ -119,12 +126,14 @@ def _serve(connection: Connection, source: ModelSource) -> None:
             message = ("failed", sentence(error))
         connection.send(message)
 
+    def report(step: str, fraction: float) -> None:
+        connection.send(("step", step, fraction))
+
     try:
-        answer(lambda: _about(model_of(source)))
+        answer(lambda: _about(model()))
         while True:
             upload, results, options = connection.recv()
-            answer(lambda u=upload, r=results, o=options: predict_upload(  # type: ignore[misc]
-                u, r, o, model_of(source), lambda step, fraction: connection.send(("step", step, fraction))))
+            answer(partial(predict_upload, upload, results, options, model(), report))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -149,6 +158,7 @@ def predict_upload(upload: Path, results: Path, options: Mapping[str, Any], mode
     before, tempfile.tempdir = tempfile.tempdir, str(temporary)
     os.chdir(upload.parent)
     try:
+        check_own_voxels(Path(upload.name))
         return _predict_cases(Path(upload.name), results, options, model, report)
     except InputError as error:
         raise InputError(_without_paths(str(error), results.parent)) from error
@@ -170,7 +180,6 @@ def _predict_cases(upload: Path, results: Path, options: Mapping[str, Any], mode
     from ..utilities.parallel import sentence
     from ..visualization.page.batch_index import update_index
 
-    check_own_voxels(upload)
     cases, also = list_cases(upload, modality=model.modality), tuple(options.get("also", ()))
     if len(cases) > MAX_CASES:
         raise InputError(f"{upload} holds {len(cases)} scans; expected {MAX_CASES} at most.")
@@ -181,7 +190,8 @@ def _predict_cases(upload: Path, results: Path, options: Mapping[str, Any], mode
     results.mkdir(exist_ok=True)
     with RunProgress(len(cases), False, report) as bar:
         for case in cases:
-            seconds, outcome[case.name] = None, None
+            seconds: Mapping[str, float] | None = None
+            outcome[case.name] = None
             try:
                 seconds = predict_case(case, results, model, chosen, bar=bar, also=also).seconds
             except Exception as error:
