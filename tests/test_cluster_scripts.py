@@ -17,7 +17,8 @@ SCRIPTS = {re.search(r"^# (\S+?):?( |$)", text, re.MULTILINE)[1]: text  # type: 
            for text in re.findall(r"```sh\n(#!/bin/bash\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)}
 SLURM = {"SLURM_CPUS_PER_TASK": "4", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "32", "SLURM_ARRAY_JOB_ID": "7",
          "SLURM_JOB_NUM_NODES": "2"}
-STUB = '#!/bin/bash\nprintf "%s" "$(basename "$0")" >> "$CALLS"\nprintf "\\t%s" "$@" >> "$CALLS"\necho >> "$CALLS"\n'
+STUB = '#!/bin/bash\nprintf -v line "\\t%s" "$@"\necho "${0##*/}$line" >> "$CALLS"\n'   # one write: others note at the same time
+WAIT = 'case "$*" in *--dask*) for _ in {1..100}; do grep -q "^dask.worker" "$CALLS" && exit; sleep 0.1; done;; esac\n'
 
 
 def run(folder: Path, name: str, *arguments: str) -> list[list[str]]:
@@ -25,7 +26,8 @@ def run(folder: Path, name: str, *arguments: str) -> list[list[str]]:
     tools = folder / "tools"
     tools.mkdir()
     for tool in ("sbatch", "scontrol", "dask", "torchrun", "spineclue_plan_and_preprocess", "spineclue_train", "spineclue_predict"):
-        (tools / tool).write_text(STUB + ("echo 11\n" if tool == "sbatch" else "sleep 0.2\n" if tool == "dask" else ""))
+        (tools / tool).write_text(STUB + ("echo 11\n" if tool == "sbatch" else "sleep 0.2\n" if tool == "dask" else
+                                          WAIT if tool == "spineclue_plan_and_preprocess" else ""))
     (tools / "srun").write_text('#!/bin/bash\nexec "$@"\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)
