@@ -20,6 +20,7 @@ from ..training.distributed import STOPPED, join_processes, launch, rank, rank_o
 from ..training.trainer import Interrupted
 from ..utilities import paths
 from ..utilities.files import write_json
+from .model_settings import restore
 
 if TYPE_CHECKING:
     from .out_of_fold import OutOfFold
@@ -146,6 +147,8 @@ def _copy_descriptions(base: Path, folder: Path, plans: Plans, stage: str) -> No
         if found != wanted:
             raise InputError(f"{folder} holds folds trained with model fingerprint {found}, the plan now has {wanted}; move that folder "
                              "away, or plan under another name with -overwrite_plans_name.")
+    if stage == "identify" and restore(folder):
+        logger.info("Settings that spineclue_find_best_configuration chose for other folds are taken back; run it again in the end.")
     plans.save(stored)
     for name in ("dataset.json", "dataset_fingerprint.json"):
         if (base / name).exists():
