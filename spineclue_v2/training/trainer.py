@@ -232,7 +232,7 @@ class BaseTrainer:
         return next(batches)
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(f"Stopped in epoch {self.epoch} of {self.stage}, fold {self.fold}; continue with --c.")
+        return Interrupted(f"Stopped in epoch {self.epoch + 1} of {self.epochs} of {self.stage}, fold {self.fold}; continue with --c.")
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> float:
         """One step of the optimiser; its loss. When memory runs out, the batch is halved once and for all, and the log says so."""
