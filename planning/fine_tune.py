@@ -16,7 +16,7 @@ from spineclue_v2.stages.plan_files import load_plans, plans_from_json
 from spineclue_v2.utilities import paths
 
 from . import memory, rules
-from .planner import SpineCLUEPlanner, overridden, plan_other_stages
+from .planner import SpineCLUEPlanner, overridden
 from .rules import PlannedValue
 
 SHIPPED = "shipped"
@@ -61,9 +61,13 @@ class FineTunePlanner(SpineCLUEPlanner):
     def plan(self) -> Plans:
         """The stages that the source has weights for, as it has them, with a training of their own; the others as for a new model."""
         new = super().plan()
-        stages = {name: self.tuned(name, self.kept.stages[name], plan) if name in self.kept.stages else plan
-                  for name, plan in new.stages.items()}
-        stages |= plan_other_stages(self, "CT", stages)
+        stages = {name: self.tuned(name, self.kept.stages[name], plan) for name, plan in new.stages.items() if name in self.kept.stages}
+        space = stages["segment"].data if "segment" in stages else None
+        for name, plan in new.stages.items():
+            if name not in stages:  # what reads segment's preprocessed folder goes on reading it
+                shared = space is not None and plan.data == new.stages["segment"].data
+                stages[name] = dataclasses.replace(plan, data=space) if shared else plan
+        stages = {name: stages[name] for name in new.stages}
         steps = {name: memory.stage_bytes(name, stage, self.value_bytes) for name, stage in stages.items()}
         budget = new.budget | {"from": self.source,
                                "training_step_gb": {name: round(step / 1e9, 2) for name, step in steps.items() if step is not None}}

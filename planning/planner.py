@@ -348,7 +348,8 @@ def overridden(stage: StagePlan, **groups: Mapping[str, PlannedValue]) -> StageP
         old = getattr(stage, group)
         values = {field.name: getattr(old, field.name) for field in dataclasses.fields(old)}
         parts[group] = build_group(type(old), values | {name: choice.value for name, choice in choices.items()}, f"Planner: {group}")
-        reasons |= {f"{group}.{name}": {"rule": choice.rule} for name, choice in choices.items()}
+        reasons |= {f"{group}.{name}": {"rule": choice.rule} | ({"from": choice.inputs} if choice.inputs else {})
+                    for name, choice in choices.items()}
     return dataclasses.replace(stage, **parts, reasons=reasons)
 
 

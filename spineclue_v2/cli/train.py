@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--c", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--val", action="store_true", help="only run the validation of the finished training")
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of checkpoint_final")
+    parser.add_argument("--tensorboard", action="store_true", help="write the epochs for TensorBoard, too (extra tensorboard)")
     parser.add_argument("--npz", action="store_true", help="identify: keep the validation's level probabilities")
 
 
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             folder, summary = train(args.dataset, stage, args.fold, trainer=args.tr, plans_name=args.p, device=args.device,
                                     num_gpus=args.num_gpus, pretrained_weights=weights, resume=resume, only_validate=args.val,
-                                    validate_best=args.val_best, save_probabilities=args.npz and (args.stage != "all" or stage == "identify"))
+                                    validate_best=args.val_best, save_probabilities=args.npz and (args.stage != "all" or stage == "identify"),
+                                    tensorboard=args.tensorboard)
         except Interrupted as stopped:
             sys.stderr.write(f"{stopped}\n")
             return INTERRUPTED
