@@ -93,9 +93,9 @@ class FineTunePlanner(SpineCLUEPlanner):
         part = SHORTEST + (1 - SHORTEST) * min(1.0, max(0.0, (cases - FEW) / (MANY - FEW)))
         for name in PHASES:
             if hasattr(run, name):
-                values[name] = PlannedValue(max(1, round(getattr(run, name) * part)), f"{SHORTEST:.0%} of a new network's epochs up to {FEW} "
-                                            f"cases, all of them from {MANY}: few cases are soon known by heart",
-                                            inputs | {"new_network": getattr(run, name)})
+                rule = (f"{SHORTEST:.0%} of a new network's epochs up to {FEW} cases, all of them from {MANY}: few cases are soon known by "
+                        "heart")
+                values[name] = PlannedValue(max(1, round(getattr(run, name) * part)), rule, inputs | {"new_network": getattr(run, name)})
         values["iterations_per_epoch"] = PlannedValue(run.iterations_per_epoch, "as for a new network", {})
         if hasattr(run, "freeze_backbone") and cases < FROZEN_BELOW:
             few = f"fewer than {FROZEN_BELOW} cases: the backbone stays as it is, its head alone learns"

@@ -204,8 +204,8 @@ class SpineCLUEPlanner:
         useful = memory.largest_batch(bytes_of, self.gb, 1, low)
         inputs = {"gpu_memory_target_gb": self.gb, "estimated_gb": round(bytes_of(useful) / 1e9, 2)}
         if useful < low:
-            return PlannedValue(useful, f"{low} are the fewest that are useful, but no more than this fit {memory.RESERVE:.0%} of the memory "
-                                        "target; plan with a larger -gpu_memory_target where there is more", inputs)
+            return PlannedValue(useful, f"{low} are the fewest that are useful, but no more than this fit {memory.RESERVE:.0%} of the "
+                                        "memory target; plan with a larger -gpu_memory_target where there is more", inputs)
         if self.profile.name == "laptop":
             return PlannedValue(low, "the smallest useful batch: on this class of machine the time of a step is the limit",
                           {"estimated_gb": round(bytes_of(low) / 1e9, 2)})

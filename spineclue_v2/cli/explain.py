@@ -8,8 +8,8 @@ DESCRIPTION = "Say what a number of a plan is, which rule gave it, and what the 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="dataset id (501) or name")
-    parser.add_argument("place", nargs="?", default=None, help="stage, stage.group or stage.group.field, such as segment.network.crop_size; "
-                        "default: the whole plan")
+    parser.add_argument("place", nargs="?", default=None, help="stage, stage.group or stage.group.field, such as "
+                        "segment.network.crop_size; default: the whole plan")
     parser.add_argument("-p", default="SpineCLUEPlans", metavar="PLANS", help="plans name")
 
 

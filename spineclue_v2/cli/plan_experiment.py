@@ -30,8 +30,9 @@ def run(args: argparse.Namespace) -> int:
         for dataset in args.d:
             if args.set:
                 plans = make_variant(dataset, args.set, args.overwrite_plans_name, args.p)
-                print(f"Variant {plans.plans_name} of {args.p}. Next: spineclue_preprocess -d {dataset} -plans_name {plans.plans_name} where "
-                      f"a data group changed, then spineclue_train {dataset} STAGE FOLD -p {plans.plans_name}")
+                name = plans.plans_name
+                print(f"Variant {name} of {args.p}. Next: spineclue_preprocess -d {dataset} -plans_name {name} where a data group changed, "
+                      f"then spineclue_train {dataset} STAGE FOLD -p {name}")
             else:
                 plan_experiment(dataset, args.pl, args.gpu_memory_target, device_of(args), args.overwrite_plans_name, args.source)
     return 0

@@ -38,11 +38,11 @@ def run(args: argparse.Namespace) -> int:
     for number, (stage, weights, resume) in enumerate(todo, start=1):
         if args.stage == "all":
             print(f"Stage {number} of {len(todo)}: {stage}", flush=True)
+        probabilities = args.npz and (args.stage != "all" or stage == "identify")
         try:
             folder, summary = train(args.dataset, stage, args.fold, trainer=args.tr, plans_name=args.p, device=args.device,
                                     num_gpus=args.num_gpus, pretrained_weights=weights, resume=resume, only_validate=args.val,
-                                    validate_best=args.val_best, save_probabilities=args.npz and (args.stage != "all" or stage == "identify"),
-                                    tensorboard=args.tensorboard)
+                                    validate_best=args.val_best, save_probabilities=probabilities, tensorboard=args.tensorboard)
         except Interrupted as stopped:
             sys.stderr.write(f"{stopped}\n")
             return INTERRUPTED

@@ -55,8 +55,8 @@ def find_best_configuration(dataset: str | int, plans_names: Sequence[str] = (DE
     settings = _choose_settings(name, best, chosen["trainers"], numbers, where, dry_run)
     information = {"dataset": name, "folds": numbers, "plans": best, "trainers": chosen["trainers"], "figures": chosen["figures"],
                    "candidates": {key: value["candidates"] for key, value in found.items()}, **settings,
-                   "note": "nested_estimate is of cases that had no part in choosing. Rates in settings_tried are of folds that had no part "
-                           "in fitting; the choice follows them, so the best one flatters. Nothing was tuned on test cases."}
+                   "note": "nested_estimate is of cases that had no part in choosing. Rates in settings_tried are of folds that had no "
+                           "part in fitting; the choice follows them, so the best one flatters. Nothing was tuned on test cases."}
     if dry_run:
         return information
     write_json(paths.results_folder() / name / INFORMATION, information)

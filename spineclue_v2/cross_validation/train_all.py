@@ -25,8 +25,8 @@ def stages_to_train(dataset: str | int, fold: int | str, plans_name: str, traine
     if trainer is not None:
         raise InputError(f"-tr {trainer} trains one stage; leave it out, or train the stages one by one.")
     if pretrained_weights not in (None, SHIPPED):
-        raise InputError(f"-pretrained_weights {pretrained_weights} is a checkpoint of one stage; give 'shipped', or train the stages one by "
-                         "one.")
+        raise InputError(f"-pretrained_weights {pretrained_weights} is a checkpoint of one stage; give 'shipped', or train the stages one "
+                         "by one.")
     name, number = paths.dataset_name(dataset), parse_fold(fold)
     plans = load_plans(paths.preprocessed_folder() / name / f"{plans_name}.json")
     result: list[tuple[str, str | None, bool]] = []

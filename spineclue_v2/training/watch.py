@@ -121,8 +121,8 @@ def find_trouble(history: Mapping[str, Sequence[float]], epochs: int, has_metric
     found = max(scores) > NOTHING if has_metric else True
     recent = sum(losses[-2:]) / 2
     if recent > RISEN * min(losses) and recent > losses[0]:
-        return "rises", (f"the training loss rises ({losses[0]:.3g} at first, {recent:.3g} now); the learning rate is too high, so lower it in "
-                         "the plan's run group (a tenth is a good start) and continue with --c.")
+        return "rises", (f"the training loss rises ({losses[0]:.3g} at first, {recent:.3g} now); the learning rate is too high, so lower "
+                         "it in the plan's run group (a tenth is a good start) and start again.")
     flat = abs(recent - losses[0]) < FLAT * abs(losses[0])
     if flat and not found:
         return "flat", (f"it does not learn: the training loss stays at {recent:.3g} and the metric at 0. Either the training cases show "
