@@ -28,6 +28,7 @@ CODES: dict[str, str] = {
     "known_contradicts_scan": "The scan speaks against what the user said of the levels; the numbering follows that and is not anchored.",
     "prior_contradicts_scan": "The scan speaks against the levels of an earlier examination; the numbering follows those, unanchored.",
     "series_contradicts_scan": "Read alone, this scan gives other levels than all scans of the patient together.",
+    "vessels_bright": "Contrast in the vessels raises the density of bone.",
     "incomplete": "The spine goes on in the scan where no vertebra was found.",
     "no_vertebra": "No vertebra was found; the label map is empty.",
     "not_anchored": "The numbering as a whole may be shifted: other numberings hold a noticeable part of the probability.",
@@ -47,6 +48,17 @@ CODES: dict[str, str] = {
     "front_back": "Bodies do not lie in front of their arches: front and back may be swapped in the header.",
     "left_right": "More lung lies left of T6 to T12 than right: left and right may be swapped in the header.",
     "picture_failed": "A picture could not be drawn; everything else is complete.",
+    "levels_left_out": "Vertebrae were found that were not asked for; they are not in the result.",
+    "levels_not_found": "Levels that were asked for were not found.",
+    "label_scheme": "The values of a label map were read as those of a known tool, or of none.",
+    "levels_differ": "The other tool gives vertebrae other levels.",
+    "levels_from_tool": "The other tool's levels decided the numbering; the classifiers alone read another.",
+    "mask_mended": "Pieces of a label map were given to another vertebra or left out.",
+    "merged_vertebrae": "One value of a label map covered two vertebrae.",
+    "torn_vertebra": "Two values of a label map covered one vertebra.",
+    "missing_vertebra": "A label map has no mask of a vertebra between two others.",
+    "unlikely_body": "A body of a label map is no likely vertebra.",
+    "level_without_value": "A level has no value in the scheme of the source.",
 }
 """Meaning of every code, in one sentence. A flag with another code cannot be made."""
 

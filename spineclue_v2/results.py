@@ -1,9 +1,10 @@
 """What a prediction gives back: values, label map, table, files, and how it looks in a notebook."""
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,23 +14,28 @@ import numpy as np
 
 from . import anatomy
 from .anatomy.known import KnownInput, known_of
-from .anatomy.vertebra import Vertebra
 from .errors import InputError
 from .export.case_files import remove_earlier, write_labels
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
+from .export.columns import STRUCTURE, VERTEBRA
+from .export.formats import check_result, write_formats
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
+from .export.measure_files import export_measures
 from .export.renumbering import renumber
 from .export.result_flags import picture_failed
 from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
 from .imageio.volume import Volume, write_volume
+from .measures.spine import measure_spine
 from .utilities.files import write_json
 from .utilities.pictures import draw_or_say
 
 if TYPE_CHECKING:
     import pandas
+
+logger = logging.getLogger(__name__)
 
 _DRAWING = threading.Lock()  # matplotlib's fonts and caches are shared by all figures and made for one thread
 
@@ -90,6 +96,20 @@ class SpineResult(LabelledSpine):
             raise KeyError(f"{level!r} was not found; there are {', '.join(v.level or '?' for v in self.vertebrae) or 'no vertebrae'}")
         return max(found, key=lambda v: v.confidence or 0.0)
 
+    def with_measures(self, scan: Volume | None = None, sacrum: Volume | None = None) -> SpineResult:
+        """The same result with `measures` and `bodies`, and with the flags of what was noticed.
+
+        Args:
+            scan: the CT (HU), for the end plate of S1 and the density of bone; the one that was kept by default.
+            sacrum: a mask of the sacrum, where there is one.
+        """
+        started, (grid, mask_grid) = time.perf_counter(), self.grids()
+        found = measure_spine(self.vertebrae, mask_grid, grid, scan or self.scan, sacrum)
+        notes = tuple(dict.fromkeys((*self.notes, *(flag.message for flag in found.flags))))
+        seconds = self.seconds | {"measures": time.perf_counter() - started}
+        flags = (*(flag for flag in self.flags if flag.stage != "measures"), *found.flags)
+        return replace(self, measures=found.records, bodies=found.bodies, flags=flags, notes=notes, seconds=seconds)
+
     def to_dict(self) -> dict[str, Any]:
         """Content of `CASE.json`: points are LPS mm (x, y, z), `extent_mm` is (z, y, x), numbers unknown to a stage are None."""
         return case_record(self, self._made_by().model)
@@ -99,7 +119,7 @@ class SpineResult(LabelledSpine):
         return vertebra_rows(self.vertebrae)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row per vertebra in cranio-caudal order. Columns carry their unit (`x_mm`, `volume_ml`); points are LPS mm."""
+        """One row per vertebra in cranio-caudal order, with the values of `CASE.json`. Columns carry their unit; points are LPS mm."""
         import pandas
 
         return pandas.DataFrame(self.to_rows(), columns=self._columns())
@@ -120,8 +140,8 @@ class SpineResult(LabelledSpine):
         """
         return renumber(self, known_of(known, lumbar, thoracic))
 
-    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool | None = False, describe: bool = True
-             ) -> dict[str, Path]:
+    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool | None = False, describe: bool = True,
+             also: Sequence[str] = ()) -> dict[str, Path]:
         """Write the files that `spineclue_predict` writes: the labels first, `NAME.json` last; returns {kind: path}.
 
         A picture that cannot be drawn costs nothing but itself: a flag in `NAME.json` says so.
@@ -129,15 +149,19 @@ class SpineResult(LabelledSpine):
         Args:
             folder: made where it is missing.
             name: of the case: `NAME.nii.gz`, `NAME_ctd.json`, `NAME.json`, ...
-            report: also `NAME.png`, for which the scan must have been kept.
+            report: also `NAME.png`, `NAME_measures.png`, `NAME.html` and a thumbnail, for which the scan must have been kept.
             probabilities: also `NAME.npz`, for `spineclue_ensemble`; None: leave one that is there.
             describe: also `predict_args.json` and `plans.json` of the folder.
+            also: further formats, by their names in `export.formats.FORMATS`: "seg.nrrd", "mrk.json", "bids", "crops", "crops_upright",
+                and of a scan that was read from DICOM "dicom_seg", "dicom_sr" and "dicom_rtstruct".
 
         Raises:
-            InputError: the scan was not kept but a picture is wanted, the label map would replace the scan, a file cannot be written.
+            InputError: the scan was not kept but a picture or crops are wanted, a format lacks a package or the DICOM files, the label map
+                would replace the scan, a file cannot be written.
         """
         started, folder = time.perf_counter(), Path(folder)
         self._check_save(folder, name, report, bool(probabilities))
+        check_result(also, self, name)
         files = write_run_files(folder, self._made_by()) if describe else {}
         remove_earlier(folder, name, probabilities is not None)
         files |= self._write_labels(folder, name, self._label_volume())
@@ -145,15 +169,24 @@ class SpineResult(LabelledSpine):
             files["probabilities"] = folder / f"{name}.npz"
             self._write_probabilities(files["probabilities"])
         seconds, flags = dict(self.seconds), self.flags
+        if self.measures:
+            files |= export_measures(self, self._label_volume(), folder, name)
+            seconds["measures"] = seconds.get("measures", 0.0) + time.perf_counter() - started
+        if also:
+            writing = time.perf_counter()
+            files |= write_formats(also, self, self._label_volume(), folder, name)
+            seconds["formats"] = time.perf_counter() - writing
         if report:
-            drawing, picture = time.perf_counter(), folder / f"{name}.png"
-            with _DRAWING:
-                trouble = draw_or_say(lambda: self._draw(picture, name), picture.name)
+            drawing = time.perf_counter()
+            for kind, picture, draw in self._pictures(folder, name):
+                with _DRAWING:
+                    trouble = draw_or_say(draw, picture.name)
+                if trouble:
+                    flags = (*flags, picture_failed(trouble))
+                else:
+                    files[kind] = picture
+            files |= replace(self, flags=flags)._write_pages(folder, name)
             seconds["report"] = time.perf_counter() - drawing
-            if trouble:
-                flags = (*flags, picture_failed(trouble))
-            else:
-                files["report"] = picture
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
         files["record"] = folder / f"{name}.json"
         write_json(files["record"], replace(self, seconds=seconds, flags=flags).to_dict())
@@ -170,7 +203,7 @@ class SpineResult(LabelledSpine):
         return html_table(title, self.to_rows(), ("level", "confidence", "x_mm", "y_mm", "z_mm", "volume_ml", "touches_border"), self.notes)
 
     def _columns(self) -> list[str]:
-        return list(vertebra_rows([Vertebra((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0)])[0])
+        return [column.name for column in VERTEBRA]
 
     def _made_by(self) -> Provenance:
         return self.provenance or Provenance()
@@ -194,6 +227,17 @@ class SpineResult(LabelledSpine):
         assert self.scan is not None
         write_report(self, self.grids()[1], self.scan, path, title)
 
+    def _write_pages(self, folder: Path, name: str) -> dict[str, Path]:
+        """What a person opens; whatever goes wrong with it is a warning, since labels and numbers are worth having without."""
+        from .visualization.page.write import write_pages
+
+        assert self.scan is not None
+        try:
+            return write_pages(folder, name, self.to_dict(), self.scan, self._label_volume())
+        except Exception as error:
+            logger.warning("%s.html was not written (%s: %s); everything else is complete.", name, type(error).__name__, error)
+            return {}
+
     def _write_probabilities(self, path: Path) -> None:
         from .export.probabilities import write_probabilities
 
@@ -202,6 +246,19 @@ class SpineResult(LabelledSpine):
 
     def _write_labels(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
         return write_labels(self, folder, name, labels)
+
+    def _pictures(self, folder: Path, name: str) -> Iterator[tuple[str, Path, Callable[[], None]]]:
+        """(kind, path, how it is drawn)."""
+        report, measures = folder / f"{name}.png", folder / f"{name}_measures.png"
+        yield "report", report, lambda: self._draw(report, name)
+        if self.measures:
+            yield "measures_picture", measures, lambda: self._draw_measures(measures, name)
+
+    def _draw_measures(self, path: Path, title: str) -> None:
+        from .visualization.measures_picture import write_measures_picture
+
+        assert self.scan is not None
+        write_measures_picture(self, self.grids()[1], self.scan, path, title)
 
 
 @dataclass(frozen=True)
@@ -263,7 +320,7 @@ class MRResult(SpineResult):
         return html_table(title, self.to_rows(), ("structure", "kind", "volume_ml", "x_mm", "y_mm", "z_mm", "touches_border"), self.notes)
 
     def _columns(self) -> list[str]:
-        return list(mr_rows([{"centroid_mm": (0.0, 0.0, 0.0)}])[0])
+        return [column.name for column in STRUCTURE]
 
     def _label_volume(self) -> Volume:
         if self.label_volume is None:

@@ -122,8 +122,10 @@ def scan(tmp_path) -> Path:
 def test_files_of_a_case(trained, tmp_path, scan):
     out = tmp_path / "out"
     assert run("-i", scan, "-o", out, "-m", trained, "-device", "cpu", "--save_probabilities", "--disable_progress_bar") == 0
-    assert {p.name for p in out.iterdir()} == {"one.nii.gz", "one_ctd.json", "one.json", "one.png", "one.npz", "plans.json",
-                                               "one_evidence.npz", "predict_args.json", "labels_slicer.ctbl", "labels_itksnap.txt"}
+    assert {p.name for p in out.iterdir() if p.suffix != ".parquet"} == {
+        "vertebrae.csv", "cases.csv", "measures.csv", "one.nii.gz", "one_ctd.json", "one.json", "one.png", "one.html", "thumbnails",
+        "one.npz", "plans.json", "one_evidence.npz", "one_measures.csv", "one_measures.png", "one_parts.nii.gz", "predict_args.json",
+        "labels_slicer.ctbl", "labels_itksnap.txt"}
     with np.load(out / "one.npz") as arrays:
         np.testing.assert_allclose(arrays["probabilities"].sum(1), 1, atol=1e-4)
         assert arrays["probabilities"].shape == (len(record(out, "one")["vertebrae"]), 24)
@@ -262,7 +264,7 @@ def test_a_bad_scan_among_others_is_listed_and_the_others_are_done(trained, tmp_
     said = capsys.readouterr().out
     assert "2 of 4 scans" in said
     assert "c.nii.gz is no NIfTI file" in said and "nobody thought of this" in said
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "d.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("?.nii.gz")) == ["a.nii.gz", "d.nii.gz"]
 
 
 def test_complete_cases_are_kept_and_cut_ones_done_again(trained, tmp_path, folder_of_scans):

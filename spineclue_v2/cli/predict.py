@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ._outputs import add_output_arguments, wanted_formats
 from .renumber import add_known_arguments, add_prior_argument, say
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dask", default=None, metavar="ADDRESS", help="work on the Dask cluster whose scheduler is at ADDRESS; its "
                         "workers must see the same folders")
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz with the level probabilities")
-    parser.add_argument("--no_report", action="store_true", help="write no CASE.png")
+    parser.add_argument("--no_report", action="store_true", help="write no CASE.png, no CASE.html and no index.html")
+    parser.add_argument("--no_measures", action="store_true", help="measure no angles, discs, sub-regions and bone of CT")
     parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")
     parser.add_argument("--classifiers", nargs="+", default=list(CLASSIFIERS), choices=CLASSIFIERS,
                         help="classifiers of the level to use, where the model has weights for them; shape alone is the paper's method")
@@ -71,24 +74,31 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
                         help="average segmentation (MR: all) with its left-right mirror image (twice the time)")
     parser.add_argument("--intensity-offset", type=float, default=None, metavar="HU", help="add this to all values, e.g. -1024 where "
                         "1024 was added to HU; default: values are HU, or plainly HU + 1024")
+    add_output_arguments(parser)
     add_known_arguments(parser)
     add_prior_argument(parser)
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar (there is none without a terminal, either)")
+    parser.add_argument("--json", action="store_true", help="print the summary of the run as JSON instead of sentences")
 
 
 def run(args: argparse.Namespace) -> int:
     from ..anatomy.known import known_by_case
+    from ..anatomy.level_ranges import parse_levels
     from ..inference.cases import list_cases
+    from ..inference.predict_folder import check_formats_of_cases
     from ..inference.prior import read_prior, renumber_cases_by_prior
     from ..inference.series import number_series
 
+    # What is wrong with the call is said before seconds are spent on loading networks.
     args.i = args.i or args.series_of
     if args.list:
         return show_series(args.i)
     if args.o is None:
         raise InputError("No output folder is given; add -o FOLDER.")
+    parse_levels(args.levels)
     # A wrong input path is said before seconds are spent on loading networks. Only a chosen model can be one of MR.
     listed = list_cases(args.i, args.series, "CT" if args.m is None and args.d is None else None)
+    check_formats_of_cases(wanted_formats(args), listed)
     cases = [case.name for case in listed]
     known = known_by_case(args.known, args.lumbar, args.thoracic, cases)
     if [any(known.values()), args.prior is not None, args.series_of is not None].count(True) > 1:
@@ -154,17 +164,23 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
 def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[str, Known] | None = None,
                        cases: Sequence[Case] | None = None) -> int:
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
+    from ..anatomy.level_ranges import parse_levels
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
+    from ..inference.run_summary import run_summary
     from ..utilities.parallel import dask_executor
 
-    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), intensity_offset=args.intensity_offset)
+    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), intensity_offset=args.intensity_offset,
+                      measures=not args.no_measures, levels=parse_levels(args.levels))
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
         source = args.i if cases is None else cases
         outcome = predict(source, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
-                          model_source(args) if args.dask else None, known)
+                          model_source(args) if args.dask else None, known, wanted_formats(args))
     failed = {name: why for name, why in outcome.items() if why}
+    if args.json:
+        print(json.dumps(run_summary(args.o, outcome), indent=2))
+        return 1 if failed else 0
     empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"
     what = "structure" if model.modality == "MR" else "vertebra"

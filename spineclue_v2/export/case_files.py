@@ -12,8 +12,10 @@ from .case_record import case_record
 from .colour_tables import write_colour_tables
 from .evidence_file import ENDING as EVIDENCE
 from .evidence_file import write_evidence
+from .formats import remove_formats
 from .label_map import label_map
 from .labelled_spine import LabelledSpine
+from .measure_files import MEASURE_ENDINGS
 
 
 def export_case(result: LabelledSpine, folder: str | Path, case: str, plans: Mapping[str, Any] | None = None,
@@ -58,5 +60,6 @@ def remove_earlier(folder: str | Path, case: str, probabilities: bool = True) ->
 
     `probabilities`: also CASE.npz.
     """
-    for ending in (".json", EVIDENCE, *([".npz"] if probabilities else []), ".png"):
+    for ending in (".json", EVIDENCE, *([".npz"] if probabilities else []), ".png", ".html", *MEASURE_ENDINGS):
         (Path(folder) / f"{case}{ending}").unlink(missing_ok=True)
+    remove_formats(folder, case)

@@ -29,7 +29,7 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
     return {
         "status": "ok" if result.vertebrae else NO_VERTEBRA,
         **_states(result.flags),
-        "vertebrae": [_vertebra_record(vertebra) for vertebra in result.vertebrae],
+        "vertebrae": [vertebra_entry(vertebra) for vertebra in result.vertebrae],
         "numbering_anchored": bool(result.numbering_anchored),
         "anchored_by": result.anchored_by,
         "known": None if result.known is None else dict(result.known),
@@ -38,6 +38,7 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
         "notes": _notes(result.notes, result.flags),
         "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
         "extra": dict(result.extra),
+        **({"measures": result.measures} if result.measures else {}),
         "plans": dict(plans or {}),
         "versions": versions(),
         "seconds": rounded_seconds(result.seconds),
@@ -71,13 +72,14 @@ def rounded_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
     return {stage: round(float(value), 3) for stage, value in seconds.items()}
 
 
-def _vertebra_record(vertebra: Vertebra) -> dict[str, Any]:
+def vertebra_entry(vertebra: Vertebra) -> dict[str, Any]:
+    """What `CASE.json` says of one vertebra."""
     probabilities = None
     if vertebra.probabilities is not None:
         probabilities = {name: round(float(p), 6) for name, p in zip(anatomy.LEVELS, vertebra.probabilities, strict=True)}
     return {
         "level": vertebra.level,
-        "label": anatomy.LABEL_OF_NAME[vertebra.level] if vertebra.level else None,
+        "label": anatomy.LABEL_OF_NAME.get(vertebra.level or ""),
         "confidence": _number(vertebra.confidence, 6),
         "uncertainty": _number(vertebra.uncertainty, 6),
         "body_centre_mm": None if vertebra.body_centre is None else [round(float(c), 3) for c in vertebra.body_centre],

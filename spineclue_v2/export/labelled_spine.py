@@ -9,6 +9,7 @@ from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..flags import Flag
 from ..imageio.grid import ImageGrid
+from ..measures.bodies import Body
 from ..stages.base import NumberingBasis
 
 
@@ -27,6 +28,8 @@ class LabelledSpine:
         incomplete: where the spine goes on in the scan and no vertebra was found: "above", "below", "gap between X and Y".
         grid: the scan's own grid, on which label map and files are written.
         flags: what a person or a program should know before the result is used, each with a code; `notes` says the same in words.
+        measures: angles, discs and bone, lists of flat records by group (`measures.records`); empty where nothing was measured.
+        bodies: the bodies with end plates that the measures rest on.
         mask_grid: the network space grid that `Vertebra.mask` and `Vertebra.mask_start` lie on.
         anchored_by: "scan", "known" (what the user said) or "prior" (an earlier examination); None where the numbering is not anchored.
         known: what was given besides the scan (`source`, `given`) and the `probability` that the scan alone gives it; None: nothing.
@@ -46,6 +49,8 @@ class LabelledSpine:
     anchored_by: str | None = None
     known: Mapping[str, Any] | None = None
     basis: NumberingBasis | None = field(default=None, repr=False, compare=False)
+    measures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    bodies: tuple[Body, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.vertebrae:

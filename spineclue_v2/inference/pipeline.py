@@ -16,16 +16,17 @@ from ..imageio.orientation import oriented_view
 from ..imageio.volume import THICK_SLICE_MM, Volume
 from ..preprocessing.straighten import straightened
 from ..results import SpineResult
-from ..stages.base import Context, Findings, Options, Stage
+from ..stages.base import Context, Evidence, Findings, Options, Stage
 from ..stages.identify.numbering import check_known
 from ..stages.identify.pins import check_places
+from ..stages.identify.tool_levels import NAME as TOOL
 from ..stages.registry import pipeline_of
 from ..utilities.triples import float_triple
 from .completeness import find_incomplete, incomplete_flag
 from .model import Model
 from .scan_flags import scan_flags
 
-__all__ = ["Options", "identify_masks", "predict_volume", "run_stages"]
+__all__ = ["Options", "identify_masks", "predict_volume", "run_stages", "stages_of"]
 
 Progress = Callable[[str, float], object]
 """Called with the name of the stage that begins and the fraction of stages that are done; once more with ("", 1.0) at the end."""
@@ -35,7 +36,7 @@ def run_stages(findings: Findings, model: Model, options: Options | None = None,
                ) -> tuple[Findings, dict[str, float]]:
     """What all stages of the model know of a scan in the end, and the seconds that each took."""
     context = Context(model.plans, model.device, options or Options(), model.stages)
-    chosen = _stages_of(model)
+    chosen = stages_of(model)
     seconds: dict[str, float] = {}
     for number, stage in enumerate(chosen):
         if progress is not None:
@@ -48,7 +49,7 @@ def run_stages(findings: Findings, model: Model, options: Options | None = None,
     return findings, seconds
 
 
-def _stages_of(model: Model) -> list[Stage]:
+def stages_of(model: Model) -> list[Stage]:
     """The stages that predict: those the model has networks for, and those that need none; not those that another one contains."""
     return [stage for stage in pipeline_of(model.modality)
             if (stage.name in model.stages or not stage.trainable) and stage.replaced_by not in model.stages]
@@ -93,15 +94,42 @@ def _reading_flags(volume: Volume) -> tuple[Flag, ...]:
     return volume.flags
 
 
-def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | None = None, scan: Volume | None = None) -> SpineResult:
+Hint = Callable[[tuple[Vertebra, ...], tuple[Vertebra, ...]], Evidence | None]
+"""Given the vertebrae in cranio-caudal order, and those of them that the classifiers name: what another tool says of the levels."""
+
+
+def identify_masks(vertebrae: list[Vertebra], model: Model, options: Options | None = None, scan: Volume | None = None,
+                   hint: Hint | None = None) -> SpineResult:
     """Names for vertebrae whose masks are known (true masks, another tool's instances): the classifiers and the decoder alone.
 
-    `scan`: the CT; with it the classifiers that look at the scan count too, where the model has them.
+    Args:
+        vertebrae: in any order.
+        model: with the stages that name masks.
+        options: variants and classifiers.
+        scan: the CT; with it the classifiers that look at the scan count too, where the model has them.
+        hint: another tool's levels count too, as one more classifier. The numbering is anchored only where it is without them, and the
+            same.
     """
+    from ..stages.identify.predictor import add_shape
+
     context = Context(model.plans, model.device, options or Options(), model.stages)
     findings = Findings(scan, tuple(order_cranio_caudal(vertebrae)))
-    for stage in _stages_of(model):
+    last = findings
+    for stage in stages_of(model):
         if stage.names_masks and (scan is not None or not stage.needs_scan):
-            findings = stage.predict(findings, model.stages.get(stage.name), context)
+            if stage.name == "identify":
+                findings = add_shape(findings, model.stages["identify"], context)
+            last, findings = findings, stage.predict(findings, model.stages.get(stage.name), context)
+    told = None if hint is None or not last.vertebrae else hint(last.vertebrae, findings.vertebrae)
+    if told is not None:
+        findings = _with_hint(findings, last, told, model, context)
     return with_result_flags(SpineResult(findings.vertebrae, findings.anchored, findings.margin, extra=dict(findings.extra),
                                          basis=findings.basis))
+
+
+def _with_hint(own: Findings, before: Findings, told: Evidence, model: Model, context: Context) -> Findings:
+    """The findings with the other tool's levels; anchored where `own`, the findings without, are and agree."""
+    stage = next(stage for stage in stages_of(model) if stage.name == "identify")
+    both = stage.predict(replace(before, evidence={**before.evidence, TOOL: told}), model.stages["identify"], context)
+    same = {v.body_centre: v.level for v in own.vertebrae} == {v.body_centre: v.level for v in both.vertebrae}
+    return replace(both, anchored=both.anchored and own.anchored and same)

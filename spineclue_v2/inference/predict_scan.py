@@ -10,6 +10,7 @@ from ..export.run_files import Provenance
 from ..imageio.hounsfield import checked_ct
 from ..imageio.volume import Volume
 from ..results import SpineResult
+from .level_selection import select_levels
 from .model import Model
 from .mr_pipeline import predict_mr
 from .pipeline import Options, Progress, predict_volume
@@ -39,9 +40,13 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
     else:
         volume = checked_ct(volume, source or "The scan", options.intensity_offset)
         result = predict_volume(volume, model, options, progress)
+        if options.measures:
+            result = result.with_measures(volume)
+        result = select_levels(result, options.levels)
     before = dict(seconds or {})
     times = before | result.seconds | {"total": sum(before.values()) + time.perf_counter() - started}
-    return replace(result, scan=volume if keep_scan else None, seconds=times, provenance=provenance(model, options, source))
+    made_by = replace(provenance(model, options, source), files=volume.files)
+    return replace(result, scan=volume if keep_scan else None, seconds=times, provenance=made_by)
 
 
 def provenance(model: Model, options: Options, source: str) -> Provenance:
@@ -52,7 +57,7 @@ def provenance(model: Model, options: Options, source: str) -> Provenance:
 def check_mr_options(options: Options, save_probabilities: bool = False, prefix: str = "") -> None:
     """InputError for what only the vertebrae of CT know; `prefix` is "--" where options are flags of a command."""
     given = {"save_probabilities": save_probabilities, "forbid_anomalies": options.forbid_anomalies,
-             "intensity_offset": options.intensity_offset is not None,
+             "intensity_offset": options.intensity_offset is not None, "levels": bool(options.levels),
              "classifiers": set(options.classifiers) != set(Options().classifiers), "known": bool(options.known)}
     for name, wanted in given.items():
         if wanted:

@@ -46,6 +46,8 @@ class Options:
     classifiers: tuple[str, ...] = CLASSIFIERS  # which are enabled, where the model has them
     known: Known = field(default_factory=Known)  # what the user knows of the levels of this scan
     intensity_offset: float | None = None     # CT: added to all values on reading; None: values are HU, or plainly HU + 1024
+    measures: bool = True                     # angles, discs, sub-regions and density of bone, of CT
+    levels: tuple[str, ...] = ()              # of the result, once all are named; empty: all
 
 
 @dataclass(frozen=True)

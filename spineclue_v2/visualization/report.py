@@ -162,14 +162,20 @@ def _window(array: np.ndarray) -> tuple[float, float]:
 
 def _draw_view(panel: Any, view: View, scan: Volume, vertebrae: tuple[Vertebra, ...], model: ImageGrid,
                window: tuple[float, float]) -> None:
-    from scipy.ndimage import map_coordinates
-
-    index = view.position / np.array(scan.geometry.spacing)
-    pixels = map_coordinates(scan.array, np.moveaxis(index, -1, 0), order=1, mode="nearest", output=np.float32)
-    panel.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], extent=view.extent, interpolation="bilinear")
-    in_model = model.world_to_index(scan.geometry.index_to_world(index))
+    show_plane(panel, view, scan, window)
+    in_model = model.world_to_index(scan.geometry.index_to_world(view.position / np.array(scan.geometry.spacing)))
     for vertebra in vertebrae:
         _draw_vertebra(panel, view, vertebra, in_model)
+
+
+def show_plane(panel: Any, view: View, scan: Volume, window: tuple[float, float] | None = None) -> None:
+    """The scan (LPS order) in a view, true in mm, with the names of its sides."""
+    from scipy.ndimage import map_coordinates
+
+    low, high = window or _window(scan.array)
+    index = view.position / np.array(scan.geometry.spacing)
+    pixels = map_coordinates(scan.array, np.moveaxis(index, -1, 0), order=1, mode="nearest", output=np.float32)
+    panel.imshow(pixels, cmap="gray", vmin=low, vmax=high, extent=view.extent, interpolation="bilinear")
     panel.set_xlim(view.extent[:2])
     panel.set_ylim(view.extent[2:])
     panel.set_axis_off()

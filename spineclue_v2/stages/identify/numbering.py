@@ -21,6 +21,7 @@ from .evidence import combine_evidence
 from .pins import resolve
 from .plan import Penalties
 from .reasons import reasons
+from .shifts import shift_record
 from .trust import EvidenceModel, combined_rows, decode_with_trust
 
 CONTRADICTORY = 0.05
@@ -135,7 +136,8 @@ def explanation(numbered: Numbered) -> dict[str, Any]:
     """`extra.identify` of the record: how many detections are no vertebra, and `reasons`."""
     basis = numbered.basis
     return {"rejected": sum(name is None for name in basis.names)} | reasons(
-        basis.evidence, basis.names, gaps_of(basis), Penalties.from_dict(basis.penalties), basis.forbid_anomalies)
+        basis.evidence, basis.names, gaps_of(basis), Penalties.from_dict(basis.penalties), basis.forbid_anomalies) | shift_record(
+            numbered.numbering)
 
 
 def check_known(known: Known, forbid_anomalies: bool, modality: str = "CT") -> None:

@@ -25,6 +25,7 @@ from .constraints import NAMES, NEVER, Constraints
 from .decoder import EMITTING, VARIANTS, Decoder, Lattice, Numbering, impossible, names_of
 from .evidence import combine_evidence
 from .plan import Penalties
+from .shifts import shift_probabilities
 
 REGIONS = ("cervical", "thoracic", "lumbar")
 REGION_OF_LEVEL = np.array([[region(level) == name for name in REGIONS] for level in LEVELS], float)
@@ -108,6 +109,9 @@ def decode_with_trust(evidence: Mapping[str, Evidence], gaps: np.ndarray, model:
         lattices, _ = _readings(evidence, known, gaps, model, weights or {}, Decoder(penalties, forbid_anomalies, constraints))
         weight = weight + _totals(lattices) - before
     numbering = _mix(lattices, weight, penalties.shifted_limit)
+    possible = np.isfinite(weight)
+    priors = np.where(possible, weight - np.where(possible, _totals(lattices), 0.0), NEVER)
+    numbering = replace(numbering, shifts=shift_probabilities(numbering.names, lattices, priors))
     return replace(numbering, numbering_anchored=numbering.numbering_anchored and doubt(known, numbering.names) < model.doubt)
 
 
@@ -127,7 +131,8 @@ def _readings(evidence: Mapping[str, Evidence], known: Mapping[str, Evidence], g
     for trusted in product((True, False), repeat=len(opinions)):
         heard = [o.names for o, right in zip(opinions.values(), trusted, strict=True) if right]
         emission = base + sum(heard) if heard else base
-        lattices.append(decoder.constrained(Lattice(emission, none, lattices[0].moves, ends["skull"], ends["sacrum"])))
+        first = ends["skull"] + decoder.beginning
+        lattices.append(decoder.constrained(Lattice(emission, none, lattices[0].moves, first, ends["sacrum"])))
         priors.append(sum(np.log(model.trust[name] if right else 1.0 - model.trust[name])
                           for name, right in zip(opinions, trusted, strict=True)))
     return lattices, np.array(priors)
