@@ -76,7 +76,7 @@ class FineTunePlanner(SpineCLUEPlanner):
     def tuned(self, name: str, kept: StagePlan, new: StagePlan) -> StagePlan:
         """Stage `name` with the source's groups and the training that the number of cases allows."""
         same = f"that of {self.source}, so that its weights fit"
-        reasons = {f"{group}.{field.name}": {"rule": same} for group in ("data", "network", "run")
+        reasons: dict[str, dict[str, Any]] = {f"{group}.{field.name}": {"rule": same} for group in ("data", "network", "run")
                    for field in dataclasses.fields(getattr(kept, group))}
         stage = dataclasses.replace(kept, reasons=reasons)
         stage = overridden(stage, run=self.schedule_of(new))

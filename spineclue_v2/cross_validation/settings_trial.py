@@ -81,8 +81,9 @@ def _interval(gains: Sequence[CaseGain]) -> tuple[float, float]:
     patients = sorted({gain.patient for gain in gains})
     if not patients:
         return 0.0, 0.0
-    more, true = (np.array([sum(value(gain) for gain in gains if gain.patient == patient) for patient in patients], dtype=float)
-                  for value in (lambda gain: gain.chosen - gain.planned, lambda gain: gain.true))
+    rows = [[gain for gain in gains if gain.patient == patient] for patient in patients]
+    more = np.array([sum(gain.chosen - gain.planned for gain in row) for row in rows], dtype=float)
+    true = np.array([sum(gain.true for gain in row) for row in rows], dtype=float)
     drawn = np.random.default_rng(0).integers(0, len(patients), (DRAWS, len(patients)))
     rates = more[drawn].sum(1) / np.maximum(1, true[drawn].sum(1))
     low, high = np.percentile(rates, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
