@@ -107,7 +107,7 @@ def open_tensorboard(folder: Path, first_epoch: int) -> Any:
     except ImportError as error:
         raise InputError("--tensorboard needs the package tensorboard; install it with pip install 'spineclue_v2[tensorboard]', or leave "
                          "the flag out: progress.csv holds the same numbers.") from error
-    return SummaryWriter(str(folder), purge_step=first_epoch)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=first_epoch)
 
 
 def find_trouble(history: Mapping[str, Sequence[float]], epochs: int, has_metric: bool = True) -> tuple[str, str] | None:
