@@ -20,34 +20,38 @@ from spineclue_v2.stages.registry import modality_of, stage_of
 from spineclue_v2.utilities import paths
 from spineclue_v2.utilities.files import read_json, write_json
 
+from .fine_tune import SHIPPED, FineTunePlanner
 from .fingerprint import extract_fingerprint, load_fingerprint
 from .mr_fingerprint import extract_mr_fingerprint, recognise
 from .mr_planner import SSHSNetPlanner
 from .planner import DEFAULT_PLANNER, find_planner
 
 logger = logging.getLogger(__name__)
+report = logging.getLogger(f"{__name__}.report")   # what a planning was asked for: its commands print it
 
 
 def plan_and_preprocess(datasets: Sequence[str | int], planner: str | None = None, gpu_memory_target: float | None = None,
                         device: str = "cuda", plans_name: str | None = None, verify_integrity: bool = False,
                         preprocess: bool = True, clean: bool = False, num_processes: int = 0,
                         num_processes_fingerprint: int | None = None, executor: Executor | None = None,
-                        progress: bool = True) -> dict[str, str]:
+                        progress: bool = True, source: str | None = None) -> dict[str, str]:
     """Fingerprint, plan and preprocess each of `datasets` (ids or names). Returns the cases that failed: {dataset/case: why}.
 
     `planner` None: the default one, or the MR planner where the dataset is recognised as MR. `plans_name` None takes the planner's own;
-    `num_processes` 0 runs in this process; `executor` wins over both counts.
+    `num_processes` 0 runs in this process; `executor` wins over both counts. `source`: see `plan_experiment`.
     """
     failures: dict[str, str] = {}
     workers = num_processes if num_processes_fingerprint is None else num_processes_fingerprint
     for dataset in datasets:
         name = fingerprint_dataset(dataset, verify_integrity, workers, executor, clean, progress, planner)
-        plans = plan_experiment(name, planner, gpu_memory_target, device, plans_name)
+        plans = plan_experiment(name, planner, gpu_memory_target, device, plans_name, source)
         if preprocess:
             failures |= preprocess_plans(name, plans.plans_name, num_processes=num_processes, executor=executor, clean=clean,
                                          progress=progress)
-        logger.info("Next: spineclue_train %d %s 0%s", int(name[7:10]), next(iter(plans.stages)),
-                    "" if plans.plans_name == DEFAULT_PLANS_NAME else f" -p {plans.plans_name}")
+        flags = "" if plans.plans_name == DEFAULT_PLANS_NAME else f" -p {plans.plans_name}"
+        flags += f" -pretrained_weights {SHIPPED}" if source == SHIPPED else ""
+        report.info("Next: spineclue_train %d %s 0%s (or all in place of %s: the stages in their order)", int(name[7:10]),
+                    next(iter(plans.stages)), flags, next(iter(plans.stages)))
     return failures
 
 
@@ -80,20 +84,28 @@ def fingerprint_dataset(dataset: str | int, verify_integrity: bool = False, num_
 
 
 def plan_experiment(dataset: str | int, planner: str | None = None, gpu_memory_target: float | None = None,
-                    device: str = "cuda", plans_name: str | None = None) -> Plans:
-    """Plan from the fingerprint, save `<plans_name>.json`, say what was decided. An older, different plan is kept aside."""
+                    device: str = "cuda", plans_name: str | None = None, source: str | None = None) -> Plans:
+    """Plan from the fingerprint, save `<plans_name>.json`, say what was decided. An older, different plan is kept aside.
+
+    `source`: 'shipped' or a plans.json of the weights that trainings are to start from (`fine_tune.FineTunePlanner`).
+    """
     name = paths.dataset_name(dataset)
     folder = paths.preprocessed_folder() / name
     fingerprint = load_fingerprint(folder)
-    planner = planner or (SSHSNetPlanner.__name__ if "mr" in fingerprint else DEFAULT_PLANNER)
-    plans = find_planner(planner)(paths.raw_folder() / name, fingerprint, gpu_memory_target, device, plans_name).plan()
+    if source is not None:
+        if planner not in (None, FineTunePlanner.__name__):
+            raise InputError(f"--from plans with {FineTunePlanner.__name__}, not with {planner}; leave one of --from and -pl out.")
+        plans = FineTunePlanner(paths.raw_folder() / name, fingerprint, gpu_memory_target, device, plans_name, source).plan()
+    else:
+        planner = planner or (SSHSNetPlanner.__name__ if "mr" in fingerprint else DEFAULT_PLANNER)
+        plans = find_planner(planner)(paths.raw_folder() / name, fingerprint, gpu_memory_target, device, plans_name).plan()
     path = folder / f"{plans.plans_name}.json"
     if path.is_file():
         _keep_previous(path, plans)
     if not path.is_file() or read_json(path) != _as_read(plans):
         plans.save(path)
     budget = plans.budget
-    logger.info("plan: %s (%s, %g GB on %s, class %s)\n%s", path, plans.planner, budget["gpu_memory_target_gb"], budget["device"],
+    report.info("plan: %s (%s, %g GB on %s, class %s)\n%s", path, plans.planner, budget["gpu_memory_target_gb"], budget["device"],
                 budget["machine_class"], summary_table(plans))
     _say_memory(plans)
     return plans
@@ -140,7 +152,7 @@ def summary_table(plans: Plans) -> str:
 def _say_memory(plans: Plans) -> None:
     """The memory model's estimate per stage, and a warning where it is more than what was asked for."""
     target, steps = plans.budget["gpu_memory_target_gb"], plans.budget.get("training_step_gb", {})
-    logger.info("memory of a training step: %s", ", ".join(f"{stage} {gb:g} GB" for stage, gb in steps.items()))
+    report.info("memory of a training step: %s", ", ".join(f"{stage} {gb:g} GB" for stage, gb in steps.items()))
     for stage, gb in steps.items():
         if gb > target:
             logger.warning("A training step of %s is estimated at %g GB, more than the %g GB asked for; lower its run.batch_size (%d) in "

@@ -200,13 +200,18 @@ class SpineCLUEPlanner:
         return stage_plan("grade", data, network, run)
 
     def batch(self, low: int, high: int, bytes_of: Any) -> PlannedValue:
-        """Largest batch that the memory model allows; a laptop takes the smallest, its limit is time."""
+        """Largest batch that the memory model allows, fewer than `low` where even these do not fit; a laptop takes no more than `low`."""
+        useful = memory.largest_batch(bytes_of, self.gb, 1, low)
+        inputs = {"gpu_memory_target_gb": self.gb, "estimated_gb": round(bytes_of(useful) / 1e9, 2)}
+        if useful < low:
+            return PlannedValue(useful, f"{low} are the fewest that are useful, but no more than this fit {memory.RESERVE:.0%} of the "
+                                        "memory target; plan with a larger -gpu_memory_target where there is more", inputs)
         if self.profile.name == "laptop":
             return PlannedValue(low, "the smallest useful batch: on this class of machine the time of a step is the limit",
                           {"estimated_gb": round(bytes_of(low) / 1e9, 2)})
         value = memory.largest_batch(bytes_of, self.gb, low, high)
         return PlannedValue(value, f"largest of {low}..{high} whose training step fits {memory.RESERVE:.0%} of the memory target",
-                      {"gpu_memory_target_gb": self.gb, "estimated_gb": round(bytes_of(value) / 1e9, 2)})
+                      inputs | {"estimated_gb": round(bytes_of(value) / 1e9, 2)})
 
     def schedule(self, index: int, rate: float, decay: float, why: str) -> dict[str, PlannedValue]:
         """Epochs, iterations, optimiser, learning rate and weight decay of stage `index`."""
@@ -343,7 +348,8 @@ def overridden(stage: StagePlan, **groups: Mapping[str, PlannedValue]) -> StageP
         old = getattr(stage, group)
         values = {field.name: getattr(old, field.name) for field in dataclasses.fields(old)}
         parts[group] = build_group(type(old), values | {name: choice.value for name, choice in choices.items()}, f"Planner: {group}")
-        reasons |= {f"{group}.{name}": {"rule": choice.rule} for name, choice in choices.items()}
+        reasons |= {f"{group}.{name}": {"rule": choice.rule} | ({"from": choice.inputs} if choice.inputs else {})
+                    for name, choice in choices.items()}
     return dataclasses.replace(stage, **parts, reasons=reasons)
 
 

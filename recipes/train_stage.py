@@ -22,6 +22,7 @@ from spineclue_v2.stages.localize.trainer import LocalizeTrainer
 from spineclue_v2.stages.plan_files import plans_from_json
 from spineclue_v2.stages.segment.trainer import SegmentTrainer
 from spineclue_v2.training import trainer as trainer_module
+from spineclue_v2.training import watch as watch_module
 from spineclue_v2.training.checkpoint import Checkpoint
 
 from .crops import UNKNOWN, MixedCrops, masked_loss
@@ -144,7 +145,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     trainer_module.VALIDATION_BATCHES = CURVE_BATCHES
-    trainer_module.plot_progress = lambda *_: None   # the log has the figures
+    watch_module.plot_progress = lambda *_: None   # the log has the figures
     folds = json.loads(args.folds.read_text())
     print(trained(args.kind, args.fold, args.data, args.o, args.start, args.plan, args.epochs, args.rate, folds))
 

@@ -46,7 +46,7 @@ def short(tiny: Path, home: Path, monkeypatch) -> None:
 
 def test_one_command_writes_every_table_and_picture_and_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, capsys):
     short(tiny, tmp_path, monkeypatch)
-    monkeypatch.setattr("spineclue_v2.training.trainer.plot_progress", lambda *_: None)   # a picture per epoch is most of the time here
+    monkeypatch.setattr("spineclue_v2.training.watch.plot_progress", lambda *_: None)   # a picture per epoch is most of the time here
     monkeypatch.setattr(study, "CURVES", {name: values[:2] for name, values in study.CURVES.items()})
     command = ["499", "-f", "0", "--extra", "loss", "-device", "cpu", "-q"]
     assert main("ablation", command) == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import crossval_dataset
@@ -15,7 +16,10 @@ from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.cli import _common
 from spineclue_v2.cross_validation import find_best_configuration as best_module
 from spineclue_v2.cross_validation import identification_search
+from spineclue_v2.cross_validation.identification_search import Settings
+from spineclue_v2.cross_validation.model_settings import trained_state
 from spineclue_v2.cross_validation.out_of_fold import MissingStage
+from spineclue_v2.cross_validation.settings_trial import CaseGain, Verdict, judge, nested_gains
 from spineclue_v2.cross_validation.validation import accumulate, key_metric, open_fold, validate_fold
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.volume import read_labels
@@ -196,27 +200,35 @@ def few_candidates(monkeypatch):
     monkeypatch.setattr("spineclue_v2.utilities.parallel.default_processes", lambda *arguments: 0)
 
 
-def test_find_best_writes_commands_that_run_and_settings_into_the_model(home, few_candidates, monkeypatch, capsys):
-    arguments = [DATASET, "-f", *map(str, FOLDS), "-device", "cpu"]
-    assert _common.main("find_best_configuration", arguments) == 0
+ARGUMENTS = [DATASET, "-f", *map(str, FOLDS), "-device", "cpu"]
+
+
+def contents(place: Path) -> dict[Path, bytes]:
+    """Every file that prediction reads, but for the plans of crossval_results, which show the plan before the search."""
+    return {p: p.read_bytes() for p in place.rglob("*") if p.suffix in (".json", ".pth", ".txt")
+            and not (p.name == "plans.json" and p.parent.name.startswith("crossval"))}
+
+
+def test_find_best_keeps_the_plan_and_writes_commands_that_run(home, few_candidates, monkeypatch, capsys):
+    """Fresh networks know nothing: whatever the search finds on six cases is no sure gain, so the model stays as it is."""
     results = home / "results" / DATASET
+    model = contents(results)
+    assert _common.main("find_best_configuration", [*ARGUMENTS, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "The planned settings stay" in said and "Nothing was written" in said and not (results / "inference_information.json").exists()
+    assert _common.main("find_best_configuration", ARGUMENTS) == 0
     said, text = capsys.readouterr().out, (results / "inference_instructions.txt").read_text()
-    assert text in said
+    assert text in said and "The planned settings stay" in said
+    assert [p for p, content in model.items() if p.read_bytes() != content] == []
     information = read_json(results / "inference_information.json")
     assert information["trainers"]["identify"] == "IdentifyTrainer" and set(information["figures"]) == set(CORE_STAGES)
+    assert information["settings"] == information["settings_planned"] and not information["written"]
     kept = [row for row in information["settings_tried"] if row["kept"]]
     assert [row["id_rate"] for row in kept] == sorted(row["id_rate"] for row in kept)
-    run = load_plans(results / stage_folder_name("identify") / "plans.json").stage("identify").run
-    settings = information["settings"]
-    assert (run.theta, run.hops, run.neighbours) == (settings["theta"], settings["hops"], settings["neighbours"])
-    assert run.classifier_weights == settings["weights"] and run.decoder_penalties == settings["penalties"]
-    phi = [Checkpoint.load(folder(home, "identify", fold) / "checkpoint_final.pth").extra["phi"] for fold in FOLDS]
-    assert phi[0].shape == (run.neighbours, 24, 24) and torch.equal(phi[0], phi[2])
     # Once more gives the same, and validates nothing again.
-    before = {p: p.read_bytes() for p in results.rglob("*") if p.suffix in (".json", ".pth", ".txt")
-              and not (p.name == "plans.json" and p.parent.name.startswith("crossval"))}  # that one shows the plan before the search
+    before = contents(results)
     monkeypatch.setattr(best_module, "validate_fold", None)
-    assert _common.main("find_best_configuration", arguments) == 0
+    assert _common.main("find_best_configuration", ARGUMENTS) == 0
     assert [p for p, content in before.items() if p.read_bytes() != content] == []
     # The commands, as they stand.
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
@@ -228,6 +240,67 @@ def test_find_best_writes_commands_that_run_and_settings_into_the_model(home, fe
     maps = [path for path in predicted.glob("*.nii.gz") if not path.name.endswith("_parts.nii.gz")]
     assert len(maps) == 6 and (predicted / "summary.json").is_file()
     assert read_json(predicted / "case_0.json")["plans"]["source"].endswith("folds 0, 1, 2")
+
+
+def test_find_best_writes_a_sure_gain_and_undo_takes_it_back(home, few_candidates, monkeypatch, capsys):
+    results, place = home / "results" / DATASET, home / "results" / DATASET / stage_folder_name("identify")
+    start = load_plans(place / "plans.json").stage("identify").run
+    wanted = Settings(0.2, 1, 3, {"shape": 2.0, "geometry": 0.5}, {"t13": -6.0})
+    monkeypatch.setattr(best_module, "choose", lambda rows, planned: (wanted, [{"settings": planned.to_json(), "kept": True}]))
+    sure = Verdict(0.5, 0.9, (0.1, 0.5), True, "the interval of the gain lies above 0; 0 of 6 cases lose")
+    monkeypatch.setattr(best_module, "judge", lambda gains: sure)
+    monkeypatch.setattr(best_module, "nested_gains", lambda *arguments: [])
+    checkpoints = {fold: Checkpoint.load(folder(home, "identify", fold) / "checkpoint_final.pth") for fold in FOLDS}
+    assert _common.main("find_best_configuration", [*ARGUMENTS, "--dry-run"]) == 0
+    assert "would be written" in capsys.readouterr().out and load_plans(place / "plans.json").stage("identify").run == start
+    assert _common.main("find_best_configuration", ARGUMENTS) == 0
+    assert "--undo takes them back" in capsys.readouterr().out
+    run = load_plans(place / "plans.json").stage("identify").run
+    assert (run.theta, run.hops, run.neighbours, run.classifier_weights, run.decoder_penalties) == (
+        0.2, 1, 3, wanted.weights, wanted.penalties)
+    phi = [Checkpoint.load(folder(home, "identify", fold) / "checkpoint_final.pth").extra["phi"] for fold in FOLDS]
+    assert phi[0].shape == (3, 24, 24) and torch.equal(phi[0], phi[2])
+    before = contents(results)
+    assert _common.main("find_best_configuration", ARGUMENTS) == 0
+    assert [p for p, content in before.items() if p.read_bytes() != content] == [], "once more gives the same"
+    capsys.readouterr()
+    assert _common.main("find_best_configuration", [DATASET, "--undo"]) == 0
+    assert place.name in capsys.readouterr().out and load_plans(place / "plans.json").stage("identify").run == start
+    for fold, checkpoint in checkpoints.items():
+        now = Checkpoint.load(folder(home, "identify", fold) / "checkpoint_final.pth")
+        assert now.meta == checkpoint.meta and now.extra.keys() == checkpoint.extra.keys()
+    assert _common.main("find_best_configuration", [DATASET, "--undo"]) == 2
+    assert "nothing to undo" in capsys.readouterr().err
+    # A later search that is not sure of its choice takes back an earlier one, too.
+    assert _common.main("find_best_configuration", ARGUMENTS) == 0
+    monkeypatch.setattr(best_module, "judge", lambda gains: replace(sure, taken=False, reason="the interval of the gain reaches 0"))
+    assert _common.main("find_best_configuration", ARGUMENTS) == 0
+    assert load_plans(place / "plans.json").stage("identify").run == start
+
+
+def test_settings_of_other_folds_name_the_cases_left_out(home, few_candidates):
+    """The nested estimate asks the code that predicts: its count of right names is that of the fold's validation."""
+    wanted = {case["case"]: sum(row["predicted"] == row["level"] for row in case["vertebrae"])
+              for fold in FOLDS for case in validate("identify", fold)["spineclue"]["cases"]}
+    opened = [open_fold(DATASET, fold, CPU) for fold in FOLDS]
+    run = opened[0].plan("identify").run
+    start = Settings(run.theta, run.hops, run.neighbours, dict(run.classifier_weights), dict(run.decoder_penalties))
+    rows = [best_module._row(found, case) for found in opened for case in found.cases]
+    gains = nested_gains(opened, {str(found.fold): trained_state(found) for found in opened}, rows, start)
+    assert {gain.case: gain.planned for gain in gains} == wanted
+    assert {gain.case: gain.true for gain in gains} == {f"case_{i}": len(NAMES[i % 2:3 + i % 3]) for i in range(6)}
+
+
+def test_a_gain_is_sure_only_when_enough_patients_share_it():
+    def gains(*changes: int, patients: int | None = None) -> list[CaseGain]:
+        return [CaseGain(f"c{i}", f"p{i % (patients or len(changes))}", 5, 5 + change, 10) for i, change in enumerate(changes)]
+
+    sure = judge(gains(*[3] * 8, *[0] * 4))
+    assert sure.taken and sure.planned == 0.5 and sure.chosen == pytest.approx(0.7) and 0 < sure.interval[0] < 0.2 < sure.interval[1]
+    assert not judge(gains(5, 5, 5, 5)).taken, "four scans, the number that was seen to do harm"
+    assert not judge(gains(*[5] * 12, patients=4)).taken, "twelve scans of four patients are four"
+    assert "reaches 0" in judge(gains(*[2, -2] * 10, 1)).reason
+    assert "no more" in judge(gains(*[0] * 20)).reason and judge(gains(*[0] * 20)).interval == (0.0, 0.0)
 
 
 def test_find_best_compares_trainers_and_later_stages_follow_the_choice(home, few_candidates):

@@ -177,3 +177,16 @@ def test_nnunets_own_check_accepts_and_refuses(tmp_path: Path) -> None:
     bad = edited(good, tmp_path / "Dataset504_Bad", numTraining=2)
     with pytest.raises(InputError, match="integrity check refuses"):
         adapters.verify_dataset_integrity(bad, 1)
+
+
+def test_scans_without_any_label_say_what_to_do(tmp_path):
+    place = lumbar_dataset(tmp_path / "Dataset501_Lumbar")
+    shutil.rmtree(place / "labelsTr")
+    with pytest.raises(InputError, match="training needs some labelled scans; label them, or .*spineclue_predict -i"):
+        RawDataset(place)
+
+
+def test_a_patient_on_both_sides_of_a_fold_is_refused(tmp_path):
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a1", "b1"], "val": ["a2"]}]))
+    with pytest.raises(InputError, match="fold 0 has patient 'anna' among its training and its validation cases"):
+        load_splits(tmp_path, ["a1", "a2", "b1"], {"a1": "anna", "a2": "anna", "b1": "bo"})

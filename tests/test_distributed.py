@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -57,6 +58,25 @@ def failing(folder: Path) -> None:
             raise ZeroDivisionError("the share of doom")
         distributed.any_process(False, CPU)
         time.sleep(300)
+
+
+def detecting(folder: Path) -> None:
+    """Process 0 alone builds a detector, as in the validation of a later stage; the other one has left the group by then."""
+    from spineclue_v2.stages.localize.network import build_network
+    from spineclue_v2.stages.localize.plan import LocalizeNetwork
+
+    with distributed.join_processes(CPU):
+        distributed.any_process(False, CPU)
+        if distributed.rank() == 0:
+            time.sleep(1)
+            build_network(LocalizeNetwork("yolo11", "n", (64, 64)), 2)
+            (folder / "built").write_text(os.environ["LOCAL_RANK"])
+
+
+def test_the_first_process_alone_may_use_the_detector(tmp_path):
+    """What torchrun's first process does when it validates segment on what localize found."""
+    assert distributed.launch(2, CPU, detecting, tmp_path)
+    assert (tmp_path / "built").read_text() == "0"
 
 
 def test_two_processes_are_one_with_the_same_batch(tiny, tmp_path):

@@ -40,8 +40,18 @@ def test_plan_and_preprocess_from_the_command_line(home: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert main("plan_and_preprocess", flags) == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    said = capsys.readouterr().err
-    assert "spineclue_train 501 localize 0" in said and str(folder) in said and "3 of 3 cases are remembered" in said
+    said = capsys.readouterr()
+    assert "3 of 3 cases are remembered" in said.err and str(folder) in said.err
+    assert "spineclue_train 501 localize 0" in said.out and "memory of a training step" in said.out and "crop_size" in said.out
+    assert "memory of a training step" not in said.err
+    # What a number is and where it comes from.
+    assert main("explain", ["501", "segment.network.crop_size"]) == 0
+    said = capsys.readouterr().out
+    crop = plans.stage("segment").network.crop_size
+    assert said.startswith(f"segment.network.crop_size = {' x '.join(map(str, crop))} voxels") and "largest vertebra" in said
+    assert "from: largest_mm" in said
+    assert main("explain", ["501", "segment.network.crop_sise"]) == 2
+    assert "did you mean 'segment.network.crop_size'?" in capsys.readouterr().err
 
 
 def test_the_three_parts_and_another_plan(home: Path) -> None:

@@ -33,10 +33,11 @@ def test_what_a_finished_training_leaves_behind(tiny, capsys):
     assert {"plans.json", "dataset.json", "dataset_fingerprint.json"} <= {p.name for p in folder.iterdir()}
     left = {p.name for p in (folder / "fold_0").iterdir()}
     (log,) = [name for name in left if name.startswith("training_log_")]
-    assert left == {"checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "validation", log}
+    assert left == {"checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "progress.csv", "validation", log}
     assert (folder / "fold_0" / "progress.png").read_bytes().startswith(b"\x89PNG")
     said = (folder / "fold_0" / log).read_text()
     assert "epoch 2/2: loss" in said and "Training is done" in said
+    assert "Dice of single vertebrae" in said and "waiting for data" in said and "threads" in said
     summary = json.loads((folder / "fold_0" / "validation" / "summary.json").read_text())
     meta = Checkpoint.load(folder / "fold_0" / "checkpoint_final.pth").meta
     # No detector was trained: there is nothing to validate on but the stage's own true input.

@@ -2,8 +2,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import platform
 import shutil
+import sys
+from collections.abc import Iterator
+
+REPORT = "spineclue_v2.planning.plan_and_preprocess.report"
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +24,8 @@ def add_planner(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default=None,
                         help="device the plan is for; default: cuda where an NVIDIA GPU is found, else mps or cpu")
     parser.add_argument("-overwrite_plans_name", default=None, metavar="NAME", help="the plan's name; default: the planner's own")
+    parser.add_argument("--from", dest="source", default=None, metavar="SOURCE",
+                        help="plan for fine-tuning: 'shipped', or the plans.json of the model whose weights you start from")
 
 
 def device_of(args: argparse.Namespace) -> str:
@@ -27,3 +35,16 @@ def device_of(args: argparse.Namespace) -> str:
     if shutil.which("nvidia-smi"):
         return "cuda"
     return "mps" if platform.system() == "Darwin" and platform.machine() == "arm64" else "cpu"
+
+
+@contextlib.contextmanager
+def report_on_stdout() -> Iterator[None]:
+    """While it lasts, the planner's report goes to stdout; what else is said stays on stderr."""
+    logger, handler = logging.getLogger(REPORT), logging.StreamHandler(sys.stdout)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 
-from ._planning import add_dataset, add_planner, device_of
+from ._planning import add_dataset, add_planner, device_of, report_on_stdout
 from ._workers import add_workers, report, workers
 
 DESCRIPTION = "Look at raw datasets, write a plan for each and preprocess them: all that training needs."
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from spineclue_v2.planning.plan_and_preprocess import plan_and_preprocess
 
-    with workers(args) as (executor, count):
+    with report_on_stdout(), workers(args) as (executor, count):
         return report(plan_and_preprocess(
             args.d, args.pl, args.gpu_memory_target, device_of(args), args.overwrite_plans_name, args.verify_dataset_integrity,
-            not args.no_pp, args.clean, count, args.npfp, executor, not args.no_pbar))
+            not args.no_pp, args.clean, count, args.npfp, executor, not args.no_pbar, args.source))

@@ -1,15 +1,16 @@
 """`spineclue_find_best_configuration`: what to predict with, chosen on cross-validation alone, and the commands that do it.
 
 Per plans name, stage by stage: of several trainers the one whose validation on unseen cases is best, later stages validated on what the
-chosen earlier ones found; then fusion and decoder (`identification_search`). Of several plans the one whose last stage names most.
+chosen earlier ones found; then fusion and decoder (`identification_search`), which keep their planned settings unless a gain is sure
+(`settings_trial`). Of several plans the one whose last stage names most.
 Everything is kept or made anew by signature, so a run cut at any moment goes on; the instructions are written last.
 """
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ import torch
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME
 from ..stages.identify.fitting import HALVES
+from ..stages.identify.plan import IdentifyRun
 from ..stages.plan_files import load_plans
 from ..stages.registry import CORE_STAGES, default_trainer_name, train_command
-from ..training.checkpoint import Checkpoint
 from ..training.stage_model import CHECKPOINT_NAME
 from ..utilities import paths
 from ..utilities.files import atomic_path, read_json, write_json
 from .identification_search import Row, Settings, choose, fitted_fusion
+from .model_settings import Fitted, restore, trained_state, write_settings
 from .out_of_fold import OutOfFold
+from .settings_trial import Verdict, count_right, judge, nested_gains, settings_of_run, with_settings
 from .validation import accumulate, key_metric, open_fold, validate_fold
 
 logger = logging.getLogger(__name__)
@@ -35,11 +38,13 @@ RULE = "chosen by spineclue_find_best_configuration on out-of-fold rows"
 
 
 def find_best_configuration(dataset: str | int, plans_names: Sequence[str] = (DEFAULT_PLANS_NAME,), trainers: Sequence[str] | None = None,
-                            folds: Sequence[int | str] = (0, 1, 2, 3, 4), device: torch.device | None = None) -> dict[str, Any]:
+                            folds: Sequence[int | str] = (0, 1, 2, 3, 4), device: torch.device | None = None,
+                            dry_run: bool = False) -> dict[str, Any]:
     """Choose, write the choice into the model's plans and checkpoints, and say how to predict; content of inference_information.json.
 
     `trainers`: class names to compare (None: every trainer that has finished all `folds`). Validations that belong to the present
-    weights are kept, others are made anew.
+    weights are kept, others are made anew. Settings of fusion and decoder are written only where their gain on cases that had no part in
+    choosing them is sure (`settings_trial`); `undo` takes them back. `dry_run`: validate and search, and write nothing else.
     """
     name = paths.dataset_name(dataset)
     where, numbers = device or torch.device("cpu"), [str(fold) for fold in folds]
@@ -47,11 +52,13 @@ def find_best_configuration(dataset: str | int, plans_names: Sequence[str] = (DE
     found = {plans_name: _choose_chain(name, plans_name, trainers, numbers, where) for plans_name in dict.fromkeys(plans_names)}
     best = max(found, key=lambda key: found[key]["figures"][CORE_STAGES[-1]])  # the first of equals
     chosen = found[best]
-    settings, table = _choose_settings(name, best, chosen["trainers"], numbers, where)
+    settings = _choose_settings(name, best, chosen["trainers"], numbers, where, dry_run)
     information = {"dataset": name, "folds": numbers, "plans": best, "trainers": chosen["trainers"], "figures": chosen["figures"],
-                   "candidates": {key: value["candidates"] for key, value in found.items()},
-                   "settings": settings.to_json(), "settings_tried": table,
-                   "note": "Metrics of settings are of folds that had no part in fitting them; nothing was tuned on test cases."}
+                   "candidates": {key: value["candidates"] for key, value in found.items()}, **settings,
+                   "note": "nested_estimate is of cases that had no part in choosing. Rates in settings_tried are of folds that had no "
+                           "part in fitting; the choice follows them, so the best one flatters. Nothing was tuned on test cases."}
+    if dry_run:
+        return information
     write_json(paths.results_folder() / name / INFORMATION, information)
     with atomic_path(paths.results_folder() / name / INSTRUCTIONS) as temporary:
         temporary.write_text(_instructions(name, best, chosen["trainers"], numbers, information), encoding="utf-8")
@@ -118,37 +125,86 @@ def _ensure_validated(found: OutOfFold, stage: str) -> None:
     write_json(file, validate_fold(found, stage) | alone)
 
 
-def _choose_settings(dataset: str, plans_name: str, trainers: dict[str, str], folds: list[str],
-                     device: torch.device) -> tuple[Settings, list[dict[str, Any]]]:
-    """Choose fusion and decoder, then write them: matrices into every fold's checkpoint, numbers into plans.json (last)."""
+def _choose_settings(dataset: str, plans_name: str, trainers: dict[str, str], folds: list[str], device: torch.device,
+                     dry_run: bool) -> dict[str, Any]:
+    """Search fusion and decoder, judge what is found on cases that had no part in it, and write it where the gain is sure: matrices into
+    every fold's checkpoint, numbers into plans.json (last). Otherwise the model is as its training left it."""
     opened = [open_fold(dataset, fold, device, plans_name, trainers) for fold in folds]
     rows = [_row(found, case) for found in opened for case in found.cases]
-    file = opened[0].stage_folder("identify") / "plans.json"
-    plans = load_plans(file)
-    stage = plans.stage("identify")
+    folder = opened[0].stage_folder("identify")
     # The settings of the preprocessed plan are where the search starts, whatever an earlier search has left here.
     run = load_plans(paths.preprocessed_folder() / dataset / f"{plans_name}.json").stage("identify").run
     start = Settings(run.theta, run.hops, run.neighbours, dict(run.classifier_weights), dict(run.decoder_penalties))
+    states = {str(found.fold): trained_state(found) for found in opened}
     settings, table = choose(rows, start)
+    verdict = _judge(opened, states, rows, start, settings)
+    logger.info("Settings: %s.", verdict.reason)
+    if not dry_run:
+        if verdict.taken:
+            _write(opened, states, rows, settings, folds)
+            _write_numbers(folder, settings, run, folds)
+        elif restore(folder):
+            logger.info("What an earlier search had chosen is taken back.")
+    return {"settings": (settings if verdict.taken else start).to_json(), "settings_planned": start.to_json(),
+            "settings_chosen": settings.to_json(), "nested_estimate": verdict.to_json(), "settings_tried": table,
+            "written": verdict.taken and not dry_run}
+
+
+def _judge(opened: list[OutOfFold], states: dict[str, Fitted], rows: list[Row], start: Settings, settings: Settings) -> Verdict:
+    """Nested estimate of the search, and where that speaks for it a trial run of the very settings that would be written."""
+    if settings == start:
+        return Verdict(0.0, 0.0, (0.0, 0.0), False, "nothing that was tried does better than the plan")
+    if len(opened) < 2:
+        return Verdict(0.0, 0.0, (0.0, 0.0), False, "one fold alone has no cases that had no part in choosing; give two folds or more")
+    verdict = judge(nested_gains(opened, states, rows, start))
+    if not verdict.taken:
+        return verdict
+    phi, right = fitted_fusion(rows, settings).phi.detach().clone(), 0
+    for found in opened:
+        right += sum(count_right(found, case, settings, states[str(found.fold)], phi)[0] for case in found.cases)
+    if right < sum(case.planned for case in verdict.cases):
+        return replace(verdict, taken=False, reason="fitted on all folds, the settings name fewer of these very cases than the plan does")
+    return verdict
+
+
+def _write(opened: list[OutOfFold], states: dict[str, Fitted], rows: list[Row], settings: Settings, folds: list[str]) -> None:
+    """Fusion matrices of all folds into each fold's checkpoint."""
     phi = fitted_fusion(rows, settings).phi.detach().clone()
     for found in opened:
-        checkpoint = Checkpoint.load(found.checkpoint_file("identify"))
-        fitted = checkpoint.meta.get("fitted", {}) | {"fusion_fitted_on": f"unseen cases of folds {', '.join(folds)}"}
-        extra = {"phi": phi}
+        before, known = states[str(found.fold)]
+        fitted = before | {"fusion_fitted_on": f"unseen cases of folds {', '.join(folds)}"}
+        extra = {**known, "phi": phi}
         for number, half in enumerate(fitted.get(HALVES, ())):  # what these cases are judged by has not seen them
             others = [row for row in rows if row.case not in half["cases"]]
             extra[f"phi_half_{number}"] = fitted_fusion(others, settings).phi.detach().clone()
-        known = checkpoint.extra
-        if checkpoint.meta.get("fitted") == fitted and all(torch.equal(known.get(k, torch.zeros(0)), v) for k, v in extra.items()):
-            continue  # written by an earlier search
-        checkpoint.extra, checkpoint.meta["fitted"] = {**known, **extra}, fitted
-        checkpoint.save(found.checkpoint_file("identify"))
-    numbers = {"theta": settings.theta, "hops": settings.hops, "neighbours": settings.neighbours,
-               "decoder_penalties": dict(settings.penalties), "classifier_weights": dict(settings.weights)}
-    reasons = stage.reasons | {f"run.{key}": {"rule": RULE, "from": {"folds": folds, "before": getattr(run, key)}} for key in numbers}
-    plans.stages["identify"] = dataclasses.replace(stage, run=dataclasses.replace(stage.run, **numbers), reasons=reasons)
-    plans.save(file)
-    return settings, table
+        write_settings(found, fitted, extra)
+
+
+def _write_numbers(folder: Path, settings: Settings, before: IdentifyRun, folds: list[str]) -> None:
+    """The numbers into the model's plans.json, each with its rule and the value that was planned."""
+    plans = load_plans(folder / "plans.json")
+    stage = plans.stage("identify")
+    reasons = stage.reasons | {f"run.{key}": {"rule": RULE, "from": {"folds": folds, "before": getattr(before, key)}}
+                               for key in settings_of_run(settings)}
+    plans.stages["identify"] = replace(stage, run=with_settings(stage.run, settings), reasons=reasons)
+    plans.save(folder / "plans.json")
+
+
+def undo(dataset: str | int, plans_names: Sequence[str] = (DEFAULT_PLANS_NAME,)) -> list[Path]:
+    """Give every identify stage of the plans back what its training left; the folders that had chosen settings.
+
+    InputError when there is none. `inference_information.json` says that the plan's settings count again.
+    """
+    name = paths.dataset_name(dataset)
+    folders = [place for plans_name in dict.fromkeys(plans_names)
+               for place in sorted((paths.results_folder() / name).glob(f"*__{plans_name}__identify")) if restore(place)]
+    if not folders:
+        raise InputError(f"No settings were chosen for {', '.join(plans_names)} of {name}, so there is nothing to undo.")
+    file = paths.results_folder() / name / INFORMATION
+    if file.is_file():
+        information = read_json(file, "inference information")
+        write_json(file, information | {"settings": information.get("settings_planned", information.get("settings")), "written": False})
+    return folders
 
 
 def _row(found: OutOfFold, case: str) -> Row:

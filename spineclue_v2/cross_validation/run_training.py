@@ -20,6 +20,7 @@ from ..training.distributed import STOPPED, join_processes, launch, rank, rank_o
 from ..training.trainer import Interrupted
 from ..utilities import paths
 from ..utilities.files import write_json
+from .model_settings import restore
 
 if TYPE_CHECKING:
     from .out_of_fold import OutOfFold
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None = None, plans_name: str = DEFAULT_PLANS_NAME,
           device: str | None = None, num_gpus: int = 1, pretrained_weights: str | None = None, resume: bool = False,
           only_validate: bool = False, validate_best: bool = False, save_probabilities: bool = False,
-          validate: bool = True) -> tuple[Path, dict[str, Any]]:
+          validate: bool = True, tensorboard: bool = False) -> tuple[Path, dict[str, Any]]:
     """Train and validate; returns the fold's folder and its validation summary. See `spineclue_train -h`.
 
     `num_gpus` above 1 starts as many processes that train together; under torchrun this is one of them, and only the first one
@@ -62,6 +63,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
                          f"-num_gpus, or batch_size in stage {stage} of the plan.")
     with join_processes(resolve_device(device)) as where:
         run = kind(plans, fold, data, train_cases, val_cases, folder / f"fold_{fold}", where)
+        run.watch.tensorboard = tensorboard
         checkpoint = run.folder / ("checkpoint_best.pth" if validate_best else "checkpoint_final.pth")
         found = _out_of_fold(name, stage, fold, where, plans_name, kind.__name__, checkpoint.name)
         run.upstream, run.method = found, method_fingerprint(stage_of(stage))
@@ -71,10 +73,14 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
             if several:
                 # The processes write the checkpoint; this one validates it.
                 again = {"trainer": trainer, "plans_name": plans_name, "device": device, "pretrained_weights": pretrained_weights,
-                         "resume": resume}
+                         "resume": resume, "tensorboard": tensorboard}
                 if not launch(num_gpus, where, _train_together, (name, stage, fold), again):
                     raise Interrupted(f"Stopped in {stage}, fold {fold}; continue with --c.")
             else:
+                if pretrained_weights is None and not resume and "from" in plans.budget:
+                    logger.warning("This plan is for a training that starts from weights, and no -pretrained_weights are given: its rates "
+                                   "and lengths are too small for a new network. Add -pretrained_weights %s, or plan without --from.",
+                                   plans.budget["from"])
                 if pretrained_weights and not resume:
                     run.load_pretrained(_find_pretrained(pretrained_weights, stage))
                 run.run(resume)
@@ -146,6 +152,8 @@ def _copy_descriptions(base: Path, folder: Path, plans: Plans, stage: str) -> No
         if found != wanted:
             raise InputError(f"{folder} holds folds trained with model fingerprint {found}, the plan now has {wanted}; move that folder "
                              "away, or plan under another name with -overwrite_plans_name.")
+    if stage == "identify" and restore(folder):
+        logger.info("Settings that spineclue_find_best_configuration chose for other folds are taken back; run it again in the end.")
     plans.save(stored)
     for name in ("dataset.json", "dataset_fingerprint.json"):
         if (base / name).exists():

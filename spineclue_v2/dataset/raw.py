@@ -101,6 +101,7 @@ class RawDataset:
 
     def _listed_files(self) -> dict[str, tuple[Path, Path]]:
         images = self.folder / "imagesTr"
+        self._check_some_are_labelled(images)
         if not images.is_dir() or not (self.folder / "labelsTr").is_dir():
             raise InputError(f"{self.folder} has no imagesTr or labelsTr folder; expected nnU-Net v2's raw format, see "
                              "spineclue_convert_dataset.")
@@ -108,6 +109,14 @@ class RawDataset:
         cases = [entry.name[:-len(ending)] for entry in images.iterdir()
                  if entry.name.endswith(ending) and not entry.name.startswith(".")]
         return {case: (images / f"{case}{ending}", self.folder / "labelsTr" / f"{case}{self.file_ending}") for case in cases}
+
+    def _check_some_are_labelled(self, images: Path) -> None:
+        """InputError for scans without a single label: nothing is learned from these alone."""
+        scans = next((place for place in (images, self.folder / "imagesUl") if any(place.glob(f"*{self.file_ending}"))), None)
+        labels = self.folder / "labelsTr"
+        if scans is not None and not any(labels.glob(f"*{self.file_ending}")):
+            raise InputError(f"{self.folder} has scans in {scans.name} and no label map in labelsTr, and training needs some labelled "
+                             f"scans; label them, or have labels to correct made by spineclue_predict -i {scans} -o {labels}.")
 
     def _referenced_files(self) -> dict[str, tuple[Path, Path]]:
         def place(text: str) -> Path:

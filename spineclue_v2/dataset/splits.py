@@ -100,7 +100,8 @@ def _read_splits(path: Path, cases: Sequence[str], patients: Mapping[str, str] |
         if patients:
             shared = {patients.get(c, c) for c in split["train"]} & {patients.get(c, c) for c in split["val"]}
             if shared and len(_groups(cases, patients)) > 1:
-                logger.warning("%s: fold %d has patient '%s' in both parts.", path, number, min(shared))
+                raise InputError(f"{path}: fold {number} has patient '{min(shared)}' among its training and its validation cases, which "
+                                 "flatters every metric; move that patient to one side, or delete the file to draw folds over patients.")
     return splits
 
 

@@ -15,13 +15,55 @@ from .registry import stage_names, stages
 
 logger = logging.getLogger(__name__)
 
+INHERITS = "inherits_from"
+
 
 def load_plans(path: str | Path) -> Plans:
     """The plan of a file; InputError when it is missing or no plan."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"Plan {path} does not exist; run spineclue_plan_and_preprocess -d ID first.")
-    return plans_from_json(read_json(path, "plan"), str(path))
+    return resolve_plans(read_json(path, "plan"), path)
+
+
+def resolve_plans(content: Any, path: Path) -> Plans:
+    """The plan of `content`, which lies or will lie at `path`; what it leaves out comes from the plan that it inherits from.
+
+    `"inherits_from": "SpineCLUEPlans"` names a plan in the same folder; a variant's own values win, field by field.
+    """
+    return plans_from_json(_inherited(content, path, ()), str(path))
+
+
+def _inherited(content: Any, path: Path, heirs: tuple[str, ...]) -> Any:
+    if not isinstance(content, dict) or INHERITS not in content:
+        return content
+    name = content[INHERITS]
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        raise InputError(f"{path}: {INHERITS} is {name!r}; expected the name of a plan in the same folder, such as SpineCLUEPlans.")
+    heirs = (*heirs, path.stem)
+    base = path.with_name(f"{name}.json")
+    if name in heirs:
+        raise InputError(f"{path}: {' inherits from '.join([*heirs, name])}, in a circle; let one of them stand on its own.")
+    if not base.is_file():
+        raise InputError(f"{path} inherits from {name}, and {base} does not exist; copy it there, or plan again.")
+    parent = _inherited(read_json(base, "plan"), base, heirs)
+    own = {key: value for key, value in content.items() if key not in (INHERITS, "stages")}
+    return {**parent, **own, "stages": _merged(parent.get("stages"), content.get("stages", {}), path)}
+
+
+def _merged(parent: Any, own: Any, path: Path) -> dict[str, Any]:
+    """Stages of the parent with the own values of the heir."""
+    if not isinstance(parent, dict) or not isinstance(own, dict):
+        raise InputError(f"{path} or the plan it inherits from is no SpineCLUE plan (no 'stages').")
+    merged = {name: dict(groups) if isinstance(groups, dict) else groups for name, groups in parent.items()}
+    for name, groups in own.items():
+        if name not in merged or not isinstance(merged[name], dict) or not isinstance(groups, dict):
+            merged[name] = groups
+            continue
+        for group, entries in groups.items():
+            before = merged[name].get(group)
+            merged[name][group] = {**before, **entries} if isinstance(before, dict) and isinstance(entries, dict) else entries
+    return merged
 
 
 def plans_from_json(content: dict[str, Any], source: str = "plan") -> Plans:

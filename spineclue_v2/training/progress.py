@@ -26,7 +26,7 @@ def plot_progress(history: dict[str, list[float]], path: Path, title: str) -> No
 
     figure = Figure(figsize=(8, 9), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    epochs = range(len(history["train_loss"]))
+    epochs = range(1, len(history["train_loss"]) + 1)   # as the log counts them
     top.plot(epochs, history["train_loss"], label="training loss")
     top.plot(epochs, history["val_loss"], label="validation loss")
     top.set_ylabel("loss")

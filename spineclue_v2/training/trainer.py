@@ -21,7 +21,6 @@ from ..anatomy.vertebra import Vertebra
 from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
 from ..plans.plans import Plans
-from ..utilities.pictures import draw_or_say
 from ..utilities.plugins import package_of
 from ..version import __version__
 from .batches import default_workers, iterate_batches
@@ -29,8 +28,9 @@ from .checkpoint import Checkpoint, load_weights
 from .device import autocast
 from .distributed import any_process, mean_over_processes, parallel_loss, rank, shard_of, synchronise, world_size
 from .optimizers import build_optimizer, poly_schedule
-from .progress import open_log, plot_progress
+from .progress import open_log
 from .stage_model import StageModel
+from .watch import TrainingWatch
 
 logger = logging.getLogger("spineclue_v2.training")
 
@@ -66,6 +66,7 @@ class BaseTrainer:
     """
 
     stage = ""
+    metric = "metric"      # what `validation_metric` scores, in words
     bfloat16 = True        # False: the network keeps full precision on a CPU, whose only shorter one it is
 
     def __init__(self, plans: Plans, fold: int | str, dataset: PreprocessedDataset, train_cases: list[str], val_cases: list[str],
@@ -85,6 +86,7 @@ class BaseTrainer:
         self.fitted: dict[str, Any] = {}
         self.method = ""                        # fingerprint of the numbers in the stage's code, for the checkpoint
         self.upstream: EarlierFindings | None = None  # what earlier stages found in the validation cases
+        self.watch = TrainingWatch(self.folder, f"{plans.dataset_name} {self.stage} fold {fold}", self.epochs, self.iterations)
         self._stop = False
         self._parallel_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] = self._loss_alone
         self.set_up()
@@ -134,6 +136,10 @@ class BaseTrainer:
         """{'loss': .., 'score': ..} of one validation batch; larger score is better. Called without gradients."""
         raise NotImplementedError
 
+    def metric_meaning(self) -> str:
+        """What the epoch's metric says, for the log; "" where the present phase has none."""
+        return self.metric
+
     def validate_cases(self) -> dict[str, Any]:
         """Metrics over whole validation cases, given true input (true centres, true masks) where the stage needs any."""
         raise NotImplementedError
@@ -174,8 +180,9 @@ class BaseTrainer:
         previous = _on_sigterm(self._request_stop)
         self._parallel_loss = parallel_loss(self.network, self._loss_alone, self.device)
         try:
-            logger.info("%s, fold %s: %d training and %d validation cases, %d epochs x %d iterations on %s.", self.stage, self.fold,
-                        len(self.train_cases), len(self.val_cases), self.epochs, self.iterations, self.device)
+            logger.info("%s, fold %s: %d training and %d validation cases, %d epochs x %d iterations on %s (%d threads, %d processes that "
+                        "make batches).", self.stage, self.fold, len(self.train_cases), len(self.val_cases), self.epochs, self.iterations,
+                        self.device, torch.get_num_threads(), self.workers)
             batches = self._batches(training=True, start=self.epoch * self.iterations, stop=self.epochs * self.iterations)
             if not resume and rank() == 0:
                 # From here on a run cut at any moment can be continued, within the first epoch too.
@@ -192,6 +199,7 @@ class BaseTrainer:
             if self._stop:  # asked for after the last step: the validation that would follow is left to the continued run
                 raise Interrupted(f"Stopped after the last epoch of {self.stage}, fold {self.fold}; continue with --c.")
         finally:
+            self.watch.close()
             logger.removeHandler(handler)
             handler.close()
             if previous is not None:
@@ -204,7 +212,9 @@ class BaseTrainer:
         started, losses = time.perf_counter(), []
         self.network.train()
         for _ in range(self.iterations):
-            losses.append(self.train_step(self._next(batches)))
+            with self.watch.waiting():
+                batch = self._next(batches)
+            losses.append(self.train_step(batch))
         if rank() != 0:
             self.epoch += 1
             return
@@ -216,14 +226,11 @@ class BaseTrainer:
         for key, value in zip(HISTORY, values, strict=True):
             self.history[key].append(value)
         self.epoch += 1
-        logger.info("epoch %d/%d: loss %.4f, validation loss %.4f, metric %.4f (average %.4f), %.1f s",
-                    self.epoch, self.epochs, *values[:4], values[5])
         if ema > self.best:
             self.best = ema
             self.checkpoint().save(self.folder / "checkpoint_best.pth")
         self.checkpoint(with_optimizer=True).save(self.folder / "checkpoint_latest.pth")
-        title = f"{self.plans.dataset_name} {self.stage} fold {self.fold}"
-        draw_or_say(lambda: plot_progress(self.history, self.folder / "progress.png", title), "progress.png")
+        self.watch.epoch(self.epoch, self.history, self.metric_meaning(), self.schedule_start())
 
     def _next(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The next batch; Interrupted when the run was asked to stop, the sampler's own error when making the batch failed."""
@@ -237,7 +244,7 @@ class BaseTrainer:
             raise
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(f"Stopped in epoch {self.epoch} of {self.stage}, fold {self.fold}; continue with --c.")
+        return Interrupted(f"Stopped in epoch {self.epoch + 1} of {self.epochs} of {self.stage}, fold {self.fold}; continue with --c.")
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> float:
         """One step of the optimiser; its loss. When memory runs out, the batch is halved once and for all, and the log says so."""

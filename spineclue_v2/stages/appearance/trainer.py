@@ -19,6 +19,7 @@ class AppearanceTrainer(BaseTrainer):
     """Cross entropy; the epoch metric is the fraction of crops named right."""
 
     stage = "appearance"
+    metric = "levels right"
     network: AppearanceNetwork | AppearanceEnsemble
 
     @classmethod

@@ -21,6 +21,7 @@ class GeometryTrainer(BaseTrainer):
     """Cross entropy of every member on its own random views of spines; the epoch metric is the fraction of detections named right."""
 
     stage = "geometry"
+    metric = "levels right"
     bfloat16 = False  # distances
     network: GeometryNetwork
 

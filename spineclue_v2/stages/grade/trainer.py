@@ -31,6 +31,7 @@ class GradeTrainer(BaseTrainer):
     """L = contrastive_weight * L_supcon + L_ce (Wei et al., arXiv 2208.10698); the epoch metric is the AUC of grade >= 1."""
 
     stage = "grade"
+    metric = "area under the ROC curve"
     network: GradeNet
 
     def set_up(self) -> None:

@@ -27,6 +27,7 @@ class IdentifyTrainer(BaseTrainer):
     """Two phases in one schedule of epochs; the epoch metric is the share of single vertebrae named right (0 while contrastive)."""
 
     stage = "identify"
+    metric = "levels right"
     network: LevelNetwork
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -72,6 +73,9 @@ class IdentifyTrainer(BaseTrainer):
                     parameter.requires_grad_(False)
             self.optimizer, self.scheduler = self._optimizers(phase == "contrastive")
             self._phase = phase
+
+    def metric_meaning(self) -> str:
+        return "" if self._phase == "contrastive" else self.metric
 
     def schedule_start(self) -> int:
         return self.plan.run.contrastive_epochs if self._phase == "classifier" else 0

@@ -3,8 +3,10 @@ ultralytics (AGPL-3.0, see NOTICE); never its trainer, dataset, predictor or dow
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,13 +27,28 @@ def _ultralytics() -> Any:
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_VERBOSE", "false")
     try:
-        from ultralytics.nn.tasks import DetectionModel
+        with _as_a_process_of_its_own():
+            from ultralytics.nn.tasks import DetectionModel
     except ImportError as error:
         if "libGL" in str(error) or "libgthread" in str(error) or "libglib" in str(error):
             raise InputError("OpenCV cannot load its system library "
                              f"({error}); install it, on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0.") from error
         raise InputError(f"ultralytics cannot be imported ({error}); install it with pip install 'ultralytics>=8.4'.") from error
     return DetectionModel
+
+
+@contextlib.contextmanager
+def _as_a_process_of_its_own() -> Iterator[None]:
+    """Hides from ultralytics that processes train together.
+
+    Its import waits until every process of the group imports it too. Only the first one validates, so it would wait for processes that
+    have left.
+    """
+    hidden = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 class SliceDetector(torch.nn.Module):

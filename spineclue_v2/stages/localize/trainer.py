@@ -22,6 +22,7 @@ class LocalizeTrainer(BaseTrainer):
     """Ultralytics network and loss in our loop; the epoch metric is the F1 of slice boxes at IoU 0.5."""
 
     stage = "localize"
+    metric = "boxes found (F1 at IoU 0.5)"
     bfloat16 = False  # coordinates
     network: SliceDetector
 

@@ -35,6 +35,8 @@ logger = logging.getLogger("spineclue_v2.training")
 class _MRTrainer(BaseTrainer):
     """What both stages share: classes by name, Adam with dropped rates, Dice of whole cases."""
 
+    metric = "mean Dice of the classes"
+
     _criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     @property

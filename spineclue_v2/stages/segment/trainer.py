@@ -21,6 +21,7 @@ class SegmentTrainer(BaseTrainer):
     """The plan's network with Dice + cross entropy; the epoch metric is the mean Dice of single vertebrae."""
 
     stage = "segment"
+    metric = "Dice of single vertebrae"
     crop_share = 1.0  # of the plan's crop per axis that training sees; the network is convolutional and predicts on the whole crop
 
     def set_up(self) -> None:
