@@ -103,7 +103,10 @@ def convert_case(case: Case, folder: Path) -> str:
     # nnU-Net compares arrays, not positions: labels stored along other axes are rewritten along the image's.
     same_axes = stored.geometry.orientation == scan.geometry.orientation and stored.array.shape == scan.array.shape
     exact = same_axes and stored.geometry.same_grid(scan.geometry, 1e-3)
-    unchanged = exact and case.label is not None and np.array_equal(result, stored.array) and case.label.name.endswith(ENDING)
+    unchanged = (exact and case.label is not None and np.array_equal(result, stored.array) and case.label.name.endswith(ENDING)
+                 and stores_integers(case.label))
+    if same_axes and not exact:
+        logger.info("%s: the label map's header differs from the image's by rounding; it got the image's.", case.name)
     if unchanged and case.label is not None:
         place(case.label, label)
     else:
@@ -115,6 +118,15 @@ def convert_case(case: Case, folder: Path) -> str:
         shifted = np.clip(scan.array + np.float32(case.hu_offset), -32768, 32767) if case.hu_offset else scan.array
         write_volume(Volume(np.round(shifted).astype(np.int16) if case.hu_offset else shifted, scan.geometry), image)
     return "linked" if unchanged else "fixed"
+
+
+def stores_integers(path: Path) -> bool:
+    """Whether a NIfTI file stores whole numbers as such, unscaled; nnU-Net takes no labels of another type."""
+    import nibabel
+
+    header: Any = nibabel.load(path).header
+    slope, intercept = header.get_slope_inter()
+    return bool(np.issubdtype(header.get_data_dtype(), np.integer) and slope in (None, 1) and intercept in (None, 0))
 
 
 def place(source: Path, target: Path) -> None:

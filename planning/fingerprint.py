@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "dataset_fingerprint.json"
 CACHE_NAME = "fingerprint_cases.json"
-VERSION = 5                     # raise when a measurement or a check changes: remembered cases are done again
+VERSION = 6                     # raise when a measurement or a check changes: remembered cases are done again
 QUANTILES = 401                 # of the foreground HU, per case
 SHAPE_MM = 1.5                  # masks are looked at on about this grid
 MAX_FOREGROUND = 200_000        # foreground voxels per case whose HU are kept for the quantiles

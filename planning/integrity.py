@@ -119,7 +119,8 @@ def _orientation(case: str, names: Sequence[str], vertebrae: Mapping[str, Mappin
     if back_to_front:
         findings.append(Finding(case, "error", "flip", f"front and back are swapped: the bodies lie behind the arches{mirrored}"))
     sides = {name: vertebrae[name]["lung_beside"] for name in LUNG_BASES if vertebrae.get(name, {}).get("lung_beside")}
-    if sides and float(np.mean([right - left for right, left in sides.values()])) < -MORE_LUNG and not (upside_down or back_to_front):
+    # One body tells too little: an elevated diaphragm or a bent spine puts lung on either side of it.
+    if len(sides) > 1 and all(right - left < -MORE_LUNG for right, left in sides.values()) and not (upside_down or back_to_front):
         findings.append(Finding(case, "warning", "sides", f"left and right may be swapped: more lung lies left of {', '.join(sides)} than "
                                                           "right, where the aorta should be on the left"))
     return findings
