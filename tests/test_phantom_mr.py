@@ -59,7 +59,7 @@ def test_slices_are_thick_and_the_coil_is_uneven() -> None:
 
 
 def test_unknown_switches_are_refused() -> None:
-    with pytest.raises(InputError, match="contrast 't1'"):
-        sample_mr(1, contrast="t1")
+    with pytest.raises(InputError, match="contrast 't3'"):
+        sample_mr(1, contrast="t3")
     with pytest.raises(InputError, match="level 'X9'"):
         sample_mr(1, top="X9")
