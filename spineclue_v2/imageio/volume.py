@@ -32,11 +32,17 @@ THICK_SLICE_MM = 5.0
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """`array` (z, y, x) on the grid `geometry`. `flags`: what was noticed or assumed when it was read."""
+    """`array` (z, y, x) on the grid `geometry`.
+
+    Attributes:
+        flags: what was noticed or assumed when it was read.
+        files: the DICOM files of the slices in array order (of an enhanced multi-frame object that one file); empty for other formats.
+    """
 
     array: np.ndarray
     geometry: ImageGrid
     flags: tuple[Flag, ...] = ()
+    files: tuple[Path, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:
