@@ -10,6 +10,12 @@ SEVERITIES = ("info", "warning", "review")
 
 CODES: dict[str, str] = {
     "thick_slices": "Slices are so far apart that levels and masks are unreliable.",
+    "modality_assumed": "Whether the scan is CT or MR was told by its values, since its file does not say.",
+    "modality_contradicted": "The scan looks like another modality than the user said.",
+    "counted_from_sacrum": "Levels of an MR are counted from the sacrum; how many lumbar vertebrae the whole spine has is not known.",
+    "no_sacrum": "No sacrum was found in an MR, so its levels may all be shifted.",
+    "unsure_level": "The level of a vertebra in an MR is less sure than it should be.",
+    "unnamed_body": "A vertebral body in an MR has no level that fits and was left out.",
     "incomplete": "The spine goes on in the scan where no vertebra was found.",
 }
 """Meaning of every code, in one sentence. A flag with another code cannot be made."""

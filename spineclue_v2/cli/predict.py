@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..inference.model import Model, ModelSource
 
-DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or with an MR model (-d) vertebrae and discs of MR. "
+DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or vertebral bodies and discs of sagittal lumbar MR. "
                "Without -d or -m the weights that come with the package serve.")
 
 
@@ -39,6 +39,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--modality", default="auto", choices=["ct", "mr", "auto"], help="what the scans are; auto: their DICOM files say, or "
+                        "their values")
     parser.add_argument("-device", default=None, choices=["cuda", "cpu", "mps"], help="default: the best there is")
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
     parser.add_argument("-num_parts", type=int, default=1, help="split the cases into this many parts ...")
@@ -56,19 +58,24 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..inference.modality import modality_of_scans
     from ..inference.predict_folder import list_cases
 
-    list_cases(args.i)  # a wrong input path is said before seconds are spent on loading networks
-    return predict_and_report(args, load_model(args))
+    cases = list_cases(args.i)  # a wrong input path is said before seconds are spent on loading networks
+    shipped = "CT"
+    if args.d is None and args.m is None:
+        shipped = modality_of_scans(case.path for case in cases) if args.modality == "auto" else args.modality.upper()
+    source = model_source(args, shipped)
+    return predict_and_report(args, source.load(), source)
 
 
-def model_source(args: argparse.Namespace) -> ModelSource:
-    """Which model -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the shipped one."""
+def model_source(args: argparse.Namespace, shipped: str = "CT") -> ModelSource:
+    """Which model -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the one of modality `shipped` that comes with the package."""
     from ..inference.model import ModelSource
     from ..utilities import paths
 
     if args.m is None and args.d is None:
-        return ModelSource(args.device)
+        return ModelSource(args.device, modality=shipped)
     folder = Path(args.m) if args.m else paths.results_folder() / paths.dataset_name(args.d)
     trainers = trainers_of(args)
     return ModelSource(args.device, str(folder.absolute()), tuple(args.f) if args.f else None, args.p,
@@ -97,17 +104,17 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
     return dict(zip(CORE_STAGES, args.tr, strict=True))
 
 
-def predict_and_report(args: argparse.Namespace, model: Model) -> int:
+def predict_and_report(args: argparse.Namespace, model: Model, source: ModelSource | None = None) -> int:
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
     from ..utilities.parallel import dask_executor
 
-    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers))
+    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), args.modality)
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
         outcome = predict(args.i, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
-                          model_source(args) if args.dask else None)
+                          (source or model_source(args)) if args.dask else None)
     failed = {name: why for name, why in outcome.items() if why}
     empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"

@@ -42,11 +42,13 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
     }
 
 
-def mr_case_record(structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any],
-                   seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Content of `CASE.json` of an MR scan: `structures` as `structure_records` gives them, `stage` that made the label map."""
+def mr_case_record(result: LabelledSpine, structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of `CASE.json` of an MR scan: `structures` as `structure_records` gives them, bodies with the confidence of their level and
+    discs with height and signal; `stage` that made the label map."""
     return {"status": "ok" if structures else NO_STRUCTURE, "stage": stage, "structures": [dict(row) for row in structures],
-            "plans": dict(plans), "versions": versions(), "seconds": rounded_seconds(seconds)}
+            "numbering_anchored": bool(result.numbering_anchored), "notes": list(result.notes),
+            "flags": [flag.to_dict() for flag in result.flags], "review_required": review_required(result.flags),
+            "plans": dict(plans), "versions": versions(), "seconds": rounded_seconds(result.seconds)}
 
 
 def rounded_seconds(seconds: Mapping[str, float]) -> dict[str, float]:

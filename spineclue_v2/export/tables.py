@@ -35,10 +35,10 @@ def _grade(vertebra: Vertebra) -> int | None:
 
 
 def mr_rows(structures: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`structure_records` with the centroid as three columns."""
-    names = ("structure", "kind", "label", "volume_ml")
-    return [{name: row.get(name) for name in names} | dict(zip(("x_mm", "y_mm", "z_mm"), row["centroid_mm"], strict=True))
-            | {"touches_border": row.get("touches_border")} for row in structures]
+    """`structure_records` with the centroid as three columns; None where a column is nothing for a structure."""
+    before, after = ("structure", "kind", "label", "volume_ml"), ("touches_border", "confidence", "height_mm", "signal_to_csf")
+    return [{name: row.get(name) for name in before} | dict(zip(("x_mm", "y_mm", "z_mm"), row["centroid_mm"], strict=True))
+            | {name: row.get(name) for name in after} for row in structures]
 
 
 def html_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], notes: Iterable[str] = ()) -> str:

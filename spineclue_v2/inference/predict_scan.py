@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..export.run_files import Provenance
 from ..imageio.volume import Volume
 from ..results import SpineResult
+from .modality import check_modality
 from .model import Model
 from .mr_pipeline import predict_mr
 from .pipeline import Options, Progress, predict_volume
@@ -29,12 +30,13 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
         keep_scan: keep the voxels for the picture.
 
     Raises:
-        InputError: an option that a model of this modality does not have.
+        InputError: an option that a model of this modality does not have, or a scan of the other modality.
     """
     options, started = options or Options(), time.perf_counter()
+    volume = replace(volume, flags=(*volume.flags, *check_modality(volume, source, model.modality, options.modality)))
     if model.modality == "MR":
         check_mr_options(options)
-        result: SpineResult = predict_mr(volume, model, options.mirror, progress)
+        result: SpineResult = predict_mr(volume, model, options.mirror, progress, source)
     else:
         result = predict_volume(volume, model, options, progress)
     before = dict(seconds or {})

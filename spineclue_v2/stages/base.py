@@ -43,6 +43,7 @@ class Options:
     forbid_anomalies: bool = False            # no T13, no L6, no missing T12
     mirror: bool = False                      # left-right test-time mirroring of the segmenting networks
     classifiers: tuple[str, ...] = CLASSIFIERS  # which are enabled, where the model has them
+    modality: str = "auto"                    # what the user says the scans are: "ct", "mr", or "auto" for whatever they look like
 
 
 @dataclass(frozen=True)
