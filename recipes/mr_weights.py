@@ -1,8 +1,8 @@
 """The shipped MR weights: phantoms of every contrast first, then real water-fat MR. Steps in order, each continued where it was cut:
 
-    python -m recipes.mr_weights data DATA WORK        # WORK/preprocessed: phantoms, and the real volumes of DATA/mr/vb3 as labelled
+    python -m recipes.mr_weights data DATA WORK        # WORK/preprocessed: phantoms; WORK/raw: the real volumes of DATA/mr/vb3
     python -m recipes.mr_weights base DATA WORK        # hybrid_2d, hybrid_3d on phantoms alone
-    python -m recipes.mr_weights propose DATA WORK     # what vb3 does not label (sacrum, discs, T12 upwards) as base sees it; sheets to look at
+    python -m recipes.mr_weights propose DATA WORK     # what vb3 does not label (sacrum, discs, T12) as base sees it; sheets to look at
     python -m recipes.mr_weights 0 DATA WORK           # goes on from base without the volumes of fold 0 (then 1, and all)
     python -m recipes.mr_weights export DATA WORK      # WORK/weights (of all), WORK/weights_0, WORK/weights_1
 
@@ -11,8 +11,8 @@ A figure on a volume of vb3 comes from base or from the fold that left it out. N
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,7 @@ def make_phantoms(work: Path, count: int) -> None:
 
 
 def make_real(source: Path, work: Path) -> list[str]:
-    """Raw images and labels of vb3 (value of `structures.VALUE`) in WORK/raw: one slice for each acquired one, which is stored four times."""
+    """Images and labels of vb3 (values of `structures.VALUE`) in WORK/raw: one slice of each four, which repeat an acquired one."""
     from scipy.io import loadmat
 
     names = [path.stem for path in sorted(source.glob("*.mat")) if path.stem != DOUBLE]
@@ -107,14 +107,16 @@ def train(part: str, work: Path, names: list[str]) -> None:
     phantoms = [case for case in data.cases if case.startswith("phantom_")]
     real = [] if base else [f"real_{name}" for name in names if part == "all" or fold_of(name) != int(part)]
     cases = phantoms[:-HELD_OUT] + real * REAL_TIMES
-    for number, kind_of in enumerate((Hybrid2DTrainer, Hybrid3DTrainer)):
+    branches = work / part / "hybrid_2d" / "fold" / "checkpoint_final.pth"
+    for kind_of in (Hybrid2DTrainer, Hybrid3DTrainer):
         place = work / part / kind_of.stage
         if (place / "fold" / "checkpoint_final.pth").is_file():
             continue
         plan = plans("base" if base else "fold")
         plan.save(place / "plans.json")
-        run = kind_of(plan, part if part in ("base", "all") else int(part), data, cases, phantoms[-HELD_OUT:], place / "fold", CPU, workers=0)
-        run.branches_checkpoint = lambda: work / part / "hybrid_2d" / "fold" / "checkpoint_final.pth"
+        fold = int(part) if part.isdigit() else part
+        run = kind_of(plan, fold, data, cases, phantoms[-HELD_OUT:], place / "fold", CPU, workers=0)
+        run.branches_checkpoint = lambda: branches
         resume = (place / "fold" / "checkpoint_latest.pth").is_file()
         if not (base or resume):
             run.load_pretrained(work / "base" / kind_of.stage / "fold" / "checkpoint_final.pth")
@@ -123,11 +125,12 @@ def train(part: str, work: Path, names: list[str]) -> None:
 
 def propose(work: Path, names: list[str]) -> None:
     """WORK/preprocessed/real_*: the bodies that vb3 labels, and everything else as the networks of base see it."""
-    from spineclue_v2.inference.mr_pipeline import predict_mr_volume
     from spineclue_v2.inference.model import load_shipped
+    from spineclue_v2.inference.mr_pipeline import predict_mr_volume
 
     export(work, ("base",))
-    model = load_shipped(CPU, "MR", work / "weights_base")
+    os.environ["SPINECLUE_WEIGHTS"] = str(work / "weights_base")
+    model = load_shipped(CPU, "MR")
     data = plans("base").stage("hybrid_2d").data
     for name in names:
         scan, truth = read_volume(work / "raw" / f"{name}_image.nii.gz"), read_labels(work / "raw" / f"{name}_label.nii.gz")
@@ -140,7 +143,7 @@ def propose(work: Path, names: list[str]) -> None:
 
 
 def merged(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`found` outside the labelled bodies `truth` (slices, rows, columns): no labelled level a second time, no body next to a labelled one."""
+    """`found` outside the labelled bodies `truth` (slices, rows, columns), without levels that are labelled and bodies next to these."""
     from scipy import ndimage
 
     near = ndimage.binary_dilation(truth > 0, iterations=MARGIN_VOXELS)

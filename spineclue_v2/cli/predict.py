@@ -39,8 +39,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--modality", default="auto", choices=["ct", "mr", "auto"], help="what the scans are; auto: their DICOM files say, or "
-                        "their values")
+    parser.add_argument("--modality", default="auto", choices=["ct", "mr", "auto"],
+                        help="what the scans are; auto: their DICOM files say, or their values")
     parser.add_argument("-device", default=None, choices=["cuda", "cpu", "mps"], help="default: the best there is")
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
     parser.add_argument("-num_parts", type=int, default=1, help="split the cases into this many parts ...")
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def model_source(args: argparse.Namespace, shipped: str = "CT") -> ModelSource:
-    """Which model -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the one of modality `shipped` that comes with the package."""
+    """Which model -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the package's own of modality `shipped`."""
     from ..inference.model import ModelSource
     from ..utilities import paths
 

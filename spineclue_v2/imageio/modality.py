@@ -37,7 +37,8 @@ class ScanModality:
         """How it is known, for a sentence."""
         if self.by_tag:
             return "its DICOM files say so"
-        return f"{100 * (self.negative or 0.0):.1f} % of its values lie below {NEGATIVE_HU}; CT has {100 * CT_FROM:.0f} % or more, MR hardly any"
+        share = 100 * (self.negative or 0.0)
+        return f"{share:.1f} % of its values lie below {NEGATIVE_HU}; CT has {100 * CT_FROM:.0f} % or more, MR hardly any"
 
 
 def find_modality(volume: Volume, source: str | Path | None = None) -> ScanModality:

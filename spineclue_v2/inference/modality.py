@@ -18,7 +18,7 @@ REMEDY = "if it is {0} all the same, say --modality {1} (Python: modality=\"{1}\
 
 
 def modality_of_scans(paths: Iterable[Path]) -> str:
-    """"CT" or "MR": what the first of these scans is that can be read and told; CT where none can be read (whoever reads them again says why).
+    """"CT" or "MR": what the first of these scans is that can be read and told; CT where none can be read, which its reader will say.
 
     Raises InputError where scans can be read but none can be told.
     """
@@ -63,8 +63,8 @@ def check_modality(volume: Volume, source: str, model: str, said: str = AUTO) ->
     if found.by_tag and found.name not in MODALITIES:
         raise InputError(doubtful(source, found))
     if found.name and found.name != model:
-        raise InputError(f"{source} is {found.name} ({found.evidence}) and this model labels {model}; leave -d and -m out for the package's "
-                         f"own model of {found.name}, or, {REMEDY.format(model, model.lower())}.")
+        raise InputError(f"{source} is {found.name} ({found.evidence}) and this model labels {model}; leave -d and -m out for the "
+                         f"package's own model of {found.name}, or, {REMEDY.format(model, model.lower())}.")
     if model == "MR" and not found.by_tag:
         message = f"The scan was taken for MR by its values: {found.evidence}."
         return (Flag("modality_assumed", "read", "info", message, round(found.negative or 0.0, 4), None, "Say --modality ct if it is CT."),)

@@ -26,14 +26,14 @@ def check_mr_scan(volume: Volume, source: str = "The scan") -> None:
     (slices, rows, _), (across, down, deep) = grid.shape, grid.spacing
     if max(down, deep) > COARSEST_MM and max(down, deep) > across:
         plane = "axial" if down > deep else "coronal"
-        raise InputError(f"{source} has {plane} slices {max(down, deep):.1f} mm apart; expected sagittal or isotropic MR, so give the sagittal "
-                         "series of the examination.")
+        raise InputError(f"{source} has {plane} slices {max(down, deep):.1f} mm apart; expected sagittal or isotropic MR, so give the "
+                         "sagittal series of the examination.")
     if slices < FEWEST_SLICES or across > WIDEST_STEP_MM:
-        raise InputError(f"{source} has {slices} sagittal slices {across:.1f} mm apart, as a localizer has; expected {FEWEST_SLICES} or more, at "
-                         f"most {WIDEST_STEP_MM:.0f} mm apart.")
+        raise InputError(f"{source} has {slices} sagittal slices {across:.1f} mm apart, as a localizer has; expected {FEWEST_SLICES} or "
+                         f"more, at most {WIDEST_STEP_MM:.0f} mm apart.")
     if max(down, deep) > COARSEST_MM or rows * down < LEAST_TALL_MM:
-        raise InputError(f"{source} has pixels of {down:.1f} x {deep:.1f} mm over {rows * down:.0f} mm from top to bottom; expected at most "
-                         f"{COARSEST_MM:.0f} mm over {LEAST_TALL_MM:.0f} mm or more.")
+        raise InputError(f"{source} has pixels of {down:.1f} x {deep:.1f} mm over {rows * down:.0f} mm from top to bottom; expected at "
+                         f"most {COARSEST_MM:.0f} mm over {LEAST_TALL_MM:.0f} mm or more.")
 
 
 def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None, source: str = "") -> MRResult:

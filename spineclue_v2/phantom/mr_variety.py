@@ -44,7 +44,8 @@ def draw_look(seed: int, contrast: str, contrasts: Mapping[str, Mapping[str, flo
     """An examination led by `contrast`: up to 0.35 of another weighting is mixed in, and tissues vary one by one."""
     rng = np.random.default_rng([int(seed), 733])
     other, share = contrasts[str(rng.choice(sorted(contrasts)))], float(rng.uniform(0, 0.35))
-    tissue = {name: ((1 - share) * value + share * other[name]) * float(rng.uniform(0.8, 1.25)) for name, value in contrasts[contrast].items()}
+    tissue = {name: ((1 - share) * value + share * other[name]) * float(rng.uniform(0.8, 1.25))
+              for name, value in contrasts[contrast].items()}
     return Look(seed=int(seed), tissue=tissue, slice_mm=float(rng.uniform(3.0, 5.0)), slices=int(rng.integers(11, 19)),
                 front_mm=float(rng.uniform(0, 70)), behind_mm=float(rng.uniform(0, 50)), below_mm=float(rng.uniform(-20, 70)),
                 skin_mm=float(rng.uniform(4, 40)), bias=float(rng.uniform(0.1, 0.6)), noise=float(rng.uniform(0.01, 0.07)),
