@@ -24,6 +24,7 @@ def volume(array: np.ndarray, spacing: tuple[float, float, float] = (3.0, 3.0, 3
 @pytest.mark.parametrize(("array", "name"), [
     (CT, "CT"), (MR, "MR"), (MR.astype(np.float32) / 400 - 1, "MR"),           # z-scored
     (np.where(RNG.random(MR.shape) < 0.05, -100, MR), ""),                     # a few negative values: neither plainly
+    (RNG.normal(40, 10, MR.shape).astype(np.int16), ""),                       # soft tissue alone has no negative values either
     (CT + 1024, ""),                                                           # CT without its offset has no negative value
 ])
 def test_values_tell_modality_or_say_that_they_do_not(array: np.ndarray, name: str) -> None:

@@ -15,6 +15,8 @@ MR_UP_TO = 0.02        # 22 real MRs have 0.004 or less
 UNSHIFTED = (900, 1150)      # where soft tissue lies in CT stored without its offset of 1024
 UNSHIFTED_FROM = 0.3         # of the voxels above AIR: more than MR holds in so narrow a band
 AIR = 100
+SOFT, SOFT_FROM = (15, 75), 0.55         # HU of soft tissue, and its part of the voxels: 0.48 at most in 22 real MRs
+DARK, DARK_UP_TO = (-20, 10), 0.15       # of MR's background and bone: 0.19 at least in them
 SAMPLED = 2_000_000    # voxels looked at
 
 
@@ -75,11 +77,14 @@ def _tag(path: Path) -> str:
 
 
 def modality_of_values(array: np.ndarray) -> ScanModality:
-    """CT where many voxels are negative, as fat and air are in HU; MR where hardly any is; "" between, and for CT without its offset."""
+    """CT where many voxels are negative, as fat and air are in HU; MR where hardly any is; "" between, for what may be CT without its
+    offset, and for what may be CT of nothing but soft tissue."""
     values = array.ravel()[::max(1, array.size // SAMPLED)]
     negative = float(np.mean(values < NEGATIVE_HU))
     if negative >= CT_FROM:
         return ScanModality("CT", False, negative)
     tissue = values[values > AIR]
     unshifted = tissue.size and float(np.mean((tissue >= UNSHIFTED[0]) & (tissue <= UNSHIFTED[1]))) >= UNSHIFTED_FROM
-    return ScanModality("MR" if negative <= MR_UP_TO and not unshifted else "", False, negative)
+    soft, dark = (float(np.mean((values >= low) & (values <= high))) for low, high in (SOFT, DARK))
+    plain = negative <= MR_UP_TO and not unshifted and not (soft >= SOFT_FROM and dark <= DARK_UP_TO)
+    return ScanModality("MR" if plain else "", False, negative)

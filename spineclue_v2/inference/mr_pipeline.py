@@ -36,11 +36,10 @@ def check_mr_scan(volume: Volume, source: str = "The scan") -> None:
                          f"most {COARSEST_MM:.0f} mm over {LEAST_TALL_MM:.0f} mm or more.")
 
 
-def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None, source: str = "") -> MRResult:
-    """Bodies and discs of an MR scan, with the label map on the scan's grid. InputError for a model of CT, and for no sagittal MR."""
+def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None) -> MRResult:
+    """Bodies and discs of an MR scan, with the label map on the scan's grid. InputError for a model of CT."""
     if model.modality != "MR":
         raise InputError(f"This is a model of CT (stages {', '.join(model.stages)}), which does not label MR; give one trained on MR.")
-    check_mr_scan(volume, source or "The scan")
     findings, seconds = run_stages(Findings(volume, flags=volume.flags), model, Options(mirror=mirror), progress)
     assert findings.labels is not None
     data = model.plans.stage(mr_stage(model)).data

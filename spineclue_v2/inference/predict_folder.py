@@ -75,7 +75,7 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     """Predict every case of `source` into `output`; {case: None or the sentence of its failure}.
 
     A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete. Nothing is
-    written before a scan could be read. With an `executor` the cases are predicted through it, by processes that load `model_source`.
+    written before a scan was predicted. With an `executor` the cases are predicted through it, by processes that load `model_source`.
     """
     from tqdm import tqdm
 
@@ -91,7 +91,7 @@ def predict(source: str | Path, output: str | Path, model: Model, options: Optio
     if executor is not None and not single:
         return _predict_elsewhere(cases, output, model, options, continue_prediction, save_probabilities, report, progress, executor,
                                   model_source or ModelSource())
-    describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan could be read
+    describe = cache(lambda: _describe(output, model, options, source))  # once, after the first scan was predicted
     for case in tqdm(cases, desc="predicting", disable=not progress or single, unit="scan"):
         if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report):
             outcome[case.name] = None
@@ -133,14 +133,14 @@ def _predict_remote(case: Case, output: Path, source: ModelSource, options: Opti
 
 
 def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
-                 report: bool = True, on_read: Callable[[], object] | None = None) -> SpineResult:
-    """Predict one case and write its files; CASE.json last. `on_read` is called when the scan is read and nothing written yet."""
+                 report: bool = True, on_predicted: Callable[[], object] | None = None) -> SpineResult:
+    """Predict one case and write its files; CASE.json last. `on_predicted` is called when there is a result and nothing written yet."""
     started = time.perf_counter()
     volume = read_volume(case.path)
     read = time.perf_counter() - started
-    if on_read is not None:
-        on_read()
     result = predict_scan(volume, model, options, None, str(case.path), {"read": read}, keep_scan=report)
+    if on_predicted is not None:
+        on_predicted()  # a scan that is refused leaves nothing behind
     result.save(output, case.name, report, save_probabilities, describe=False)
     return result.without_scan()
 

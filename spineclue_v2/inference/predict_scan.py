@@ -11,7 +11,7 @@ from ..imageio.volume import Volume
 from ..results import SpineResult
 from .modality import check_modality
 from .model import Model
-from .mr_pipeline import predict_mr
+from .mr_pipeline import check_mr_scan, predict_mr
 from .pipeline import Options, Progress, predict_volume
 
 
@@ -36,7 +36,8 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
     volume = replace(volume, flags=(*volume.flags, *check_modality(volume, source, model.modality, options.modality)))
     if model.modality == "MR":
         check_mr_options(options)
-        result: SpineResult = predict_mr(volume, model, options.mirror, progress, source)
+        check_mr_scan(volume, source or "The scan")
+        result: SpineResult = predict_mr(volume, model, options.mirror, progress)
     else:
         result = predict_volume(volume, model, options, progress)
     before = dict(seconds or {})
