@@ -209,8 +209,8 @@ class MRResult(SpineResult):
     def structures(self) -> Sequence[Mapping[str, Any]]:
         rows = structure_records(self._label_volume(), self.classes)
         levels, discs = self.extra.get("levels", {}), self.extra.get("discs", {})
-        known = {name: {"confidence": value} for name, value in levels.items()} | discs
-        return tuple(row | known.get(row["structure"], {}) for row in rows)
+        return tuple(row | ({"confidence": levels.get(row["structure"])} if row["kind"] == "body" else discs.get(row["structure"], {}))
+                     for row in rows)
 
     def __repr__(self) -> str:
         anchored = "" if self.numbering_anchored else "not "

@@ -253,7 +253,7 @@ def test_options_that_do_not_exist_are_refused(api, scan, options, sentence):
 def test_options_count(api, scan, found):
     plain = api.predict(scan, forbid_anomalies=True, mirror=True, classifiers="shape")
     assert plain.provenance is not None
-    assert plain.provenance.options == {"forbid_anomalies": True, "mirror": True, "classifiers": ("shape",)}
+    assert plain.provenance.options == {"forbid_anomalies": True, "mirror": True, "classifiers": ("shape",), "modality": "auto"}
     assert found.provenance is not None and found.provenance.options["forbid_anomalies"] is False
 
 
@@ -296,7 +296,7 @@ def test_the_command_counts_scans_without_vertebra_apart(scan, soft, tmp_path, c
     def printed(source: Path) -> str:
         args = Namespace(i=str(source), o=str(tmp_path / "out"), forbid_anomalies=False, mirror=False, classifiers=("shape",), dask=None,
                          continue_prediction=False, num_parts=1, part_id=0, save_probabilities=False, no_report=True,
-                         disable_progress_bar=True)
+                         disable_progress_bar=True, modality="auto")
         assert predict_and_report(args, model().model) == 0
         return capsys.readouterr().out
 

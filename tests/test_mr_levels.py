@@ -49,7 +49,8 @@ def test_flags_say_what_names_rest_on() -> None:
     def codes(**given: object) -> set[str]:
         return {flag.code for flag in flags_of(LevelAssignment(np.zeros(1), **given))}     # type: ignore[arg-type]
 
-    assert codes(confidence={}, anchored=False) == set()
+    assert flags_of(LevelAssignment(np.zeros(1), {}, False), found=False) == ()
+    assert codes(confidence={}, anchored=False) == {"no_sacrum"}       # scraps alone: their names rest on single voxels
     assert codes(confidence={"S": 1.0, "L5": 0.99}, anchored=True) == {"counted_from_sacrum"}
     assert codes(confidence={"L2": 0.99, "L1": 0.5}, anchored=False, unnamed=1) == {"no_sacrum", "unsure_level", "unnamed_body"}
 

@@ -7,9 +7,9 @@ from .level_assignment import LevelAssignment
 SURE_FROM = 0.8
 
 
-def flags_of(named: LevelAssignment) -> tuple[Flag, ...]:
-    """Flags of how levels were named; none where nothing was found."""
-    if not named.confidence:
+def flags_of(named: LevelAssignment, found: bool = True) -> tuple[Flag, ...]:
+    """Flags of how levels were named; none where nothing was `found`."""
+    if not found:
         return ()
     flags = []
     if named.anchored:

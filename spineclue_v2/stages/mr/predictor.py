@@ -45,7 +45,7 @@ def _labelled(findings: Findings, probability: np.ndarray, scan: Volume, model: 
     discs = measure_discs(findings.volume, labels, dict(zip(data.classes, data.label_values, strict=True)), data.orientation)
     extra = {"levels": {name: round(value, 4) for name, value in named.confidence.items()}, "discs": discs}
     return replace(findings, labels=labels, anchored=named.anchored, extra={**findings.extra, **extra},
-                   flags=(*findings.flags, *flags_of(named)))
+                   flags=(*findings.flags, *flags_of(named, bool(labels.array.any()))))
 
 
 def predict_2d(image: np.ndarray, networks: Sequence[TwoBranches], plan: StagePlan, device: torch.device,
