@@ -89,7 +89,8 @@ def load_shipped(device: torch.device, modality: str = "CT") -> Model:
     folder = paths.weights_folder()
     missing = [stage.name for stage in pipeline_of(modality) if stage.required and not (folder / f"{stage.name}.pth").exists()]
     if missing:
-        raise InputError(f"This installation has no shipped weights of {modality} for {', '.join(missing)}; train your own and pass -d or -m.")
+        raise InputError(f"This installation has no shipped weights of {modality} for {', '.join(missing)}; train your own and pass -d or "
+                         "-m.")
     files = {stage.name: [folder / f"{stage.name}.pth"] for stage in pipeline_of(modality) if (folder / f"{stage.name}.pth").exists()}
     return _assemble(files, None, device, "shipped weights")
 
