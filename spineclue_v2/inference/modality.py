@@ -29,6 +29,8 @@ def modality_of_scans(paths: Iterable[Path]) -> str:
         except InputError:
             continue
         found = find_modality(volume, path)
+        if found.name == "MR":
+            logger.info("%s is taken for MR (%s); say --modality ct if it is CT.", path, found.evidence)
         if found.name in MODALITIES:
             return found.name
         doubt = doubt or InputError(doubtful(path, found))
