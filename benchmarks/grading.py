@@ -25,10 +25,10 @@ from spineclue_v2.anatomy.label_boxes import label_boxes
 from spineclue_v2.anatomy.vertebra import BodyHeights
 from spineclue_v2.evaluation.grading import summarise
 from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels
-from spineclue_v2.inference.relabel import Body, find_bodies, to_vertebra
+from spineclue_v2.inference.bodies import Body, find_bodies, to_vertebra
 from spineclue_v2.phantom import spine
 from spineclue_v2.phantom.canvas import Canvas
-from spineclue_v2.phantom.fields import distance_fields, label_volume, world_extent
+from spineclue_v2.phantom.fields import Field, distance_fields, label_volume, world_extent
 from spineclue_v2.plans.data import Data
 from spineclue_v2.stages.grade.comparison import compare
 from spineclue_v2.stages.grade.heights import HEIGHT_POSITIONS, axes_along, measure
@@ -39,8 +39,15 @@ FRACTURED = 0.05       # share of thoracic and lumbar vertebrae with a grade abo
 
 def draw(seed: int, spacing: tuple[float, float, float], fractured: float = FRACTURED) -> tuple[Volume, list[spine.Placed]]:
     """Labels of a whole thoracic and lumbar spine at `spacing` (z, y, x) mm, and the vertebrae as they were placed."""
+    labels, shown, _, _ = draw_fields(seed, spacing, fractured)
+    return labels, shown
+
+
+def draw_fields(seed: int, spacing: tuple[float, float, float], fractured: float = FRACTURED, regions: str = "TL"
+                ) -> tuple[Volume, list[spine.Placed], list[Field], Canvas]:
+    """As `draw`, of the vertebrae of `regions` (letters), with their distance fields and the canvas these lie on."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    names = [n for n in spine.level_names(None) if n[0] in "TL"]
+    names = [n for n in spine.level_names(None) if n[0] in regions]
     count = int(rng.binomial(len(names), fractured))
     subject = spine.draw_subject(rng, None, None, spine.draw_fractures(rng, names, count), float(rng.uniform(0, 1) ** 2))
     shown = [v for v in subject.placed if v.name in names]
@@ -56,8 +63,9 @@ def draw(seed: int, spacing: tuple[float, float, float], fractured: float = FRAC
     origin = tuple(0.5 * (a - b) for a, b in zip(fine, spacing, strict=True))
     canvas = Canvas(tuple(n * f for n, f in zip(shape, factor, strict=True)), fine, origin, 0.5, generator)
     with torch.no_grad():
-        labels, _ = label_volume(canvas, subject, distance_fields(canvas, subject, generator), shape, factor)
-    return Volume(labels, ImageGrid(shape, spacing, (0.0, 0.0, 0.0), np.eye(3))), shown
+        fields = distance_fields(canvas, subject, generator)
+        labels, _ = label_volume(canvas, subject, fields, shape, factor)
+    return Volume(labels, ImageGrid(shape, spacing, (0.0, 0.0, 0.0), np.eye(3))), shown, fields, canvas
 
 
 def true_heights(v: spine.Placed) -> tuple[float, float, float]:

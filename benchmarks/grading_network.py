@@ -31,8 +31,8 @@ from spineclue_v2.dataset.preprocessed import PreprocessedDataset
 from spineclue_v2.dataset.raw import GRADES_FILE, RawDataset
 from spineclue_v2.evaluation.grading import summarise
 from spineclue_v2.imageio.volume import read_labels, read_volume
+from spineclue_v2.inference.bodies import find_bodies, to_vertebra
 from spineclue_v2.inference.model import Model, load_shipped, stage_model
-from spineclue_v2.inference.relabel import find_bodies, to_vertebra
 from spineclue_v2.plans.plans import Plans, StagePlan
 from spineclue_v2.preprocessing.ct import preprocess_dataset
 from spineclue_v2.preprocessing.resampling import to_network_space

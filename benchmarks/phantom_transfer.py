@@ -24,7 +24,7 @@ def real_spines(folder: Path, model) -> dict[str, tuple[list[int], torch.Tensor]
     """{case: (level indices in cranio-caudal order, mask crops (n, 1, z, y, x))} as stage 3 would see them."""
     from spineclue_v2.anatomy import NAME_OF_LABEL
     from spineclue_v2.imageio.volume import read_labels
-    from spineclue_v2.inference.relabel import find_bodies, to_vertebra
+    from spineclue_v2.inference.bodies import find_bodies, to_vertebra
     from spineclue_v2.stages.identify.predictor import mask_crops
 
     plan = model.plans.stage("identify")

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from spineclue_v2.anatomy import NAME_OF_LABEL, ORDER_INDEX, VERTEBRA_LABELS, morphology
-from spineclue_v2.anatomy.label_boxes import label_boxes
+from spineclue_v2.anatomy import IGNORED, NAME_OF_LABEL, ORDER_INDEX, VERTEBRA_LABELS, morphology
+from spineclue_v2.anatomy.label_boxes import beside_ignored, label_boxes
 from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.orientation import check_same_grid, oriented_view
 from spineclue_v2.imageio.volume import Volume, read_labels, read_volume
+from spineclue_v2.preprocessing.sides import lung_beside
 from spineclue_v2.utilities.files import read_json, write_json
 from spineclue_v2.utilities.parallel import run_tasks
 
@@ -29,10 +30,9 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "dataset_fingerprint.json"
 CACHE_NAME = "fingerprint_cases.json"
-VERSION = 4                     # raise when a measurement or a check changes: remembered cases are done again
+VERSION = 5                     # raise when a measurement or a check changes: remembered cases are done again
 QUANTILES = 401                 # of the foreground HU, per case
 SHAPE_MM = 1.5                  # masks are looked at on about this grid
-LUNG_HU = -500
 MAX_FOREGROUND = 200_000        # foreground voxels per case whose HU are kept for the quantiles
 
 
@@ -99,13 +99,18 @@ def measure_case(image: str | Path, label: str | Path, case: str, verse_value: M
     findings = []
     if unknown:
         findings.append(Finding(case, "error", "labels", f"values {unknown} are not in dataset.json"))
-    record["intensity"] = _intensity(scan.array, labels.array)
+    ignored = next((value for value, verse in verse_value.items() if verse == IGNORED), None)
+    if ignored is not None:
+        record["annotated_share"] = round(float((labels.array != ignored).mean()), 4)
+    record["intensity"] = _intensity(scan.array, labels.array, ignored)
     vertebrae = {}
     for value, box in boxes.items():
         verse = verse_value.get(value, 0)
         if verse in VERTEBRA_LABELS:
             name = NAME_OF_LABEL[verse]
             vertebrae[name] = measure_vertebra(labels, value, box)
+            if ignored is not None and beside_ignored(labels.array, box, value, ignored):
+                vertebrae[name]["touches_border"] = True  # the annotation ends there: its sizes are not those of the whole
             if name in LUNG_BASES:
                 vertebrae[name]["lung_beside"] = lung_beside(scan, vertebrae[name]["body_centre_mm"])
     record["vertebrae"] = {name: vertebrae[name] for name in sorted(vertebrae, key=ORDER_INDEX.__getitem__)}
@@ -149,7 +154,16 @@ def summarise(raw: RawDataset, records: Mapping[str, Mapping[str, Any]], finding
         "cases": {c: {"fov_mm": records[c]["fov_mm"], "spacing": records[c]["spacing"], "orientation": records[c]["orientation"],
                       "levels": list(records[c]["vertebrae"]), "num_vertebrae": len(records[c]["vertebrae"])} for c in cases},
         "checks": [finding.to_json() for finding in findings],
-    } | ({"grades": _grade_counts(raw, records)} if raw.grades else {})
+    } | _annotated_shares(records) | ({"grades": _grade_counts(raw, records)} if raw.grades else {})
+
+
+def _annotated_shares(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """{"annotated_share": {case: share of its voxels that are not "ignore"}} of a dataset with that label, else nothing."""
+    shares = {case: record["annotated_share"] for case, record in sorted(records.items()) if "annotated_share" in record}
+    if shares:
+        logger.info("Label 'ignore': %.0f %% of the voxels are annotated (mean over %d cases); the others count nowhere.",
+                    100 * float(np.mean(list(shares.values()))), len(shares))
+    return {"annotated_share": shares} if shares else {}
 
 
 def _grade_counts(raw: RawDataset, records: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
@@ -207,9 +221,9 @@ def _percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     return {f"p{k}": round(float(p), 3) for k, p in zip(keys, np.percentile(np.asarray(values, float), keys), strict=True)}
 
 
-def _intensity(scan: np.ndarray, labels: np.ndarray) -> dict[str, Any] | None:
-    """Foreground HU of a case: moments and quantiles of an evenly spaced sample."""
-    values = scan[labels > 0]
+def _intensity(scan: np.ndarray, labels: np.ndarray, ignored: int | None = None) -> dict[str, Any] | None:
+    """Foreground HU of a case: moments and quantiles of an evenly spaced sample. `ignored`: a value that is no foreground."""
+    values = scan[labels > 0 if ignored is None else (labels > 0) & (labels != ignored)]
     if not values.size:
         return None
     values = values[::max(1, values.size // MAX_FOREGROUND)].astype(np.float32)
@@ -228,21 +242,6 @@ def _pooled_intensity(cases: Sequence[Mapping[str, Any] | None]) -> dict[str, fl
     low, median, high = np.percentile(pooled, (0.5, 50, 99.5))
     return {"mean": mean, "median": float(median), "std": max(0.0, square - mean ** 2) ** 0.5, "min": float(pooled.min()),
             "max": float(pooled.max()), "percentile_00_5": float(low), "percentile_99_5": float(high)}
-
-
-def lung_beside(scan: Volume, body_centre_mm: Sequence[float]) -> list[float]:
-    """[right, left]: share of lung (under -500 HU) 22 to 42 mm beside a body of an LPS scan, `body_centre_mm` (z, y, x) from its corner.
-
-    At the lung bases the aorta lies left of the bodies and lung right of them: the only thing near a vertebra that tells its sides.
-    """
-    z, y, x = np.meshgrid((-4, 0, 4), np.arange(-22, 6, 3), np.arange(22, 44, 2), indexing="ij")
-    shares = []
-    for side in (-1, 1):
-        offsets = np.stack((z, y, side * x), -1).reshape(-1, 3)
-        index = np.round((np.asarray(body_centre_mm) + offsets) / scan.spacing).astype(int)
-        index = index[((index >= 0) & (index < scan.array.shape)).all(1)]
-        shares.append(float((scan.array[tuple(index.T)] < LUNG_HU).mean()) if 2 * len(index) > len(offsets) else float("nan"))
-    return [round(share, 2) for share in shares] if np.isfinite(shares).all() else []
 
 
 def _body_height(mask: np.ndarray, body: np.ndarray, spacing: np.ndarray) -> float:

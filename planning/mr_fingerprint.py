@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spineclue_v2.anatomy import IGNORE_NAME
 from spineclue_v2.anatomy.structures import canonical_values, in_order, kind
 from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
@@ -24,6 +25,7 @@ from .fingerprint import FILE_NAME
 logger = logging.getLogger(__name__)
 
 ORIENTATION = "PIL"           # slices towards the left, rows caudally, columns posteriorly
+_NOT_HU = re.compile(r"^(nonorm|zscore|rescale_to_0_1|rescale_0_1|rgb_to_0_1|RGB|R|G|B|PET|SUV|US|XRAY|X-RAY)$", re.IGNORECASE)
 _MR_CHANNEL = re.compile(r"^(MRI?|T1|T2|PD|STIR|FLAIR|DIXON|WATER|FAT|IN[ _-]?PHASE|OUT[ _-]?PHASE)", re.IGNORECASE)
 
 
@@ -32,9 +34,14 @@ def recognise(raw: RawDataset) -> tuple[bool, str]:
     channel = raw.channel_name.strip()
     if channel.upper() == "CT":
         return False, "channel CT"
+    if _NOT_HU.match(channel):
+        raise InputError(f"{raw.folder / 'dataset.json'}: channel 0 is called {channel!r}, so its values are no HU; expected CT or MR. "
+                         "Name it CT where they are HU.")
     discs = [name for name in canonical_values(raw.labels, raw.folder) if kind(name) == "disc"]
     if _MR_CHANNEL.match(channel):
         return True, f"channel {channel}" + (f" and {len(discs)} disc classes" if discs else "")
+    if not discs:
+        logger.warning("Channel 0 of %s is called '%s', neither CT nor MR: it is taken as CT in HU.", raw.name, channel)
     return bool(discs), f"channel {channel} is unknown, " + (f"{len(discs)} classes are discs" if discs else "no class is a disc")
 
 
@@ -42,7 +49,8 @@ def extract_mr_fingerprint(raw: RawDataset, folder: Path, num_processes: int = 0
                            progress: bool = True) -> dict[str, Any]:
     """Measure every case and write `dataset_fingerprint.json` into `folder`; InputError when a case cannot be read."""
     names = {value: name for name, value in canonical_values(raw.labels, raw.folder).items()}
-    tasks: dict[Any, tuple[Any, ...]] = {case: (raw.image(case), raw.label(case), case, names) for case in raw.cases}
+    ignored = raw.labels.get(IGNORE_NAME)
+    tasks: dict[Any, tuple[Any, ...]] = {case: (raw.image(case), raw.label(case), case, names, ignored) for case in raw.cases}
     tasks |= {case: (path, None, case, names) for case, path in raw.unlabelled.items()}
     records, failures = run_tasks(measure_mr_case, tasks, executor, num_processes, "fingerprint", progress)
     if failures:
@@ -74,8 +82,10 @@ def extract_mr_fingerprint(raw: RawDataset, folder: Path, num_processes: int = 0
     return fingerprint
 
 
-def measure_mr_case(image: str | Path, label: str | Path | None, case: str, names: Mapping[int, str]) -> dict[str, Any]:
-    """Shape and spacing (slice, row, column) in the stages' orientation, and ml of each labelled structure."""
+def measure_mr_case(image: str | Path, label: str | Path | None, case: str, names: Mapping[int, str],
+                    ignored: int | None = None) -> dict[str, Any]:
+    """Shape and spacing (slice, row, column) in the stages' orientation, and ml of each labelled structure. `ignored`: value of nnU-Net's
+    label "ignore", where the dataset has it."""
     scan = read_volume(image)
     geometry = scan.geometry.reoriented(ORIENTATION)[0]
     record: dict[str, Any] = {"shape": list(geometry.shape), "spacing": [float(s) for s in geometry.spacing], "structures": {}}
@@ -83,11 +93,11 @@ def measure_mr_case(image: str | Path, label: str | Path | None, case: str, name
         labels = read_labels(label)
         check_same_grid(scan.geometry, labels.geometry, case, label)
         values, counts = np.unique(labels.array, return_counts=True)
-        unknown = sorted({int(v) for v in values if v} - set(names))
+        unknown = sorted({int(v) for v in values if v} - set(names) - {ignored})
         if unknown:
             raise InputError(f"its labels hold the values {unknown}, which dataset.json does not name")
         ml = float(np.prod(labels.spacing)) / 1000
-        record["structures"] = {names[int(v)]: round(float(n) * ml, 3) for v, n in zip(values, counts, strict=True) if v}
+        record["structures"] = {names[int(v)]: round(float(n) * ml, 3) for v, n in zip(values, counts, strict=True) if v in names}
     return record
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.decoder_penalties import NOT_A_VERTEBRA
+from recipes.decoder_penalties import BY_HAND
 from recipes.evidence_windows import Window
 from spineclue_v2.anatomy import EMITTING_LEVEL, LEVEL_INDEX, NUM_LEVELS
 from spineclue_v2.stages.base import CLASSIFIERS, Evidence
@@ -143,7 +143,7 @@ def fit(cases: Prepared, weights: np.ndarray, use: Sequence[str] = CLASSIFIERS, 
     scale, power, trust, mark = v[:3 * k].reshape(k, 3), v[3 * k:4 * k], v[4 * k:5 * k], v[5 * k:]
     return EvidenceModel({name: dict(zip(REGIONS, np.exp(row), strict=True)) for name, row in zip(use, scale, strict=True)},
                    dict(zip(use, power, strict=True)), dict(zip(use, 1 / (1 + np.exp(-trust)), strict=True)),
-                   dict(zip(marks, 1 / (1 + np.exp(-mark)), strict=True)), dict(bias or {}), **NOT_A_VERTEBRA)
+                   dict(zip(marks, 1 / (1 + np.exp(-mark)), strict=True)), dict(bias or {}), **BY_HAND)
 
 
 def _torch_cost(cases: Prepared, weights: np.ndarray, use: Sequence[str], marks: Sequence[str]) -> Any:

@@ -69,8 +69,8 @@ def masks(classifier, weights: list[float], data: Path) -> None:
 
     from spineclue_v2.anatomy import NAME_OF_LABEL
     from spineclue_v2.imageio.volume import read_labels
+    from spineclue_v2.inference.bodies import find_bodies, name_bodies
     from spineclue_v2.inference.model import load_shipped
-    from spineclue_v2.inference.relabel import find_bodies, name_bodies
 
     model = load_shipped(torch.device("cpu"))
     model.stages["geometry"] = classifier

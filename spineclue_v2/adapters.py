@@ -4,7 +4,7 @@ Their signatures move between minor versions; a change upstream is fixed here an
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,39 @@ def crop_and_pad(array: Any, start: Sequence[int] | np.ndarray, size: Sequence[i
 
 
 def verify_dataset_integrity(folder: str | Path, num_processes: int = 2) -> None:
-    """nnU-Net's own check of a raw dataset; its complaint becomes an InputError."""
-    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity as verify
+    """nnU-Net's own check of a raw dataset; its complaint becomes an InputError, and so does the death of one of its processes."""
+    from concurrent.futures.process import BrokenProcessPool
 
+    from nnunetv2.experiment_planning import verify_dataset_integrity as module
+
+    theirs = module.multiprocessing
+    module.multiprocessing = _WatchedPools()  # theirs waits for ever for a worker that was killed
     try:
-        verify(str(folder), max(1, num_processes))
+        module.verify_dataset_integrity(str(folder), max(1, num_processes))
+    except BrokenProcessPool as error:
+        raise InputError(f"A process of nnU-Net's integrity check of {folder} died (out of memory?); run it again with fewer processes "
+                         "(-np).") from error
     except (AssertionError, RuntimeError, FileNotFoundError, KeyError) as error:
         raise InputError(f"nnU-Net's integrity check refuses {folder}: {' '.join(str(error).split())[:500]}") from error
+    finally:
+        module.multiprocessing = theirs
+
+
+class _WatchedPools:
+    """What nnU-Net's check uses of `multiprocessing` (`get_context(method).Pool(n).starmap`), with pools that notice a dead worker."""
+
+    def get_context(self, method: str) -> Any:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+        from contextlib import contextmanager
+        from types import SimpleNamespace
+
+        @contextmanager
+        def pool(count: int) -> Iterator[Any]:
+            with ProcessPoolExecutor(count, multiprocessing.get_context(method)) as executor:
+                yield SimpleNamespace(starmap=lambda function, rows: list(executor.map(function, *zip(*rows, strict=True))))
+
+        return SimpleNamespace(Pool=pool)
 
 
 def segmentation_transforms(crop_size: Sequence[int], heatmap_channel: int) -> Any:
@@ -157,14 +183,14 @@ def window_starts(shape: Sequence[int], size: Sequence[int], step: float) -> lis
     return compute_steps_for_sliding_window(tuple(int(n) for n in shape), tuple(int(n) for n in size), step)
 
 
-def dice_and_cross_entropy(batch_dice: bool = False) -> Any:
+def dice_and_cross_entropy(batch_dice: bool = False, ignored: int | None = None) -> Any:
     """nnU-Net's Dice + cross-entropy loss for logits (B, C, ...) and labels (B, 1, ...); `batch_dice` sums over the batch first, which
-    steadies it where most samples lack most classes."""
+    steadies it where most samples lack most classes. Voxels of the label `ignored` count nowhere."""
     from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
     return DC_and_CE_loss({"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, weight_ce=1, weight_dice=1,
-                          dice_class=MemoryEfficientSoftDiceLoss)
+                          ignore_label=ignored, dice_class=MemoryEfficientSoftDiceLoss)
 
 
 def dice_of_soft_labels() -> Any:

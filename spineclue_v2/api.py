@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .anatomy.known import Known, KnownInput, known_of
 from .errors import InputError
 from .imageio.convert import Scan, describe, to_volume
 from .imageio.modality import MODALITIES
@@ -18,6 +19,7 @@ from .imageio.volume import Volume
 from .inference.model import Model, load_shipped, load_trained
 from .inference.pipeline import Options, Progress
 from .inference.predict_scan import predict_scan
+from .inference.prior import read_prior, renumber_by_prior
 from .results import SpineResult
 from .stages.base import CLASSIFIERS
 from .utilities import paths
@@ -37,6 +39,11 @@ class PredictOptions(TypedDict, total=False):
     modality: str
     progress: Progress | None
     keep_scan: bool
+    intensity_offset: float | None
+    known: KnownInput
+    lumbar: int | None
+    thoracic: int | None
+    prior: str | Path | None
 
 
 class SpineCLUE:
@@ -88,12 +95,14 @@ class SpineCLUE:
 
     def predict(self, scan: Scan, *, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None,
                 forbid_anomalies: bool = False, mirror: bool = False, classifiers: Collection[str] = CLASSIFIERS, modality: str = "auto",
-                progress: Progress | None = None, keep_scan: bool = True) -> SpineResult:
+                progress: Progress | None = None, keep_scan: bool = True, known: KnownInput = None, lumbar: int | None = None,
+                thoracic: int | None = None, prior: str | Path | None = None, intensity_offset: float | None = None) -> SpineResult:
         """Find, segment and name the vertebrae of a CT, or the bodies and discs of an MR.
 
         Args:
-            scan: a path (NIfTI, NRRD, MetaImage, or a folder with one DICOM series), a `Volume`, a SimpleITK image, a nibabel image, or a
-                numpy array with `spacing` or `affine`. CT in Hounsfield units.
+            scan: a path (NIfTI, NRRD, MetaImage, DICOM file or folder, `.zip`), a `Volume`, a SimpleITK image, a nibabel image, or a numpy
+                array with `spacing` or `affine`. CT in Hounsfield units. For one of several DICOM series read it first:
+                `read_volume(folder, series=UID)`.
             spacing: of an array that is indexed (z, y, x), with z towards the head, y towards the back and x towards the patient's left:
                 millimetres in this order.
             affine: of an array: 4 x 4 from indices, in the order of the array's axes, to RAS millimetres (nibabel's convention).
@@ -104,6 +113,9 @@ class SpineCLUE:
             progress: called as `progress(stage, fraction)`: with "read", with the name of each stage that begins, and with ("", 1.0) at
                 the end. An exception that it raises ends the prediction.
             keep_scan: keep the voxels with the result, from which `save` draws the picture.
+            intensity_offset: CT: added to all values; None: they are HU, or plainly HU + 1024, which a flag says.
+            known: CT: levels you know, `lumbar` and `thoracic` numbers of vertebrae: see `SpineResult.renumbered`.
+            prior: CT: an earlier result or centroid file of the same patient, whose levels are carried over where the rows fit.
 
         Returns:
             A `SpineResult` with label map, records, table and files. Without a vertebra it is empty and its numbering is not anchored.
@@ -111,12 +123,18 @@ class SpineCLUE:
         Raises:
             InputError: no usable 3D scan, a bare array without grid, or an option that a model of this modality does not have.
         """
-        options, started = replace(_options(forbid_anomalies, mirror, classifiers), modality=modality), time.perf_counter()
+        started = time.perf_counter()
+        options = _options(forbid_anomalies, mirror, classifiers, known_of(known, lumbar, thoracic))
+        options = replace(options, modality=modality, intensity_offset=intensity_offset)
+        if prior is not None and options.known:
+            raise InputError("Known levels and a prior each decide the numbering; give one of them.")
+        earlier = None if prior is None else read_prior(prior)
         if progress is not None:
             progress("read", 0.0)
-        volume = to_volume(scan, spacing, affine)
+        volume = to_volume(scan, spacing, affine, self.modality)
         read = {"read": time.perf_counter() - started}
-        return predict_scan(volume, self.model, options, progress, describe(scan), read, keep_scan)
+        result = predict_scan(volume, self.model, options, progress, describe(scan), read, keep_scan)
+        return result if earlier is None else renumber_by_prior(result, earlier)
 
     def predict_many(self, scans: Iterable[Scan], **options: Unpack[PredictOptions]) -> Iterator[tuple[Scan, SpineResult | Exception]]:
         """Predict scans one by one: an iterator of (scan, result), or (scan, exception) where one failed; the others go on.
@@ -124,7 +142,8 @@ class SpineCLUE:
         Each scan is taken from `scans` only when its turn comes, so a generator keeps one in memory. `options` are those of `predict`;
         `spacing` or `affine` then holds for every array. InputError of an option that is wrong for all is raised at once.
         """
-        _options(options.get("forbid_anomalies", False), options.get("mirror", False), options.get("classifiers", CLASSIFIERS))
+        known = known_of(options.get("known"), options.get("lumbar"), options.get("thoracic"))
+        _options(options.get("forbid_anomalies", False), options.get("mirror", False), options.get("classifiers", CLASSIFIERS), known)
         return self._predict_many(scans, options)
 
     def _predict_many(self, scans: Iterable[Scan], options: PredictOptions) -> Iterator[tuple[Scan, SpineResult | Exception]]:
@@ -144,11 +163,11 @@ class SpineCLUE:
         return label_map(result.vertebrae, result.grids()[1], volume.geometry)
 
 
-def _options(forbid_anomalies: bool, mirror: bool, classifiers: Collection[str]) -> Options:
+def _options(forbid_anomalies: bool, mirror: bool, classifiers: Collection[str], known: Known) -> Options:
     """What the caller chose. InputError for classifiers that do not exist."""
     names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     unknown = [name for name in names if name not in CLASSIFIERS]
     if unknown or not names:
         found = f"are unknown: {', '.join(map(str, unknown))}" if unknown else "are none"
         raise InputError(f"The classifiers asked for {found}; give some of {', '.join(CLASSIFIERS)}.")
-    return Options(bool(forbid_anomalies), bool(mirror), names)
+    return Options(bool(forbid_anomalies), bool(mirror), names, known)

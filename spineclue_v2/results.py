@@ -1,9 +1,10 @@
 """What a prediction gives back: values, label map, table, files, and how it looks in a notebook."""
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +13,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import anatomy
-from .anatomy.vertebra import Vertebra
+from .anatomy.known import KnownInput, known_of
 from .errors import InputError
-from .export.case_files import export_case, remove_earlier
+from .export.case_files import remove_earlier, write_labels
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
+from .export.columns import STRUCTURE, VERTEBRA
+from .export.formats import check_result, write_formats
 from .export.label_map import label_map
 from .export.labelled_spine import LabelledSpine
+from .export.measure_files import export_measures
+from .export.renumbering import renumber
+from .export.result_flags import picture_failed
 from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
 from .imageio.volume import Volume, write_volume
+from .measures.spine import measure_spine
 from .utilities.files import write_json
+from .utilities.pictures import draw_or_say
 
 if TYPE_CHECKING:
     import pandas
+
+logger = logging.getLogger(__name__)
 
 _DRAWING = threading.Lock()  # matplotlib's fonts and caches are shared by all figures and made for one thread
 
@@ -67,7 +77,8 @@ class SpineResult(LabelledSpine):
     def __repr__(self) -> str:
         """One line; the fields of all vertebrae would fill the screen."""
         levels = ", ".join(str(v.level) for v in self.vertebrae) or "no vertebra"
-        return f"<{type(self).__name__}: {levels}; numbering {'' if self.numbering_anchored else 'not '}anchored>"
+        by = {"known": " by what was said", "prior": " by an earlier examination"}.get(self.anchored_by or "", "")
+        return f"<{type(self).__name__}: {levels}; numbering {'' if self.numbering_anchored else 'not '}anchored{by}>"
 
     def __len__(self) -> int:
         return len(self.vertebrae)
@@ -85,6 +96,20 @@ class SpineResult(LabelledSpine):
             raise KeyError(f"{level!r} was not found; there are {', '.join(v.level or '?' for v in self.vertebrae) or 'no vertebrae'}")
         return max(found, key=lambda v: v.confidence or 0.0)
 
+    def with_measures(self, scan: Volume | None = None, sacrum: Volume | None = None) -> SpineResult:
+        """The same result with `measures` and `bodies`, and with the flags of what was noticed.
+
+        Args:
+            scan: the CT (HU), for the end plate of S1 and the density of bone; the one that was kept by default.
+            sacrum: a mask of the sacrum, where there is one.
+        """
+        started, (grid, mask_grid) = time.perf_counter(), self.grids()
+        found = measure_spine(self.vertebrae, mask_grid, grid, scan or self.scan, sacrum)
+        notes = tuple(dict.fromkeys((*self.notes, *(flag.message for flag in found.flags))))
+        seconds = self.seconds | {"measures": time.perf_counter() - started}
+        flags = (*(flag for flag in self.flags if flag.stage != "measures"), *found.flags)
+        return replace(self, measures=found.records, bodies=found.bodies, flags=flags, notes=notes, seconds=seconds)
+
     def to_dict(self) -> dict[str, Any]:
         """Content of `CASE.json`: points are LPS mm (x, y, z), `extent_mm` is (z, y, x), numbers unknown to a stage are None."""
         return case_record(self, self._made_by().model)
@@ -94,41 +119,78 @@ class SpineResult(LabelledSpine):
         return vertebra_rows(self.vertebrae)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row per vertebra in cranio-caudal order. Columns carry their unit (`x_mm`, `volume_ml`); points are LPS mm."""
+        """One row per vertebra in cranio-caudal order, with the values of `CASE.json`. Columns carry their unit; points are LPS mm."""
         import pandas
 
         return pandas.DataFrame(self.to_rows(), columns=self._columns())
 
-    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool = False, describe: bool = True
-             ) -> dict[str, Path]:
-        """Write the files that `spineclue_predict` writes, `NAME.json` last; returns {kind: path}.
+    def renumbered(self, known: KnownInput = None, *, lumbar: int | None = None, thoracic: int | None = None) -> SpineResult:
+        """The same scan numbered under what you know, without a network.
+
+        Args:
+            known: pins as text, such as "L5@12.5,-30,410" (LPS mm), "L5@250,180,44:voxel" (i, j, k of the scan as it is stored), "3=L1"
+                (the third vertebra of this result) or "lowest=L5"; one or several; or the name of a JSON file with them.
+            lumbar: 5 or 6 lumbar vertebrae.
+            thoracic: 11, 12 or 13 thoracic vertebrae.
+
+        Nothing at all gives the numbering by the scan alone. A contradiction with the scan is a flag; see `known` and `anchored_by`.
+
+        Raises:
+            InputError: a place outside the scan or between vertebrae, pins that exclude each other, a result without evidence.
+        """
+        return renumber(self, known_of(known, lumbar, thoracic))
+
+    def save(self, folder: str | Path, name: str, report: bool = True, probabilities: bool | None = False, describe: bool = True,
+             also: Sequence[str] = ()) -> dict[str, Path]:
+        """Write the files that `spineclue_predict` writes: the labels first, `NAME.json` last; returns {kind: path}.
+
+        A picture that cannot be drawn costs nothing but itself: a flag in `NAME.json` says so.
 
         Args:
             folder: made where it is missing.
             name: of the case: `NAME.nii.gz`, `NAME_ctd.json`, `NAME.json`, ...
-            report: also `NAME.png`, for which the scan must have been kept.
-            probabilities: also `NAME.npz`, for `spineclue_ensemble`.
+            report: also `NAME.png`, `NAME_measures.png`, `NAME.html` and a thumbnail, for which the scan must have been kept.
+            probabilities: also `NAME.npz`, for `spineclue_ensemble`; None: leave one that is there.
             describe: also `predict_args.json` and `plans.json` of the folder.
+            also: further formats, by their names in `export.formats.FORMATS`: "seg.nrrd", "mrk.json", "bids", "crops", "crops_upright",
+                and of a scan that was read from DICOM "dicom_seg", "dicom_sr" and "dicom_rtstruct".
 
         Raises:
-            InputError: the scan was not kept but a picture is wanted, the label map would replace the scan, a file cannot be written.
+            InputError: the scan was not kept but a picture or crops are wanted, a format lacks a package or the DICOM files, the label map
+                would replace the scan, a file cannot be written.
         """
         started, folder = time.perf_counter(), Path(folder)
-        self._check_save(folder, name, report, probabilities)
+        self._check_save(folder, name, report, bool(probabilities))
+        check_result(also, self, name)
         files = write_run_files(folder, self._made_by()) if describe else {}
-        remove_earlier(folder, name)
-        seconds = dict(self.seconds)
-        if report:
-            drawing = time.perf_counter()
-            files["report"] = folder / f"{name}.png"
-            with _DRAWING:
-                self._draw(files["report"], name)
-            seconds["report"] = time.perf_counter() - drawing
+        remove_earlier(folder, name, probabilities is not None)
+        files |= self._write_labels(folder, name, self._label_volume())
         if probabilities:
             files["probabilities"] = folder / f"{name}.npz"
             self._write_probabilities(files["probabilities"])
+        seconds, flags = dict(self.seconds), self.flags
+        if self.measures:
+            files |= export_measures(self, self._label_volume(), folder, name)
+            seconds["measures"] = seconds.get("measures", 0.0) + time.perf_counter() - started
+        if also:
+            writing = time.perf_counter()
+            files |= write_formats(also, self, self._label_volume(), folder, name)
+            seconds["formats"] = time.perf_counter() - writing
+        if report:
+            drawing = time.perf_counter()
+            for kind, picture, draw in self._pictures(folder, name):
+                with _DRAWING:
+                    trouble = draw_or_say(draw, picture.name)
+                if trouble:
+                    flags = (*flags, picture_failed(trouble))
+                else:
+                    files[kind] = picture
+            files |= replace(self, flags=flags)._write_pages(folder, name)
+            seconds["report"] = time.perf_counter() - drawing
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
-        return files | replace(self, seconds=seconds)._write_case(folder, name, self._label_volume())
+        files["record"] = folder / f"{name}.json"
+        write_json(files["record"], replace(self, seconds=seconds, flags=flags).to_dict())
+        return files
 
     def without_scan(self) -> SpineResult:
         """The same result without the scan's voxels, which may be hundreds of megabytes."""
@@ -141,7 +203,7 @@ class SpineResult(LabelledSpine):
         return html_table(title, self.to_rows(), ("level", "confidence", "x_mm", "y_mm", "z_mm", "volume_ml", "touches_border"), self.notes)
 
     def _columns(self) -> list[str]:
-        return list(vertebra_rows([Vertebra((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.0)])[0])
+        return [column.name for column in VERTEBRA]
 
     def _made_by(self) -> Provenance:
         return self.provenance or Provenance()
@@ -165,14 +227,38 @@ class SpineResult(LabelledSpine):
         assert self.scan is not None
         write_report(self, self.grids()[1], self.scan, path, title)
 
+    def _write_pages(self, folder: Path, name: str) -> dict[str, Path]:
+        """What a person opens; whatever goes wrong with it is a warning, since labels and numbers are worth having without."""
+        from .visualization.page.write import write_pages
+
+        assert self.scan is not None
+        try:
+            return write_pages(folder, name, self.to_dict(), self.scan, self._label_volume())
+        except Exception as error:
+            logger.warning("%s.html was not written (%s: %s); everything else is complete.", name, type(error).__name__, error)
+            return {}
+
     def _write_probabilities(self, path: Path) -> None:
         from .export.probabilities import write_probabilities
 
         options = self._made_by().options
         write_probabilities(self, path, options.get("classifiers", ()), bool(options.get("forbid_anomalies", False)))
 
-    def _write_case(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
-        return export_case(self, folder, name, self._made_by().model, labels)
+    def _write_labels(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
+        return write_labels(self, folder, name, labels)
+
+    def _pictures(self, folder: Path, name: str) -> Iterator[tuple[str, Path, Callable[[], None]]]:
+        """(kind, path, how it is drawn)."""
+        report, measures = folder / f"{name}.png", folder / f"{name}_measures.png"
+        yield "report", report, lambda: self._draw(report, name)
+        if self.measures:
+            yield "measures_picture", measures, lambda: self._draw_measures(measures, name)
+
+    def _draw_measures(self, path: Path, title: str) -> None:
+        from .visualization.measures_picture import write_measures_picture
+
+        assert self.scan is not None
+        write_measures_picture(self, self.grids()[1], self.scan, path, title)
 
 
 @dataclass(frozen=True)
@@ -245,7 +331,7 @@ class MRResult(SpineResult):
                                                       "touches_border"), self.notes)
 
     def _columns(self) -> list[str]:
-        return list(mr_rows([{"centroid_mm": (0.0, 0.0, 0.0)}])[0])
+        return [column.name for column in STRUCTURE]
 
     def _label_volume(self) -> Volume:
         if self.label_volume is None:
@@ -263,8 +349,6 @@ class MRResult(SpineResult):
         assert self.scan is not None
         write_mr_report(self.scan, self._label_volume(), [dict(row) for row in self.structures], self.orientation, path, title)
 
-    def _write_case(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
-        paths = {"labels": folder / f"{name}.nii.gz", "record": folder / f"{name}.json"}
-        write_volume(labels, paths["labels"])
-        write_json(paths["record"], self.to_dict())
-        return paths
+    def _write_labels(self, folder: Path, name: str, labels: Volume) -> dict[str, Path]:
+        write_volume(labels, folder / f"{name}.nii.gz")
+        return {"labels": folder / f"{name}.nii.gz"}

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,20 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("SPINECLUE_HOME", str(tmp_path_factory.mktemp("home")))
     for variable in ("spineclue_raw", "spineclue_preprocessed", "spineclue_results", "SPINECLUE_WEIGHTS", "nnUNet_raw"):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def written_cases_obey_the_schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every CASE.json that any test wrote, by whatever command, is held against the schema in the end."""
+    yield
+    import jsonschema
+
+    from spineclue_v2.export.schema import case_schema
+
+    checker = jsonschema.Draft202012Validator(case_schema())
+    for path in sorted(tmp_path_factory.getbasetemp().rglob("*.json")):
+        if path.is_file() and '"execution_status"' in (text := path.read_text(encoding="utf-8", errors="replace")):
+            checker.validate(json.loads(text))
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ SOURCES = sorted(path.relative_to(ROOT) for folder in ("spineclue_v2", "planning
 
 FLOORS = (  # bottom up; a room may import rooms of lower floors and, as long as no circle arises, of its own
     {"errors", "flags", "version"}, {"utilities", "adapters"}, {"anatomy"}, {"imageio"}, {"plans", "dataset"}, {"preprocessing"},
-    {"phantom", "evaluation"}, {"training"}, {"stages"}, {"export"}, {"visualization"}, {"inference", "api", "results"},
-    {"cross_validation", "model_sharing", "vid", "demo"}, {"ablation"}, {"planning", "dataset_conversion"}, {"cli"})
+    {"phantom", "evaluation"}, {"training"}, {"stages"}, {"measures"}, {"export"}, {"visualization"}, {"inference", "api", "results"},
+    {"cross_validation", "model_sharing", "vid", "demo", "doctor"}, {"ablation"}, {"planning", "dataset_conversion"}, {"cli"})
 
 
 def module_name(source: Path) -> str:
@@ -100,10 +100,10 @@ def test_the_library_neither_prints_nor_exits_nor_unpickles():
 
 
 def test_every_dependency_has_code_that_imports_it():
-    """Of the package and of its extra dask; the other extras are tools."""
+    """Of the package and of its extras dask and dicom; the other extras are tools, and pyarrow is imported by pandas."""
     brought = {"setuptools", "torchvision", "distributed"}  # imported by nnunetv2, ultralytics and dask
     wanted = [re.split(r"[<>=!;\[ ]", line)[0] for line in requires("spineclue_v2") or []
-              if "extra ==" not in line or re.search(r"extra == .dask", line)]
+              if "extra ==" not in line or re.search(r"extra == .(dask|dicom)", line)]
     modules: dict[str, set[str]] = {}
     for module, distributions in packages_distributions().items():
         for distribution in distributions:

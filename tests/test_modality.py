@@ -1,15 +1,19 @@
 """CT or MR: told by DICOM files or values, said in the output, refused where scan and model do not go together."""
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.dicom_files import write_series
+from spineclue_v2.cli.predict import add_arguments, cases_and_modality
 from spineclue_v2.errors import InputError
-from spineclue_v2.imageio.modality import find_modality, modality_of_values, stored_modality
-from spineclue_v2.imageio.volume import ImageGrid, Volume, write_volume
-from spineclue_v2.inference.modality import check_modality, modality_of_scans
+from spineclue_v2.imageio.modality import ScanModality, find_modality, modality_of_path, modality_of_values
+from spineclue_v2.imageio.volume import ImageGrid, Volume, read_volume, write_volume
+from spineclue_v2.inference.cases import Case
+from spineclue_v2.inference.modality import check_modality, modality_of_cases
 from spineclue_v2.inference.mr_pipeline import check_mr_scan
 
 RNG = np.random.default_rng(4)
@@ -22,37 +26,43 @@ def volume(array: np.ndarray, spacing: tuple[float, float, float] = (3.0, 3.0, 3
 
 
 @pytest.mark.parametrize(("array", "name"), [
-    (CT, "CT"), (MR, "MR"), (MR.astype(np.float32) / 400 - 1, "MR"),           # z-scored
+    (CT, "CT"), (MR, "MR"),
     (np.where(RNG.random(MR.shape) < 0.05, -100, MR), ""),                     # a few negative values: neither plainly
     (RNG.normal(40, 10, MR.shape).astype(np.int16), ""),                       # soft tissue alone has no negative values either
-    (CT + 1024, ""),                                                           # CT without its offset has no negative value
+    (CT + 1024, "CT"),                                                         # without its offset it has no negative value
+    (MR // 8, ""), (MR.astype(np.float32) / 400 - 1, ""),                      # 8 bits, z-scored: so may CT be
 ])
 def test_values_tell_modality_or_say_that_they_do_not(array: np.ndarray, name: str) -> None:
     assert modality_of_values(array).name == name
 
 
-def dicom(folder: Path, modality: str) -> Path:
-    import pydicom
-    from pydicom.dataset import FileMetaDataset
-
-    folder.mkdir()
-    (folder / "0_notes.txt").write_text("no DICOM file")
-    header = pydicom.Dataset()
-    header.Modality, header.Rows, header.SOPInstanceUID, header.SOPClassUID = modality, 4, "1.2.3", "1.2.840.10008.5.1.4.1.1.4"
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
-    header.save_as(folder / "slice.dcm", enforce_file_format=True)
-    return folder
-
-
 def test_a_dicom_tag_counts_more_than_values(tmp_path: Path) -> None:
-    folder = dicom(tmp_path / "series", "MR")
-    assert stored_modality(folder) == stored_modality(folder / "slice.dcm") == "MR" and stored_modality(tmp_path) == ""
-    found = find_modality(volume(CT), folder)
-    assert found.name == "MR" and found.by_tag
-    assert check_modality(volume(CT), str(folder), "MR") == ()
-    with pytest.raises(InputError, match="is of modality PT; expected CT or MR"):
-        check_modality(volume(CT), str(dicom(tmp_path / "other", "PT")), "CT")
+    def of(modality: str) -> Path:
+        return write_series(tmp_path / modality, edit=lambda number, ds: setattr(ds, "Modality", modality))
+
+    assert modality_of_path(of("MR")) == ScanModality("MR", True) and modality_of_path(of("OT")).name == "CT"
+    scan = read_volume(tmp_path / "MR", modality="MR")
+    assert find_modality(scan).by_tag and check_modality(scan, "series", "MR") == ()
+    with pytest.raises(InputError, match="is MR .its DICOM files say so. and this model labels CT"):
+        check_modality(scan, "series", "CT")
+    of("PT")
+    scan = read_volume(tmp_path / "PT", series="1.2.826.0.1.3680043.8.498.1")
+    with pytest.raises(InputError, match="is of modality PT; expected CT or MR; say --modality"):
+        check_modality(scan, "series", "CT")
+    assert check_modality(scan, "series", "CT", "ct") == ()
+
+
+def test_a_folder_of_mr_series_alone_becomes_cases_of_mr_and_ct_goes_first(tmp_path: Path) -> None:
+    def cases(*words: str) -> tuple[list[str], str]:
+        parser = ArgumentParser()
+        add_arguments(parser)
+        found, modality = cases_and_modality(parser.parse_args(["-i", str(tmp_path), *words]))
+        return [case.name for case in found], modality
+
+    write_series(tmp_path / "b", edit=lambda number, ds: setattr(ds, "Modality", "MR"), series="1.2.3.8")
+    assert cases() == (["b"], "MR") and cases("--modality", "mr") == (["b"], "MR")
+    write_series(tmp_path / "a")
+    assert cases() == (["a"], "CT") and cases("--modality", "mr") == (["b"], "MR")
 
 
 @pytest.mark.parametrize(("array", "model", "other"), [(CT, "MR", "CT"), (MR, "CT", "MR")])
@@ -77,9 +87,10 @@ def test_the_first_scan_that_can_be_told_decides_for_a_folder(tmp_path: Path) ->
     paths[0].write_bytes(b"broken")
     for path, array in zip(paths[1:], (doubtful, MR), strict=True):
         write_volume(volume(array), path)
-    assert modality_of_scans(paths) == "MR" and modality_of_scans(paths[:1]) == "CT"
+    listed = [Case(path.name, path) for path in paths]
+    assert modality_of_cases(listed) == "MR" and modality_of_cases(listed[:1]) == "CT"
     with pytest.raises(InputError, match="b.nii.gz is CT or MR cannot be told .*--modality ct or --modality mr"):
-        modality_of_scans(paths[:2])
+        modality_of_cases(listed[:2])
 
 
 @pytest.mark.parametrize(("shape", "spacing", "said"), [

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,8 +122,10 @@ def scan(tmp_path) -> Path:
 def test_files_of_a_case(trained, tmp_path, scan):
     out = tmp_path / "out"
     assert run("-i", scan, "-o", out, "-m", trained, "-device", "cpu", "--save_probabilities", "--disable_progress_bar") == 0
-    assert {p.name for p in out.iterdir()} == {"one.nii.gz", "one_ctd.json", "one.json", "one.png", "one.npz", "plans.json",
-                                               "predict_args.json", "labels_slicer.ctbl", "labels_itksnap.txt"}
+    assert {p.name for p in out.iterdir() if p.suffix != ".parquet"} == {
+        "vertebrae.csv", "cases.csv", "measures.csv", "one.nii.gz", "one_ctd.json", "one.json", "one.png", "one.html", "thumbnails",
+        "one.npz", "plans.json", "one_evidence.npz", "one_measures.csv", "one_measures.png", "one_parts.nii.gz", "predict_args.json",
+        "labels_slicer.ctbl", "labels_itksnap.txt"}
     with np.load(out / "one.npz") as arrays:
         np.testing.assert_allclose(arrays["probabilities"].sum(1), 1, atol=1e-4)
         assert arrays["probabilities"].shape == (len(record(out, "one")["vertebrae"]), 24)
@@ -148,6 +151,31 @@ def test_nothing_of_an_earlier_run_stays_beside_a_new_result(trained, tmp_path, 
     assert again(continue_prediction=True) == plain
     assert again(continue_prediction=True, save_probabilities=True) > plain and (out / "one.npz").exists()
     assert again(continue_prediction=True, report=True) > plain and (out / "one.png").exists() and not (out / "one.npz").exists()
+
+
+def test_known_levels_and_numbering_again(trained, tmp_path, scan, capsys):
+    """The picture is drawn again from the scan, the probabilities stay, and a wrong place is told before any network runs."""
+    out = tmp_path / "out"
+    arguments = ["-i", scan, "-o", out, "-m", trained, "-device", "cpu", "--disable_progress_bar"]
+    assert run(*arguments, "--known", "T12@0,0,9999") == 2 and not (out / "one.nii.gz").exists()
+    assert "outside the scan" in capsys.readouterr().err
+    assert run(*arguments, "--save_probabilities", "--known", "lowest=L2") == 0
+    first = record(out, "one")
+    assert first["vertebrae"][-1]["level"] == "L2" and first["known"]["given"] == "lowest=L2"
+    assert json.loads((out / "predict_args.json").read_text())["options"]["known"]["known"] == ["lowest=L2"]
+    picture, probabilities = (out / "one.png").read_bytes(), (out / "one.npz").read_bytes()
+    assert _common.main("renumber", [str(out), "--known", "lowest=L3"]) == 0
+    again = record(out, "one")
+    assert again["vertebrae"][-1]["level"] == "L3" and len(again["vertebrae"]) == len(first["vertebrae"])
+    assert (out / "one.png").read_bytes() != picture and (out / "one.npz").read_bytes() == probabilities
+
+
+def test_scans_of_one_patient(trained, tmp_path, scan):
+    shutil.copy(scan, scan.parent / "two.nii.gz")
+    assert run("--series-of", scan.parent, "-o", tmp_path / "out", "-m", trained, *QUIET) == 0
+    one, two = (record(tmp_path / "out", name) for name in ("one", "two"))
+    assert [v["level"] for v in one["vertebrae"]] == [v["level"] for v in two["vertebrae"]]
+    assert one["known"]["source"] == "series" and "two" in one["known"]["given"]
 
 
 def test_the_same_scan_gives_the_same_result(trained, tmp_path, scan):
@@ -236,7 +264,7 @@ def test_a_bad_scan_among_others_is_listed_and_the_others_are_done(trained, tmp_
     said = capsys.readouterr().out
     assert "2 of 4 scans" in said
     assert "c.nii.gz is no NIfTI file" in said and "nobody thought of this" in said
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "d.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("?.nii.gz")) == ["a.nii.gz", "d.nii.gz"]
 
 
 def test_complete_cases_are_kept_and_cut_ones_done_again(trained, tmp_path, folder_of_scans):

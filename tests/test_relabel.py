@@ -16,9 +16,10 @@ from test_bad_commands import refused, run
 from spineclue_v2.anatomy import LABEL_OF_NAME, LEVELS, NUM_LEVELS
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.volume import Volume, read_labels, write_volume
+from spineclue_v2.inference.bodies import find_bodies, name_bodies, to_vertebra
 from spineclue_v2.inference.model import Model, load_shipped, load_trained
 from spineclue_v2.inference.pipeline import Options
-from spineclue_v2.inference.relabel import find_bodies, name_bodies, relabel, to_vertebra
+from spineclue_v2.inference.relabel import relabel
 from spineclue_v2.plans.data import Data
 from spineclue_v2.preprocessing.resampling import labels_to_network_space, network_grid
 from spineclue_v2.stages.appearance import predictor as appearance_predictor
@@ -109,7 +110,7 @@ def test_the_record_is_that_of_a_prediction(example, tmp_path):
         assert sum(vertebra["probabilities"].values()) == pytest.approx(1, abs=1e-3) and not vertebra["touches_border"]
     centres = json.loads((tmp_path / "case_ctd.json").read_text())
     assert [row["label"] for row in centres[1:]] == [LABEL_OF_NAME[name] for name in NAMES]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["case.json", "case.nii.gz", "case_ctd.json", "given.nii.gz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["case.json", "case.nii.gz", "case_cads.nii.gz", "case_ctd.json", "given.nii.gz"]
 
 
 def test_islands_are_dropped_fragments_kept_and_other_structures_ignored(example, tmp_path):
@@ -132,9 +133,7 @@ def test_islands_are_dropped_fragments_kept_and_other_structures_ignored(example
     assert [v.level for v in result.vertebrae] == NAMES
     assert not named[0:2, -2:, 0:2].any() and not named[-6:, :12, :12].any()
     assert "islands" in " ".join(result.notes)
-    smallest = model.plans.stage("segment").run.min_volume_ml
-    tip_ml = piece.sum() * 2.0 * 1.5 * 1.5 / 1000
-    assert set(np.unique(named[piece])) == ({LABEL_OF_NAME["L2"]} if tip_ml >= smallest else {0})
+    assert set(np.unique(named[piece])) == {LABEL_OF_NAME["L2"]}
 
 
 def test_a_piece_level_with_its_body_belongs_to_it_and_one_below_does_not():
@@ -289,4 +288,6 @@ def test_real_masks_get_their_own_names_back(name, tmp_path):
         given_map[array == value] = 1 + (3 * number + 1) % len(values) if len(values) % 3 else 1 + (number + 2) % len(values)
     write_volume(Volume(given_map, truth.geometry), tmp_path / "given.nii.gz")
     relabel(tmp_path / "given.nii.gz", tmp_path / "named.nii.gz", load_shipped(torch.device("cpu")))
-    assert np.array_equal(read_labels(tmp_path / "named.nii.gz").array, expected)
+    named = read_labels(tmp_path / "named.nii.gz").array
+    assert set(np.unique(named)) == set(np.unique(expected))
+    assert (named != expected).sum() < 1e-3 * (expected > 0).sum()     # loose voxels and cavities are mended, nothing else

@@ -16,6 +16,10 @@ ANATOMICAL_ORDER = CERVICAL + THORACIC + ("T13",) + LUMBAR + ("L6",)
 
 LABEL_OF_NAME = {name: i + 1 for i, name in enumerate(LEVELS)} | {"L6": 25, "sacrum": 26, "coccyx": 27, "T13": 28}
 NAME_OF_LABEL = {label: name for name, label in LABEL_OF_NAME.items()}
+IGNORE_NAME, IGNORED = "ignore", 255
+"""nnU-Net's label for voxels that nobody annotated, and the value that stands for it in our label maps: no loss, metric or statistic
+counts such voxels, neither as vertebra nor as background."""
+
 VERTEBRA_LABELS = tuple(LABEL_OF_NAME[name] for name in ANATOMICAL_ORDER)
 """Label values of the 26 vertebra names, cranio-caudal."""
 

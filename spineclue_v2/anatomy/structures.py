@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..errors import InputError
-from . import ANATOMICAL_ORDER, LEVELS, dataset_labels
+from . import ANATOMICAL_ORDER, IGNORE_NAME, LEVELS, dataset_labels
 
 SACRUM = "S"
 _REGULAR = [*LEVELS[1:], SACRUM]
@@ -59,13 +59,13 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 
 def canonical_values(labels: Mapping[str, int], source: object = "the dataset") -> dict[str, int]:
-    """Canonical name -> stored value of a dataset.json's `labels` (background left out).
+    """Canonical name -> stored value of a dataset.json's `labels` (background and nnU-Net's ignore label left out).
 
     Raises InputError when two labels mean the same structure.
     """
     found: dict[str, int] = {}
     for name, value in labels.items():
-        if value == 0:
+        if value == 0 or name == IGNORE_NAME:
             continue
         key = canonical(name)
         if key in found:

@@ -36,6 +36,20 @@ class BodyHeights:
         return 1 - self.anterior / anterior, 1 - self.middle / middle, 1 - self.posterior / posterior
 
 
+@dataclass(frozen=True, eq=False)
+class BodyFrame:
+    """A vertebral body in its own frame. `centre` (z, y, x) index of the mask; `axes` (3, 3): rows are the unit vectors z' (cranial), y'
+    (backwards), x' (to the left) in array order (z, y, x), mm; `walls_mm`: y' of the anterior and posterior wall; `heights_mm`: (anterior,
+    middle, posterior); `half_width_mm`: half the body's width at mid-height; `residual_mm`: roughness of the end plates round their fit."""
+
+    centre: np.ndarray
+    axes: np.ndarray
+    walls_mm: tuple[float, float]
+    heights_mm: tuple[float, float, float]
+    half_width_mm: float
+    residual_mm: float
+
+
 @dataclass(frozen=True)
 class Vertebra:
     """One vertebra of a scan. Positions are LPS millimetres (x, y, z); extents and sizes are (z, y, x) millimetres.
@@ -62,6 +76,7 @@ class Vertebra:
     confidence: float | None = None                      # posterior of `level` under the decoder
     heights: BodyHeights | None = None
     height_doubt: str | None = None                      # why a body that could have `heights` has none
+    frame: BodyFrame | None = field(default=None, repr=False)  # of the body in `mask`, whether or not its heights are trusted
     trabecular_hu: float | None = None                   # median HU of the middle of the body; contrast raises it
     grade_probabilities: tuple[float, float, float, float] | None = None  # of Genant grades 0..3, by the network
     combined_grade_probabilities: tuple[float, float, float, float] | None = None  # by network and heights together

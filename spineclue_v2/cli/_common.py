@@ -8,6 +8,7 @@ import argparse
 import difflib
 import errno
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Iterable, Sequence
@@ -86,6 +87,8 @@ def build_parser(command: str) -> Parser:
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run `command` with `argv` (default: the process's) and return its exit code; bad input is one sentence on stderr."""
     guard()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     args = build_parser(command).parse_args(argv)
     configure_logging(verbose=args.verbose, quiet=args.quiet)
     try:
@@ -114,6 +117,7 @@ def configure_logging(verbose: bool = False, quiet: bool = False) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     logging.getLogger("spineclue_v2").setLevel(level)
+    logging.getLogger("pydicom").setLevel(logging.ERROR)  # headers beside the standard: what matters of them we say ourselves
 
 
 class _Sentence(logging.Formatter):

@@ -28,6 +28,40 @@ def plan_fields() -> str:
     return plan_reference({name: stage.groups for name, stage in stages().items() if name in OWN and stage.groups})
 
 
+FLAGS_HEAD = """# Review flags
+
+Made by `python -m spineclue_v2.cli --flags-reference > documentation/reference/flags.md`; do not edit by hand.
+
+Every `CASE.json` lists in `flags` what was noticed or assumed about the scan and the result. A flag has these keys:
+
+| key | meaning |
+|---|---|
+| `code` | one of the codes below; programs ask for these |
+| `stage` | where it was noticed: `read` (the file), a stage, `result` (all of it), `output` (a file that is missing) |
+| `severity` | `info`: assumed or left out. `warning`: the result may be less good. `review`: a person should look before using it |
+| `message` | one sentence |
+| `observed`, `threshold` | what was found, and what it was held against; null where there is nothing to measure |
+| `what_to_do` | one sentence |
+
+Three states follow from them. `execution_status` is `partial` where a file is missing (a flag of stage `output` says which), else
+`complete`. `quality_status` is the gravest severity above `info`, else `ok`. `review_required` is whether a flag has severity `review`.
+All of it obeys the JSON Schema `spineclue_v2/schemas/case.schema.json`, which comes with the package
+(`spineclue_v2.export.schema.case_schema()`).
+
+No flag is no proof: flags say what the program can see of its own result.
+
+| code | meaning |
+|---|---|
+"""
+
+
+def flag_codes() -> str:
+    """All codes of review flags with their meaning as Markdown."""
+    from ..flags import CODES
+
+    return FLAGS_HEAD + "".join(f"| `{code}` | {meaning} |\n" for code, meaning in CODES.items())
+
+
 def _section(command: str) -> str:
     parser = build_parser(command)
     rows = [_row(action) for action in parser._actions if not _EVERYWHERE & set(action.option_strings)]

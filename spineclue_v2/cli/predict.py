@@ -2,11 +2,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
+from ._outputs import add_output_arguments, wanted_formats
+from .renumber import add_known_arguments, add_prior_argument, say
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..anatomy.known import Known
+    from ..inference.cases import Case
     from ..inference.model import Model, ModelSource
 
 DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or vertebral bodies and discs of sagittal lumbar MR. "
@@ -17,11 +26,21 @@ CLASSIFIERS = ("shape", "geometry", "appearance")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-i", required=True, help="scan file, folder with a DICOM series, or folder of scans")
-    parser.add_argument("-o", required=True, help="output folder")
+    add_input_arguments(parser)
     add_source_arguments(parser)
     add_model_arguments(parser)
     add_run_arguments(parser)
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-i", help="scan file, folder of scans, DICOM file or folder (at any depth), .zip of these, @LIST with one path a "
+                        "line, or - for such a list on standard input")
+    source.add_argument("--series-of", metavar="DIR", help="folder of scans of one patient: they are numbered jointly")
+    parser.add_argument("-o", help="output folder")
+    parser.add_argument("--list", action="store_true", help="show the DICOM series of the input and do nothing else")
+    parser.add_argument("--series", nargs="+", default=[], metavar="UID", help="of several DICOM series these (the end of a UID is "
+                        "enough), or all; default: the longest one of each folder")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,25 +67,80 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dask", default=None, metavar="ADDRESS", help="work on the Dask cluster whose scheduler is at ADDRESS; its "
                         "workers must see the same folders")
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz with the level probabilities")
-    parser.add_argument("--no_report", action="store_true", help="write no CASE.png")
+    parser.add_argument("--no_report", action="store_true", help="write no CASE.png, no CASE.html and no index.html")
+    parser.add_argument("--no_measures", action="store_true", help="measure no angles, discs, sub-regions and bone of CT")
     parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")
     parser.add_argument("--classifiers", nargs="+", default=list(CLASSIFIERS), choices=CLASSIFIERS,
                         help="classifiers of the level to use, where the model has weights for them; shape alone is the paper's method")
     parser.add_argument("--mirror", action="store_true",
                         help="average segmentation (MR: all) with its left-right mirror image (twice the time)")
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    parser.add_argument("--intensity-offset", type=float, default=None, metavar="HU", help="add this to all values, e.g. -1024 where "
+                        "1024 was added to HU; default: values are HU, or plainly HU + 1024")
+    add_output_arguments(parser)
+    add_known_arguments(parser)
+    add_prior_argument(parser)
+    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar (there is none without a terminal, either)")
+    parser.add_argument("--json", action="store_true", help="print the summary of the run as JSON instead of sentences")
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inference.modality import modality_of_scans
-    from ..inference.predict_folder import list_cases
+    from ..anatomy.known import known_by_case
+    from ..anatomy.level_ranges import parse_levels
+    from ..inference.predict_folder import check_formats_of_cases
+    from ..inference.prior import read_prior, renumber_cases_by_prior
+    from ..inference.series import number_series
 
-    cases = list_cases(args.i)  # a wrong input path is said before seconds are spent on loading networks
-    shipped = "CT"
-    if args.d is None and args.m is None:
-        shipped = modality_of_scans(case.path for case in cases) if args.modality == "auto" else args.modality.upper()
-    source = model_source(args, shipped)
-    return predict_and_report(args, source.load(), source)
+    # What is wrong with the call is said before seconds are spent on loading networks.
+    args.i = args.i or args.series_of
+    if args.list:
+        return show_series(args.i)
+    if args.o is None:
+        raise InputError("No output folder is given; add -o FOLDER.")
+    parse_levels(args.levels)
+    listed, modality = cases_and_modality(args)
+    check_formats_of_cases(wanted_formats(args), listed)
+    cases = [case.name for case in listed]
+    known = known_by_case(args.known, args.lumbar, args.thoracic, cases)
+    if [any(known.values()), args.prior is not None, args.series_of is not None].count(True) > 1:
+        raise InputError("Known levels, --prior and --series-of each decide the numbering; give one of them.")
+    if args.prior is not None:
+        read_prior(args.prior)
+    source = model_source(args, modality)
+    code = predict_and_report(args, source.load(), known, listed, source)
+    if args.prior is not None and not code:
+        return say(renumber_cases_by_prior(args.o, cases, args.prior, args.i))
+    if args.series_of is not None and not code and len(cases) > 1:
+        return say(number_series(args.o, cases, args.i))
+    return code
+
+
+def cases_and_modality(args: argparse.Namespace) -> tuple[list[Case], str]:
+    """The cases of the input, and which of the package's models they need, by --modality or by what the first of them is."""
+    from ..inference.cases import list_cases
+    from ..inference.modality import modality_of_cases
+
+    said = None if args.modality == "auto" else args.modality.upper()
+    if args.m is not None or args.d is not None:
+        return list_cases(args.i, args.series, said), "CT"
+    listed = list_cases(args.i, args.series, said or "CT")
+    if said is None and args.intensity_offset is None and modality_of_cases(listed) == "MR":
+        said = "MR"
+        listed = list_cases(args.i, args.series, said)
+    return listed, said or "CT"
+
+
+def show_series(source: str) -> int:
+    """Print the DICOM series and scan files behind a path."""
+    from ..inference.cases import series_rows
+
+    rows = series_rows(source)
+    if not rows:
+        raise InputError(f"{source} holds no DICOM series and no scan file.")
+    columns = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    print("  ".join(f"{name:<{width}}" for name, width in columns.items()).rstrip())
+    for row in rows:
+        print("  ".join(f"{row[name]:<{width}}" for name, width in columns.items()).rstrip())
+    return 0
 
 
 def model_source(args: argparse.Namespace, shipped: str = "CT") -> ModelSource:
@@ -89,7 +163,6 @@ def load_model(args: argparse.Namespace) -> Model:
 
 def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
     """{stage: trainer} of -tr, in either of its forms."""
-    from ..errors import InputError
     from ..stages.registry import CORE_STAGES, stage_of
 
     if not args.tr:
@@ -104,18 +177,26 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
     return dict(zip(CORE_STAGES, args.tr, strict=True))
 
 
-def predict_and_report(args: argparse.Namespace, model: Model, source: ModelSource | None = None) -> int:
+def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[str, Known] | None = None,
+                       cases: Sequence[Case] | None = None, source: ModelSource | None = None) -> int:
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
+    from ..anatomy.level_ranges import parse_levels
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
+    from ..inference.run_summary import run_summary
     from ..utilities.parallel import dask_executor
 
-    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), args.modality)
+    options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), intensity_offset=args.intensity_offset,
+                      measures=not args.no_measures, levels=parse_levels(args.levels), modality=args.modality)
+    scans = args.i if cases is None else cases
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
-        outcome = predict(args.i, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
+        outcome = predict(scans, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
-                          (source or model_source(args)) if args.dask else None)
+                          (source or model_source(args)) if args.dask else None, known, wanted_formats(args))
     failed = {name: why for name, why in outcome.items() if why}
+    if args.json:
+        print(json.dumps(run_summary(args.o, outcome), indent=2))
+        return 1 if failed else 0
     empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"
     what = "structure" if model.modality == "MR" else "vertebra"

@@ -121,6 +121,11 @@ class OutOfFold:
         labels = self.data("segment").labels(case)[:]
         return np.where(np.isin(labels, anatomy.VERTEBRA_LABELS), labels, 0)
 
+    def annotated(self, case: str) -> np.ndarray:
+        """Bool on the same grid: False where the label is nnU-Net's "ignore"."""
+        annotated: np.ndarray = self.data("segment").labels(case)[:] != anatomy.IGNORED
+        return annotated
+
     def classifier(self, stage: str) -> StageModel | None:
         """Network of an optional classifier: this fold's own where it was trained, else what the package stands in with, or None."""
         if stage not in self._classifiers:

@@ -20,11 +20,13 @@ from ..dataset.splits import fold_cases, load_splits
 from ..errors import InputError
 from ..evaluation import metrics
 from ..evaluation.case import evaluate_case
+from ..evaluation.ignored import mostly, without_ignored
 from ..evaluation.instances import instance_map, match_true_names
 from ..evaluation.label_overlap import label_means, label_overlap
 from ..evaluation.summary import absent, summarise
 from ..imageio.volume import ImageGrid, Volume, write_volume
 from ..plans.plans import DEFAULT_PLANS_NAME
+from ..stages.localize.trainer import annotated_only
 from ..stages.plan_files import load_plans
 from ..stages.registry import stage_folder_name, train_command
 from ..training.checkpoint import Checkpoint, weights_sha256
@@ -187,7 +189,7 @@ def _localize(found: OutOfFold, case: str) -> dict[str, Any]:
     rows = list(properties["vertebrae"].values())
     middles = np.array([(np.array(v["start"]) + np.array(v["stop"]) - 1) / 2 for v in rows]).reshape(-1, 3)
     true = ImageGrid.from_json(properties["geometry"]).index_to_world(middles)
-    located = np.array([v.box_centre for v in found.located(case)]).reshape(-1, 3)
+    located = annotated_only(np.array([v.box_centre for v in found.located(case)]).reshape(-1, 3), found.data("localize"), case)
     distance = cdist(true, located)
     table = {int(v["label"]): {"found": 0, "distance_mm": float("nan")} for v in rows}
     hits = 0
@@ -204,9 +206,12 @@ def _segment(found: OutOfFold, case: str) -> dict[str, Any]:
     vertebrae, labels = found.segmented(case), found.labels(case)
     names = match_true_names(vertebrae, labels)
     value = np.array([0, *(anatomy.LABEL_OF_NAME[name] if name else 0 for name in names)], dtype=np.uint8)
-    overlap = label_overlap(labels, value[instance_map(vertebrae, labels.shape)], [int(n) for n in np.unique(labels) if n])
+    instances, annotated = instance_map(vertebrae, labels.shape), found.annotated(case)
+    wanted = [int(n) for n in np.unique(labels) if n]
+    overlap = label_overlap(np.where(annotated, labels, anatomy.IGNORED), value[instances], wanted, anatomy.IGNORED)
     hits = sum(name is not None for name in names)
-    case_metrics = {"case": case, "hits": hits, "missed": len(overlap) - hits, "false_positives": len(names) - hits,
+    false = sum(name is None and mostly(annotated[v.mask_box], v.known_mask) for v, name in zip(vertebrae, names, strict=True))
+    case_metrics = {"case": case, "hits": hits, "missed": len(overlap) - hits, "false_positives": false,
                     "voxels": int(labels.size)}
     return {"metrics": overlap, "spineclue": case_metrics, "voxels": int(labels.size)} | _files(found, "segment", case)
 
@@ -224,9 +229,10 @@ def _identify(found: OutOfFold, case: str) -> dict[str, Any]:
     record = case_record(result)
     write_volume(prediction, found.folder("identify") / f"{case}.nii.gz")
     write_json(found.folder("identify") / f"{case}.json", record)
-    case_metrics = evaluate_case(Volume(truth, geometry), prediction, record, case=case) | {"voxels": int(truth.size)}
+    whole = np.where(found.annotated(case), truth, anatomy.IGNORED)
+    case_metrics = evaluate_case(*without_ignored(Volume(whole, geometry), prediction), record, case=case) | {"voxels": int(truth.size)}
     labels = [int(n) for n in np.union1d(np.unique(truth), np.unique(prediction.array)) if n]
-    return {"metrics": label_overlap(truth, prediction.array, labels), "spineclue": case_metrics,
+    return {"metrics": label_overlap(whole, prediction.array, labels, anatomy.IGNORED), "spineclue": case_metrics,
             "voxels": int(truth.size)} | _files(found, "identify", case)
 
 

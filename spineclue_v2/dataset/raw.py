@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..anatomy import LABEL_OF_NAME, VERTEBRA_LABELS
+from ..anatomy import IGNORE_NAME, IGNORED, LABEL_OF_NAME, VERTEBRA_LABELS
 from ..errors import InputError
 from ..utilities.files import read_json
 
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 GRADES_FILE = "grades.json"   # of a preprocessed dataset: {case: {level: Genant grade}}
+
+OWN_READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")
+"""nnU-Net's readers of medical volumes; the package reads the same files with its own, in any orientation."""
 
 _SAMPLE_BYTES = 1 << 16
 
@@ -166,13 +169,14 @@ def read_grades(path: Path) -> dict[str, int]:
 
 
 def verse_values(labels: Mapping[str, int], folder: Path | str = "the dataset") -> dict[int, int]:
-    """Label value -> VerSe value, matched by name ('L1', 'vertebrae_L1', 'S1' for the sacrum); other structures become 0.
+    """Label value -> VerSe value, matched by name ('L1', 'vertebrae_L1', 'S1' for the sacrum); other structures become 0, nnU-Net's
+    "ignore" becomes `anatomy.IGNORED`.
 
     Raises InputError when no name is a vertebra or two names mean the same level.
     """
     found: dict[int, int] = {}
     for name, value in labels.items():
-        found[value] = LABEL_OF_NAME.get(_canonical_name(name), 0)
+        found[value] = IGNORED if name == IGNORE_NAME else LABEL_OF_NAME.get(_canonical_name(name), 0)
     vertebrae = [v for v in found.values() if v in VERTEBRA_LABELS]
     if not vertebrae:
         raise InputError(f"{folder}: no label is named after a vertebra (labels: {', '.join(list(labels)[:8])}); name them "
@@ -205,6 +209,10 @@ def _read_dataset_json(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: channel_names is {content['channel_names']!r}; expected {{\"0\": \"CT\"}}.")
     if not isinstance(content["file_ending"], str) or not content["file_ending"].startswith("."):
         raise InputError(f"{path}: file_ending is {content['file_ending']!r}; expected e.g. '.nii.gz'.")
+    reader = content.get("overwrite_image_reader_writer")
+    if reader and reader not in OWN_READERS:
+        raise InputError(f"{path}: overwrite_image_reader_writer is {reader!r}; this package's own readers take the place of "
+                         f"{', '.join(OWN_READERS)} only: convert the images to NIfTI and remove the entry.")
     return content
 
 
@@ -214,13 +222,19 @@ def _label_values(labels: Any, folder: Path) -> dict[str, int]:
         raise InputError(f"{path}: labels is {labels!r}; expected {{\"background\": 0, \"C1\": 1, ...}}.")
     values: dict[str, int] = {}
     for name, value in labels.items():
+        if isinstance(value, list):
+            raise InputError(f"{path}: label '{name}' is a region ({value}); regions are not supported, give every structure a value "
+                             "of its own.")
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise InputError(f"{path}: label '{name}' has value {value!r}; expected one whole number per structure (no regions).")
+            raise InputError(f"{path}: label '{name}' has value {value!r}; expected one whole number per structure.")
         values[str(name)] = value
     if values.get("background") != 0:
         raise InputError(f"{path}: labels must name \"background\": 0.")
     if len(set(values.values())) != len(values):
         raise InputError(f"{path}: two labels share a value; each structure needs its own.")
+    if IGNORE_NAME in values and values[IGNORE_NAME] != max(values.values()):
+        raise InputError(f"{path}: label 'ignore' has value {values[IGNORE_NAME]}; nnU-Net wants the highest of all for it "
+                         f"({max(values.values())}).")
     return values
 
 

@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..imageio.volume import FILE_ENDINGS
 
 VERSE_MASK = "_seg-vert_msk"
+PARTS = "_parts"
 GROUP_SEPARATOR = ";"
 IGNORED_ENDINGS = ("_0000", "_ct", VERSE_MASK)
 """Parts of file names that say what a file is, not which case: nnU-Net's channel, VerSe's (BIDS) image and mask."""
@@ -39,9 +40,12 @@ def case_key(name: str) -> str:
 
 
 def label_files(folder: Path) -> list[Path]:
-    """Label maps of a folder, sorted; where VerSe's `*_seg-vert_msk` files are present, only those."""
+    """Label maps of a folder, sorted; where VerSe's `*_seg-vert_msk` files are present, only those. The sub-regions `CASE_parts` that
+    prediction writes beside `CASE` are none."""
     files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")
                    and entry.name.lower().endswith(FILE_ENDINGS))
+    stems = {stem(entry) for entry in files}
+    files = [entry for entry in files if not (stem(entry).endswith(PARTS) and stem(entry).removesuffix(PARTS) in stems)]
     masks = [entry for entry in files if stem(entry).endswith(VERSE_MASK)]
     return masks or files
 

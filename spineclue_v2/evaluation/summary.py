@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..anatomy import IGNORED
 from ..errors import InputError
 from ..imageio.volume import Volume, read_labels
 from ..utilities.files import read_json, write_json
@@ -16,6 +17,7 @@ from ..utilities.parallel import run_tasks
 from .case import check_same_grid, evaluate_case
 from .files import GROUP_SEPARATOR, CaseFiles, case_key, pair_files, stem
 from .grading import grading_of
+from .ignored import without_ignored
 from .label_overlap import label_means, label_overlap
 from .pooling import pool
 
@@ -133,10 +135,12 @@ def evaluate_files(files: CaseFiles, centroids: str = "mask", values: Mapping[in
     if centroids == "body":
         found["reference_centroids"] = _body_centres(files.reference, reference)
         found["predicted_centroids"] = {} if files.prediction is None or prediction is None else _body_centres(files.prediction, prediction)
-    of_vertebrae = evaluate_case(reference, prediction, record, case=files.case, **found)
+    known, judged = without_ignored(reference, prediction)
+    of_vertebrae = evaluate_case(known, judged, record, case=files.case, **found)
     predicted = np.zeros_like(reference.array) if prediction is None else prediction.array
     labels = np.union1d(np.unique(reference.array), np.unique(predicted))
-    return {"spineclue": of_vertebrae, "metrics": label_overlap(reference.array, predicted, [int(n) for n in labels if n]),
+    wanted = [int(n) for n in labels if n not in (0, IGNORED)]
+    return {"spineclue": of_vertebrae, "metrics": label_overlap(reference.array, predicted, wanted, IGNORED),
             "voxels": int(reference.array.size), "reference_file": str(files.reference),
             "prediction_file": str(files.prediction) if files.prediction else None}
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from .. import anatomy
 from ..anatomy.vertebra import BodyHeights, Vertebra
-from ..flags import review_required
+from ..flags import Flag, quality_status, review_required
 from .labelled_spine import LabelledSpine
 from .structures import NO_STRUCTURE
 
 NO_VERTEBRA = "no vertebra found"
+OUTPUT = "output"           # stage of the flags that say that a file of the output is missing
 
 REMARKS = ("heights: [anterior, middle, posterior] of the body in the mask, mm; loss: missing share of what the reference lets expect; "
            "implied_grade: Genant's limits (20, 25, 40 %) on the largest loss, arithmetic that says nothing of the cause.",
@@ -27,15 +28,17 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
     stages say besides, by stage."""
     return {
         "status": "ok" if result.vertebrae else NO_VERTEBRA,
-        "vertebrae": [_vertebra_record(vertebra) for vertebra in result.vertebrae],
+        **_states(result.flags),
+        "vertebrae": [vertebra_entry(vertebra) for vertebra in result.vertebrae],
         "numbering_anchored": bool(result.numbering_anchored),
+        "anchored_by": result.anchored_by,
+        "known": None if result.known is None else dict(result.known),
         "margin": _number(result.margin, 4),
         "incomplete": list(result.incomplete),
-        "notes": list(result.notes),
-        "flags": [flag.to_dict() for flag in result.flags],
-        "review_required": review_required(result.flags),
+        "notes": _notes(result.notes, result.flags),
         "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
         "extra": dict(result.extra),
+        **({"measures": result.measures} if result.measures else {}),
         "plans": dict(plans or {}),
         "versions": versions(),
         "seconds": rounded_seconds(result.seconds),
@@ -45,10 +48,23 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
 def mr_case_record(result: LabelledSpine, structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any]) -> dict[str, Any]:
     """Content of `CASE.json` of an MR scan: `structures` as `structure_records` gives them, bodies with the confidence of their level and
     discs with height and signal; `stage` that made the label map."""
-    return {"status": "ok" if structures else NO_STRUCTURE, "stage": stage, "structures": [dict(row) for row in structures],
-            "numbering_anchored": bool(result.numbering_anchored), "notes": list(result.notes),
-            "flags": [flag.to_dict() for flag in result.flags], "review_required": review_required(result.flags),
+    return {"status": "ok" if structures else NO_STRUCTURE, **_states(result.flags), "stage": stage,
+            "structures": [dict(row) for row in structures],
+            "numbering_anchored": bool(result.numbering_anchored), "notes": _notes(result.notes, result.flags),
             "plans": dict(plans), "versions": versions(), "seconds": rounded_seconds(result.seconds)}
+
+
+def _notes(notes: Sequence[str], flags: Sequence[Flag]) -> list[str]:
+    """Sentences to keep in mind: the notes, and what the flags say but for what is merely good to know of a result."""
+    said = [flag.message for flag in flags if flag.severity != "info" or flag.stage != "result"]
+    return list(dict.fromkeys((*notes, *said)))
+
+
+def _states(flags: Sequence[Flag]) -> dict[str, Any]:
+    """Whether everything was made, and apart from that what it is worth."""
+    partial = any(flag.stage == OUTPUT for flag in flags)
+    return {"execution_status": "partial" if partial else "complete", "quality_status": quality_status(flags),
+            "review_required": review_required(flags), "flags": [flag.to_dict() for flag in flags]}
 
 
 def rounded_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -56,13 +72,14 @@ def rounded_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
     return {stage: round(float(value), 3) for stage, value in seconds.items()}
 
 
-def _vertebra_record(vertebra: Vertebra) -> dict[str, Any]:
+def vertebra_entry(vertebra: Vertebra) -> dict[str, Any]:
+    """What `CASE.json` says of one vertebra."""
     probabilities = None
     if vertebra.probabilities is not None:
         probabilities = {name: round(float(p), 6) for name, p in zip(anatomy.LEVELS, vertebra.probabilities, strict=True)}
     return {
         "level": vertebra.level,
-        "label": anatomy.LABEL_OF_NAME[vertebra.level] if vertebra.level else None,
+        "label": anatomy.LABEL_OF_NAME.get(vertebra.level or ""),
         "confidence": _number(vertebra.confidence, 6),
         "uncertainty": _number(vertebra.uncertainty, 6),
         "body_centre_mm": None if vertebra.body_centre is None else [round(float(c), 3) for c in vertebra.body_centre],

@@ -13,12 +13,13 @@ from ..utilities.files import write_json
 @dataclass(frozen=True)
 class Provenance:
     """Where a result comes from: the scan as it was given (a path, or the kind of object), the model's record for `CASE.json`, the
-    plans it obeys, and the options of the call."""
+    plans it obeys, the options of the call, and the DICOM files of the slices (`Volume.files`)."""
 
     source: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     plans: Plans | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
 
 def write_run_files(folder: str | Path, made_by: Provenance) -> dict[str, Path]:

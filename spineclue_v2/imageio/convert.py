@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import InputError
+from ..flags import Flag
 from .grid import ImageGrid
 from .grid_checks import SPACING_RANGE_MM, check_grid, check_placement
 from .intensities import scan_values
-from .nifti import nearest_orthonormal, nifti_geometry, rescale
+from .nifti import RAS_TO_LPS, nifti_geometry, rescale, shear_flags
 from .volume import Volume, read_volume
 
 if TYPE_CHECKING:
@@ -34,19 +35,18 @@ if TYPE_CHECKING:
 Scan: TypeAlias = "str | os.PathLike[str] | Volume | np.ndarray | SimpleITK.Image | nibabel.spatialimages.SpatialImage"
 """What `to_volume` takes. SimpleITK and nibabel are not imported here: who hands an image over has done so."""
 
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-ORTHONORMAL = 1e-4    # rounding of 32-bit headers stays below
 ACCEPTED = "a path, a Volume, a SimpleITK image, a nibabel image or a numpy array with spacing= or affine="
 
 
-def to_volume(scan: Scan, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Volume:
+def to_volume(scan: Scan, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None, modality: str | None = None
+              ) -> Volume:
     """Any scan as a checked `Volume`: int16 or float32, (z, y, x), native orientation.
 
     Args:
-        scan: a path (NIfTI, NRRD, MetaImage, folder with one DICOM series), a `Volume`, a SimpleITK image, a nibabel image, or a numpy
-            array of HU.
+        scan: a path (whatever `read_volume` reads), a `Volume`, a SimpleITK image, a nibabel image, or a numpy array of HU.
         spacing: of a bare array that is indexed (z, y, x): millimetres in this order.
         affine: of a bare array: 4 x 4 from indices in the order of its axes to RAS millimetres.
+        modality: of a path: "CT" or "MR", see `read_volume`.
 
     Raises:
         InputError: no scan, no 3D scan, no grid or two for a bare array, values that are not finite, nothing but air.
@@ -61,12 +61,13 @@ def to_volume(scan: Scan, spacing: Sequence[float] | None = None, affine: ArrayL
     if spacing is not None or affine is not None:
         raise InputError(f"spacing and affine belong to bare numpy arrays; {describe(scan)} has a grid of its own, so leave them out.")
     if isinstance(scan, str | os.PathLike):
-        return read_volume(Path(scan))
+        return read_volume(Path(scan), modality=modality)
     if isinstance(scan, Volume):
         if scan.array.shape != tuple(scan.geometry.shape):
             raise InputError(f"The Volume holds an array of shape {scan.array.shape} on a grid of shape {tuple(scan.geometry.shape)}; "
                              "give both the same.")
-        return _checked(scan.array, scan.geometry, "The Volume")
+        checked = _checked(scan.array, scan.geometry, "The Volume", scan.flags)
+        return replace(checked, flags=scan.flags, files=scan.files)
     return _from_simple_itk(scan) if itk else _from_nibabel(scan)
 
 
@@ -110,12 +111,12 @@ def _check_array(array: np.ndarray, what: str) -> None:
         raise InputError(f"{what} has {array.ndim} dimensions, shape {array.shape}; expected one 3D scan.")
 
 
-def _checked(array: np.ndarray, grid: ImageGrid, what: str) -> Volume:
-    """`array` (z, y, x) on `grid`, after the checks that files go through."""
+def _checked(array: np.ndarray, grid: ImageGrid, what: str, flags: tuple[Flag, ...] = ()) -> Volume:
+    """`array` (z, y, x) on `grid`, after the checks that files go through; `flags` is what the grid was found to be."""
     _check_array(array, what)
     check_grid(what, grid.shape[::-1], grid.spacing[::-1], array.itemsize, array.nbytes)
     check_placement(what, grid)
-    return Volume(scan_values(array, what), grid)
+    return Volume(scan_values(array, what), grid, flags or tuple(shear_flags(grid)))
 
 
 def grid_of_affine(affine: ArrayLike, shape: Sequence[int], what: str) -> ImageGrid:
@@ -133,11 +134,7 @@ def grid_of_affine(affine: ArrayLike, shape: Sequence[int], what: str) -> ImageG
     if (spacing < lowest).any() or (spacing > highest).any():
         raise InputError(f"The affine of {what[0].lower() + what[1:]} has voxels of {spacing.round(4).tolist()} mm; expected {lowest:g} to "
                          f"{highest:g} mm along each axis.")
-    direction = lps[:3, :3] / spacing
-    if np.abs(direction.T @ direction - np.eye(3)).max() > ORTHONORMAL:
-        direction = nearest_orthonormal(direction, what)
-    return ImageGrid((int(shape[2]), int(shape[1]), int(shape[0])), (float(spacing[2]), float(spacing[1]), float(spacing[0])),
-                     (float(lps[0, 3]), float(lps[1, 3]), float(lps[2, 3])), direction)
+    return ImageGrid.from_affine(lps, (shape[2], shape[1], shape[0]))
 
 
 def _from_simple_itk(image: Any) -> Volume:
@@ -175,18 +172,13 @@ def _from_nibabel(image: Any) -> Volume:
     if scaled:
         array = rescale(array, float(values.slope), float(values.inter), what)
     if isinstance(image, nibabel.Nifti1Pair):
-        return _checked(array.transpose(), _grid_of_nifti(image, array.shape, what), what)
+        grid, flags = _grid_of_nifti(image, array.shape, what)
+        return _checked(array.transpose(), grid, what, flags)
     return _checked(array.transpose(), grid_of_affine(image.affine, array.shape, what), what)
 
 
-def _grid_of_nifti(image: Any, shape: Sequence[int], what: str) -> ImageGrid:
-    """The grid that the header means to ITK, as for files: a file of the header alone is enough to ask."""
+def _grid_of_nifti(image: Any, shape: Sequence[int], what: str) -> tuple[ImageGrid, tuple[Flag, ...]]:
+    """The grid that the header states, as for files."""
     header = type(image)(image.dataobj, image.affine, image.header).header  # brought up to date, as saving would
-    header["magic"], header["vox_offset"] = (b"n+1" if int(header["sizeof_hdr"]) == 348 else b"n+2\0\r\n\x1a\n"), 0
-    with tempfile.TemporaryDirectory(prefix="spineclue_") as folder:
-        path = Path(folder) / "nibabel_image.nii"
-        path.write_bytes(header.binaryblock + b"\0\0\0\0")
-        try:
-            return nifti_geometry(path, header, (int(shape[2]), int(shape[1]), int(shape[0])))
-        except InputError as error:
-            raise InputError(str(error).replace(str(path), what)) from None
+    grid, flags = nifti_geometry(what, header, (int(shape[2]), int(shape[1]), int(shape[0])))
+    return grid, tuple(flags)

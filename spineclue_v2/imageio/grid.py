@@ -1,6 +1,9 @@
 """The grid of a volume: where its voxels lie in the patient.
 
 Indices are (z, y, x) as in the arrays that SimpleITK gives; world coordinates are LPS millimetres (x, y, z).
+
+The index axes need not be at right angles: a tilted gantry or a registered scan gives a sheared grid, on which every position is as exact
+as on a regular one. What needs right angles (the networks) works on `preprocessing.straighten.straightened`.
 """
 from __future__ import annotations
 
@@ -14,15 +17,39 @@ from ..utilities.triples import float_triple, int_triple
 
 _POSITIVE, _NEGATIVE = "LPS", "RAI"
 
+RIGHT_ANGLES = 1e-4    # largest cosine between axes that counts as rounding of a header: 0.05 mm over 500 mm
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiForms:
+    """Both places that a NIfTI header gives its voxels: 4 x 4 from indices (x, y, z) to RAS mm, with the codes that say what they mean.
+
+    A form with code 0 is not stated; its matrix is None. See `nifti.py` for which of two that differ counts.
+    """
+
+    qform: np.ndarray | None
+    qform_code: int
+    sform: np.ndarray | None
+    sform_code: int
+
 
 @dataclass(frozen=True, eq=False)
 class ImageGrid:
-    """Grid of a volume: shape and spacing (z, y, x), origin (x, y, z) LPS mm, direction 3x3 (columns: x, y, z index axes)."""
+    """Grid of a volume.
+
+    Attributes:
+        shape: voxels (z, y, x).
+        spacing: mm along the index axes (z, y, x).
+        origin: centre of the first voxel (x, y, z) in LPS mm.
+        direction: 3 x 3, columns of length 1: the x, y, z index axes. Sheared grids have columns that are not at right angles.
+        forms: what the header of a NIfTI file said, so that a label map written on this grid says the same.
+    """
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
     direction: np.ndarray
+    forms: NiftiForms | None = None
 
     def __eq__(self, other: object) -> bool:
         """Exactly the same numbers; see `same_grid` for the same place within a tolerance."""
@@ -45,6 +72,29 @@ class ImageGrid:
         steps = (np.asarray(point, dtype=float) - np.asarray(self.origin)) @ np.linalg.inv(self.direction).T
         return steps[..., ::-1] / np.asarray(self.spacing)
 
+    @staticmethod
+    def from_affine(affine: np.ndarray, shape: Any, forms: NiftiForms | None = None) -> ImageGrid:
+        """Grid of `shape` (z, y, x) whose `affine` (4 x 4) maps indices (x, y, z) to LPS mm. Rounded right angles become exact ones."""
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        direction = affine[:3, :3] / spacing
+        if np.abs(direction.T @ direction - np.eye(3)).max() <= RIGHT_ANGLES:
+            left, _, right = np.linalg.svd(direction)
+            direction = left @ right
+        return ImageGrid(int_triple(shape), float_triple(spacing[::-1]), float_triple(affine[:3, 3]), direction, forms)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """4 x 4 from indices (x, y, z) to LPS mm."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.asarray(self.direction) * np.asarray(self.spacing)[::-1]
+        matrix[:3, 3] = self.origin
+        return matrix
+
+    @property
+    def is_sheared(self) -> bool:
+        """Whether the index axes are not at right angles."""
+        return bool(np.abs(self.direction.T @ self.direction - np.eye(3)).max() > RIGHT_ANGLES)
+
     @property
     def orientation(self) -> str:
         """Three letters, x, y, z index axes: the patient side each runs towards (nearest axes), e.g. 'LPS'."""
@@ -66,7 +116,7 @@ class ImageGrid:
 
     def cropped(self, start: Any, shape: Any) -> ImageGrid:
         """Grid of the box that begins at index `start` (z, y, x) and has `shape` voxels; `start` may lie outside."""
-        return replace(self, shape=int_triple(shape), origin=float_triple(self.index_to_world(start)))
+        return replace(self, shape=int_triple(shape), origin=float_triple(self.index_to_world(start)), forms=None)
 
     def reoriented(self, orientation: str) -> tuple[ImageGrid, tuple[int, int, int], tuple[int, ...]]:
         """Permute and flip the index axes so that they run towards `orientation`, e.g. 'LPS'.

@@ -18,6 +18,8 @@ MAX_PACKING = 1040
 
 SPACING_RANGE_MM = (1e-3, 100.0)
 
+FLATTEST = 0.5    # smallest singular value of the index axes: two of them at 41 degrees to each other
+
 
 def check_grid(path: object, size: Sequence[int], spacing: Sequence[float], voxel_bytes: int, stored_bytes: int) -> None:
     """Refuse what is no 3D scan. `size` and `spacing` in the file's order (x, y, z, ...); `stored_bytes`: where the voxels lie; `path`:
@@ -45,8 +47,8 @@ def check_grid(path: object, size: Sequence[int], spacing: Sequence[float], voxe
 def check_placement(path: object, geometry: ImageGrid) -> None:
     if not (np.isfinite(geometry.origin).all() and np.isfinite(geometry.direction).all()):
         raise InputError(f"{path} has an origin or orientation that is not finite; fix the header.")
-    if abs(abs(np.linalg.det(geometry.direction)) - 1) > 0.02:
-        raise InputError(f"{path} has axes {np.round(geometry.direction, 3).tolist()}, not at right angles; fix the header.")
+    if np.linalg.svd(geometry.direction, compute_uv=False)[-1] < FLATTEST:
+        raise InputError(f"{path} has index axes {np.round(geometry.direction, 3).tolist()} that lie almost in one plane; fix the header.")
 
 
 def reason_of(error: BaseException) -> str:

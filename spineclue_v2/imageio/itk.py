@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,11 @@ from ..errors import InputError
 from .grid import ImageGrid
 from .grid_checks import check_grid, check_placement, reason_of
 from .header_checks import check_header, stored_bytes
+from .nifti import shear_flags
+from .scanned import Scanned
 
 
-def read_with_itk(path: Path) -> tuple[np.ndarray, ImageGrid]:
+def read_with_itk(path: Path) -> Scanned:
     import SimpleITK as sitk
 
     fields = check_header(path)
@@ -33,22 +34,20 @@ def read_with_itk(path: Path) -> tuple[np.ndarray, ImageGrid]:
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read to its end ({reason_of(error)}); is it truncated? Copy it again.") from error
-    return from_itk(path, image[:, :, :, 0] if image.GetDimension() == 4 else image)
-
-
-def from_itk(path: Path, image: Any) -> tuple[np.ndarray, ImageGrid]:
-    import SimpleITK as sitk
-
+    image = image[:, :, :, 0] if image.GetDimension() == 4 else image
     array = sitk.GetArrayFromImage(image)
     geometry = ImageGrid(array.shape, tuple(image.GetSpacing()[::-1]), tuple(image.GetOrigin()),
                         np.array(image.GetDirection(), dtype=float).reshape(3, 3))
+    geometry = unit_columns(geometry)
     check_placement(path, geometry)
-    return array, geometry
+    return Scanned(array, geometry, tuple(shear_flags(geometry)))
 
 
-def direction_3d(reader: Any) -> np.ndarray:
-    side = reader.GetDimension()
-    return np.array(reader.GetDirection(), dtype=float).reshape(side, side)[:3, :3]
+def unit_columns(geometry: ImageGrid) -> ImageGrid:
+    """The same grid with axes of length 1, and right angles where they are right but for rounding: headers may say otherwise."""
+    if not np.isfinite(geometry.affine).all() or (np.linalg.norm(geometry.affine[:3, :3], axis=0) == 0).any():
+        return geometry  # refused by the checks that follow
+    return ImageGrid.from_affine(geometry.affine, geometry.shape)
 
 
 _silence = threading.Lock()

@@ -1,8 +1,13 @@
-"""NIfTI read by its own header: nothing is allocated before the header was found plausible."""
+"""NIfTI read by its own header: nothing is allocated before the header was found plausible.
+
+A NIfTI header can state the place of its voxels twice. The rule here is that of the standard's reference library and of nibabel: the sform
+counts where its code is above 0, else the qform where its code is above 0, else the axes are taken for the standard ones. Spacing follows
+the form that counts. Where both are stated and differ, a flag says so, and both are written to the results as they were
+(`ImageGrid.forms`), so that whoever reads the other one finds scan and labels in the same place.
+"""
 from __future__ import annotations
 
 import gzip
-import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +18,21 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..utilities.triples import float_triple
-from .grid import ImageGrid
-from .grid_checks import SPACING_RANGE_MM, check_grid, check_placement, reason_of
-from .itk import direction_3d
-
-logger = logging.getLogger(__name__)
-
+from ..flags import Flag
+from .grid import RIGHT_ANGLES, ImageGrid, NiftiForms
+from .grid_checks import SPACING_RANGE_MM, check_grid, check_placement
+from .scanned import Scanned
 
 MAX_HEADER_BYTES = 64 << 20  # NIfTI extensions included
 
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
+UNIT_NAMES = {0: "no unit", 1: "metre", 2: "millimetre", 3: "micrometre"}
+PLAUSIBLE_MM = (0.02, 50.0)     # voxels of scanners, micro-CT of specimens included
+SAME_PLACE_MM = 0.1             # forms that differ by less name the same place
 
-def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
+
+def read_nifti(path: Path) -> Scanned:
     try:
         with _open(path) as stream:
             header = _nifti_header(path, stream.read(540))
@@ -32,17 +40,16 @@ def read_nifti(path: Path) -> tuple[np.ndarray, ImageGrid]:
         if dtype.kind not in "iuf":
             what = "colour" if dtype.names else f"voxels of type {dtype}"
             raise InputError(f"{path} holds {what}; expected one HU value per voxel.")
-        check_grid(path, size, header["pixdim"][1:4], dtype.itemsize, path.stat().st_size)
+        check_grid(path, size, header["pixdim"][1:4] * unit_of(header)[0], dtype.itemsize, path.stat().st_size)
         shape = (size[2], size[1], size[0])
+        geometry, flags = nifti_geometry(path, header, shape)
         array = _nifti_voxels(path, header, shape)
-        geometry = nifti_geometry(path, header, shape)
-        check_placement(path, geometry)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         why = "it ends too early; is it truncated?" if isinstance(error, EOFError) else "its checksum or content is wrong."
         raise InputError(f"{path} is no intact gzip file: {why} Copy it again.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return array, geometry
+    return Scanned(array, geometry, tuple(flags))
 
 
 @contextmanager
@@ -103,51 +110,113 @@ def rescale(array: np.ndarray, slope: float, intercept: float, what: object) -> 
         return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
-def nifti_geometry(path: Path, header: Any, shape: tuple[int, int, int]) -> ImageGrid:
-    """The grid as ITK (and so nnU-Net) understands the header."""
-    import SimpleITK as sitk
+def nifti_geometry(path: object, header: Any, shape: tuple[int, int, int]) -> tuple[ImageGrid, list[Flag]]:
+    """The grid that `header` gives voxels of `shape` (z, y, x), and what a reader should know of it.
 
-    if int(header["qform_code"]) <= 0 and int(header["sform_code"]) <= 0:
-        logger.warning("%s does not state how the patient lies; its axes are taken for the standard ones.", path.name)
-    if int(header["sform_code"]) > 0:
-        affine = np.array([header["srow_x"], header["srow_y"], header["srow_z"]], dtype=float)
-        steps, spacing = np.linalg.norm(affine[:, :3], axis=0), np.asarray(header["pixdim"][1:4], dtype=float)
-        if not np.isfinite(affine).all():
-            raise InputError(f"{path} has an orientation matrix that is not finite; fix the header.")
-        if (steps > 0).all() and (np.abs(steps / spacing - 1) > 0.01).any():
-            logger.warning("%s contradicts itself: spacing %s mm, but its orientation matrix steps %s mm; the former is used.",
-                           path.name, spacing.round(3).tolist(), steps.round(3).tolist())
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("NiftiImageIO")
-    reader.SetFileName(str(path))
+    Raises InputError where the form that counts is no usable affine. `path`: the file, or what else the messages call it.
+    """
+    scale, flags = unit_of(header)
+    forms = _forms(header, scale)
+    affine = forms.sform if forms.sform_code > 0 else forms.qform if forms.qform_code > 0 else None
+    if affine is None:
+        message = ("The header does not state how the patient lies; its axes are taken for the standard ones (to the left, to the back, to "
+                   "the head).")
+        flags.append(Flag("no_orientation", "read", "review", message, what_to_do="Check left and right, or convert the scan again."))
+        affine = RAS_TO_LPS @ np.diag([*(np.asarray(header["pixdim"][1:4], dtype=float) * scale), 1.0])  # as ITK does
+    if not np.isfinite(affine).all():
+        raise InputError(f"{path} has an orientation matrix that is not finite; fix the header.")
+    steps, (lowest, highest) = np.linalg.norm(affine[:3, :3], axis=0), SPACING_RANGE_MM
+    if (steps < lowest).any() or (steps > highest).any():
+        raise InputError(f"{path} has an orientation matrix with steps of {steps.round(4).tolist()} mm; expected {lowest:g} to "
+                         f"{highest:g} mm. Fix the header.")
+    geometry = ImageGrid.from_affine(RAS_TO_LPS @ affine, shape, forms)
+    check_placement(path, geometry)
+    return geometry, flags + _contradictions(header, scale, forms, shape, steps) + shear_flags(geometry)
+
+
+def unit_of(header: Any) -> tuple[float, list[Flag]]:
+    """Millimetres per unit of a header's lengths. A unit that makes voxels no scanner has gives way to one that does, with a flag."""
+    code = int(header["xyzt_units"]) & 7
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
+
+    def plausible(factor: float) -> bool:
+        return bool(((pixdim * factor >= PLAUSIBLE_MM[0]) & (pixdim * factor <= PLAUSIBLE_MM[1])).all())
+
+    stated = MM_PER_UNIT.get(code, 1.0)
+    if plausible(stated) or not np.isfinite(pixdim).all():
+        return stated, []
+    other = next((unit for unit in (2, 3) if MM_PER_UNIT[unit] != stated and plausible(MM_PER_UNIT[unit])), None)
+    if other is None:
+        return stated, []
+    message = (f"The header names {UNIT_NAMES.get(code, 'an unknown unit')} for spacings of {pixdim.round(4).tolist()}; "
+               f"{UNIT_NAMES[other]} was taken.")
+    return MM_PER_UNIT[other], [Flag("unit_assumed", "read", "review", message, UNIT_NAMES.get(code, str(code)), UNIT_NAMES[other],
+                                     "Correct xyzt_units in the header.")]
+
+
+def _forms(header: Any, scale: float) -> NiftiForms:
+    """Both forms in mm. A quaternion that is none counts as not stated."""
+    from nibabel.spatialimages import HeaderDataError
+
+    stretch = np.array([scale, scale, scale, 1.0])[:, None]
+    qform_code, sform_code = max(int(header["qform_code"]), 0), max(int(header["sform_code"]), 0)
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        if "orthonormal" not in str(error):
-            raise InputError(f"{path} is no readable NIfTI image ({reason_of(error)}).") from error
-        return _nearest_orthonormal(path, header, shape)
-    spacing, (lowest, highest) = reader.GetSpacing()[:3], SPACING_RANGE_MM
-    if not all(lowest <= s <= highest for s in spacing):  # ITK heeds the header's unit: metres make a voxel of 1 a voxel of 1000 mm
-        raise InputError(f"{path} has spacing {spacing} mm in the unit that its header names; expected {lowest:g} to {highest:g} mm. "
-                         "Fix the header's unit (xyzt_units).")
-    return ImageGrid(shape, tuple(spacing[::-1]), tuple(reader.GetOrigin()[:3]), direction_3d(reader))
+        qform = stretch * header.get_qform() if qform_code else None
+    except (HeaderDataError, ValueError, FloatingPointError):
+        qform = None
+    if qform is not None and sform_code and not np.isfinite(qform).all():
+        qform = None
+    return NiftiForms(qform, qform_code if qform is not None else 0, stretch * header.get_sform() if sform_code else None, sform_code)
 
 
-def _nearest_orthonormal(path: Path, header: Any, shape: tuple[int, int, int]) -> ImageGrid:
-    """NIfTI whose direction cosines are sheared (ITK refuses): the nearest orthonormal axes."""
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ header.get_best_affine()
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    lowest, highest = SPACING_RANGE_MM
-    if not np.isfinite(affine).all() or (spacing < lowest).any() or (spacing > highest).any():
-        raise InputError(f"{path} has an unusable orientation matrix; fix the header.")
-    direction = nearest_orthonormal(affine[:3, :3] / spacing, path)
-    return ImageGrid(shape, float_triple(spacing[::-1]), float_triple(affine[:3, 3]), direction)
+def _contradictions(header: Any, scale: float, forms: NiftiForms, shape: tuple[int, int, int], steps: np.ndarray) -> list[Flag]:
+    flags = []
+    spacing = np.asarray(header["pixdim"][1:4], dtype=float) * scale
+    if forms.sform_code and (np.abs(steps / spacing - 1) > 0.01).any():
+        flags.append(Flag("spacing_contradicts", "read", "review", f"The header contradicts itself: spacing {spacing.round(3).tolist()} "
+                          f"mm, but its orientation matrix (sform) steps {steps.round(3).tolist()} mm; the latter is used.",
+                          str(spacing.round(3).tolist()), str(steps.round(3).tolist()), "Convert the scan again from its source."))
+    if forms.qform is not None and forms.sform is not None:
+        last = np.array(shape[::-1]) - 1
+        corners = np.array([(x, y, z, 1) for x in (0, last[0]) for y in (0, last[1]) for z in (0, last[2])], dtype=float)
+        apart = float(np.linalg.norm((corners @ (forms.qform - forms.sform).T)[:, :3], axis=1).max())
+        if apart > SAME_PLACE_MM:
+            flags.append(Flag("forms_differ", "read", "review", f"The header gives the scan two places, up to {apart:.1f} mm apart (qform "
+                              "and sform); the sform is used, and both are written to the label map.", round(apart, 2), SAME_PLACE_MM,
+                              "Find out which one is right; programs that read the qform show points in another place."))
+    return flags
 
 
-def nearest_orthonormal(direction: np.ndarray, what: object) -> np.ndarray:
-    """The orthonormal axes (3 x 3, columns) nearest to `direction`; InputError where its columns lie almost in one plane."""
-    left, singular, right = np.linalg.svd(direction)
-    if singular[-1] < 0.5:
-        raise InputError(f"{what} has index axes that lie almost in one plane; fix the header.")
-    logger.warning("%s: its axes are not at right angles; the nearest orthonormal ones are used.", getattr(what, "name", what))
-    return left @ right
+def shear_flags(geometry: ImageGrid) -> list[Flag]:
+    """A flag for a grid whose axes are not at right angles."""
+    if not geometry.is_sheared:
+        return []
+    cosines = np.abs(geometry.direction.T @ geometry.direction - np.eye(3)).max()
+    degrees = float(np.degrees(np.arcsin(min(cosines, 1.0))))
+    return [Flag("sheared_grid", "read", "info", f"The axes of the scan are not at right angles (off by {degrees:.1f} degrees: a tilted "
+                 "gantry, or a registration); it was straightened for the networks, and the results lie on its own grid.",
+                 round(degrees, 2), round(float(np.degrees(RIGHT_ANGLES)), 4),
+                 "Nothing; programs that cannot show sheared grids may misplace scan and labels alike.")]
+
+
+def write_nifti(array: np.ndarray, geometry: ImageGrid, path: Path) -> None:
+    """`array` (z, y, x) as .nii or .nii.gz with the grid's own forms; without them qform and sform are both the grid (code 1), and a
+    sheared grid, which no qform can say, is the sform alone."""
+    import nibabel
+
+    forms, affine = geometry.forms, RAS_TO_LPS @ geometry.affine
+    if forms is None or not (forms.qform_code or forms.sform_code):
+        forms = NiftiForms(None if geometry.is_sheared else affine, 0 if geometry.is_sheared else 1, affine, 1)
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    image = nibabel.Nifti1Image(array.T, affine, dtype=array.dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(forms.sform, forms.sform_code)
+    image.set_qform(forms.qform, forms.qform_code)
+    if not forms.qform_code:
+        image.header["pixdim"][1:4] = np.asarray(geometry.spacing)[::-1]
+    if path.name.lower().endswith(".gz"):
+        with open(path, "wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as stream:
+            image.to_stream(stream)
+    else:
+        with open(path, "wb") as file:
+            image.to_stream(file)

@@ -1,28 +1,70 @@
 """One door for scans of any format."""
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import InputError
-from .dicom import read_dicom_series
-from .grid import ImageGrid
+from .archives import real_path
+from .dicom import read_dicom
+from .dicom_headers import is_dicom
 from .grid_checks import FILE_ENDINGS
 from .itk import itk_silent, read_with_itk
 from .nifti import read_nifti
+from .scanned import Scanned
 
 
-def read_scan(path: Path) -> tuple[np.ndarray, ImageGrid]:
-    """Array (z, y, x) as stored (rescaled where the header says so) and grid of a scan file or a folder with a DICOM series."""
-    with itk_silent():
-        if path.is_dir():
-            return read_dicom_series(path)
-        if not path.exists():
-            raise InputError(f"{path} does not exist.")
-        if not path.name.lower().endswith(FILE_ENDINGS):
-            raise InputError(f"{path} is of no known format; expected {', '.join(FILE_ENDINGS)} or a DICOM folder.")
+def read_scan(path: Path, series: str | None = None, modality: str | None = None) -> Scanned:
+    """Array (z, y, x) as stored (rescaled where the header says so) and grid of a scan: a file, a folder with DICOM series at any depth, a
+    `.zip` of either, or a path inside a `.zip`. `series` and `modality`: see `dicom.read_dicom`."""
+    shown, path = path, real_path(path)
+    try:
+        with itk_silent():
+            if path.is_dir() or (path.is_file() and not path.name.lower().endswith(FILE_ENDINGS) and is_dicom(path)):
+                folder = path.parent if path.name.upper() == "DICOMDIR" else path
+                return read_dicom(folder, series, modality)
+            if not path.exists():
+                raise InputError(f"{path} does not exist.")
+            if not path.name.lower().endswith(FILE_ENDINGS):
+                raise InputError(f"{path} is of no known format; expected {', '.join(FILE_ENDINGS)}, .zip, or a DICOM file or folder.")
+            if ".nii" in path.name.lower():
+                return read_nifti(path)
+            with itk_path(path) as plain:
+                return read_with_itk(plain)
+    except MemoryError as error:
+        raise InputError(f"{shown} does not fit into memory.") from error
+    except InputError as error:
+        if path == shown:
+            raise
+        raise InputError(str(error).replace(str(path), str(shown))) from error.__cause__
+
+
+@contextmanager
+def itk_path(path: Path) -> Iterator[Path]:
+    """A path to the same file that ITK can take: names that are no UTF-8 end the process there."""
+    try:
+        str(path.absolute()).encode("utf-8")
+        yield path
+        return
+    except UnicodeEncodeError:
+        pass
+    with tempfile.TemporaryDirectory(prefix="spineclue_") as folder:
+        for entry in path.parent.iterdir():  # headers name their files of voxels, which lie beside them
+            if entry == path or _is_plain(entry.name):
+                os.symlink(entry.absolute(), Path(folder, f"scan{path.suffix}" if entry == path else entry.name))
+        plain = Path(folder, f"scan{path.suffix}")
         try:
-            return read_nifti(path) if ".nii" in path.name.lower() else read_with_itk(path)
-        except MemoryError as error:
-            raise InputError(f"{path} does not fit into memory.") from error
+            yield plain
+        except InputError as error:
+            raise InputError(str(error).replace(str(plain), str(path))) from error.__cause__
+
+
+def _is_plain(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -20,6 +20,7 @@ from .dicom import is_dicom_folder
 from .grid import ImageGrid, resample_grid
 from .grid_checks import FILE_ENDINGS, MIN_SLICES
 from .intensities import scan_values
+from .nifti import write_nifti
 from .reading import read_scan
 
 __all__ = ["FILE_ENDINGS", "MIN_SLICES", "ImageGrid", "Volume", "is_dicom_folder", "read_labels", "read_volume",
@@ -28,6 +29,7 @@ __all__ = ["FILE_ENDINGS", "MIN_SLICES", "ImageGrid", "Volume", "is_dicom_folder
 logger = logging.getLogger(__name__)
 
 THICK_SLICE_MM = 5.0
+LABEL_ROUNDING = 2e-4    # nibabel scales whole numbers to 19.00005
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,46 +111,68 @@ class Volume:
         return Volume(array, self.geometry.cropped(start, array.shape))
 
 
-def read_volume(path: str | Path, check_intensities: bool = True) -> Volume:
-    """Read a CT (NIfTI, NRRD, MetaImage or a folder with one DICOM series) as int16 or float32, (z, y, x), native orientation.
+def read_volume(path: str | Path, check_intensities: bool = True, series: str | None = None, modality: str | None = None) -> Volume:
+    """Read a scan as int16 or float32, (z, y, x), native orientation.
 
-    Raises InputError with one sentence for anything that is no usable 3D scan.
+    Args:
+        path: NIfTI, NRRD, MetaImage, a DICOM file of several frames, a folder with DICOM series at any depth, a `.zip` of these, or a path
+            inside a `.zip`.
+        check_intensities: refuse what holds nothing but air, or one single value.
+        series: UID, or its end, of the DICOM series; None: the one with the most slices.
+        modality: "CT" or "MR": DICOM series of other modalities are no scan. None: either will do.
+
+    Raises:
+        InputError: one sentence for anything that is no usable 3D scan.
     """
     path = Path(path)
-    array, geometry = read_scan(path)
-    array = scan_values(array, path, check_intensities)
-    thickest = max(geometry.spacing)
+    scanned = read_scan(path, series, modality)
+    array = scan_values(scanned.array, path, check_intensities)
+    thickest = max(scanned.geometry.spacing)
     if thickest > THICK_SLICE_MM:
         logger.warning("%s has slices %.1f mm apart; results are unreliable above %.0f mm.", path.name, thickest, THICK_SLICE_MM)
-    return Volume(array, geometry)
+    for flag in scanned.flags:
+        logger.log(logging.INFO if flag.severity == "info" else logging.WARNING, "%s: %s", path.name, flag.message)
+    return Volume(array, scanned.geometry, scanned.flags, scanned.files)
 
 
 def read_labels(path: str | Path) -> Volume:
     """Read a label map (z, y, x) as uint8 (or uint16 when values exceed 255), native orientation.
 
-    Raises InputError for values that are no whole numbers in 0..65535 and for anything that is no 3D image.
+    Values that a scaled header left a rounding error beside whole numbers are whole numbers. Raises InputError for other values that are
+    no whole numbers in 0..65535 and for anything that is no 3D image.
     """
     path = Path(path)
-    array, geometry = read_scan(path)
-    if array.dtype.kind == "f" and not (np.isfinite(array).all() and np.array_equal(np.round(array), array)):
-        raise InputError(f"{path} holds values that are no whole numbers; expected a label map.")
+    scanned = read_scan(path)
+    array = scanned.array
+    if array.dtype.kind == "f":
+        whole = np.round(array)
+        if not (np.isfinite(array).all() and np.allclose(whole, array, rtol=LABEL_ROUNDING / 10, atol=LABEL_ROUNDING)):
+            raise InputError(f"{path} holds values that are no whole numbers; expected a label map.")
+        array = whole
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 65535:
         raise InputError(f"{path} holds label values {low}..{high}; expected 0..65535.")
-    return Volume(np.ascontiguousarray(array, dtype=np.uint8 if high < 256 else np.uint16), geometry)
+    return Volume(np.ascontiguousarray(array, dtype=np.uint8 if high < 256 else np.uint16), scanned.geometry, scanned.flags, scanned.files)
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:
-    """Write by rename; the format follows the file ending. Raises InputError when it cannot be written completely."""
+    """Write by rename; the format follows the file ending. Raises InputError when it cannot be written completely.
+
+    Every format keeps sheared grids. NIfTI states the forms that the grid's own file stated (`ImageGrid.forms`).
+    """
     import SimpleITK as sitk
 
-    if not str(path).lower().endswith((".nii.gz", ".nii", ".nrrd", ".mha")):
+    name = str(path).lower()
+    if not name.endswith((".nii.gz", ".nii", ".nrrd", ".mha")):
         # .mhd and .nhdr name a second file, which does not follow a rename.
         raise InputError(f"Cannot write {path}: choose .nii.gz, .nii, .nrrd or .mha.")
     with atomic_path(path) as temporary:
         try:
-            sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
-        except RuntimeError as error:
+            if ".nii" in temporary.name.lower()[-7:]:
+                write_nifti(volume.array, volume.geometry, temporary)
+            else:
+                sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
+        except (RuntimeError, OSError) as error:
             raise InputError(f"Cannot write {path}; choose a folder that is writable and has space.") from error
         _check_written(temporary, path)
 

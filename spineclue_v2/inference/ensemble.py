@@ -22,6 +22,7 @@ from ..evaluation.matching import match_by_centroid
 from ..export.case_files import export_case, remove_earlier
 from ..export.label_map import interpolated, target_box
 from ..export.probabilities import write_probabilities
+from ..export.result_flags import with_result_flags
 from ..imageio.volume import ImageGrid, read_labels
 from ..results import SpineResult
 from ..stages.identify.plan import IdentifyRun
@@ -107,6 +108,7 @@ def _ensemble_case(case: str, folders: list[Path], output: Path, run: IdentifyRu
     remove_earlier(output, case)
     if save_probabilities:
         write_probabilities(result, output / f"{case}.npz", options.classifiers, options.forbid_anomalies)
+    result = with_result_flags(result)
     export_case(result, output, case, {"name": "ensemble", "members": [record.get("plans", {}) for record in records]})
 
 

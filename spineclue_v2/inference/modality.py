@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 from ..errors import InputError
 from ..flags import Flag
-from ..imageio.modality import MODALITIES, ScanModality, find_modality
-from ..imageio.volume import Volume, read_volume
+from ..imageio.modality import MODALITIES, ScanModality, find_modality, modality_of_path
+from ..imageio.volume import Volume
+from .cases import Case
 
 logger = logging.getLogger(__name__)
 
@@ -17,23 +17,22 @@ CHOICES = (*(name.lower() for name in MODALITIES), AUTO)
 REMEDY = "if it is {0} all the same, say --modality {1} (Python: modality=\"{1}\")"
 
 
-def modality_of_scans(paths: Iterable[Path]) -> str:
+def modality_of_cases(cases: Iterable[Case]) -> str:
     """"CT" or "MR": what the first of these scans is that can be read and told; CT where none can be read, which its reader will say.
 
     Raises InputError where scans can be read but none can be told.
     """
     doubt: InputError | None = None
-    for path in paths:
+    for case in cases:
         try:
-            volume = read_volume(path)
+            found = modality_of_path(case.path, case.series)
         except InputError:
             continue
-        found = find_modality(volume, path)
         if found.name == "MR":
-            logger.info("%s is taken for MR (%s); say --modality ct if it is CT.", path, found.evidence)
+            logger.info("%s is taken for MR (%s); say --modality ct if it is CT.", case.path, found.evidence)
         if found.name in MODALITIES:
             return found.name
-        doubt = doubt or InputError(doubtful(path, found))
+        doubt = doubt or InputError(doubtful(case.path, found))
     if doubt is not None:
         raise doubt
     return "CT"
@@ -42,7 +41,7 @@ def modality_of_scans(paths: Iterable[Path]) -> str:
 def doubtful(source: object, found: ScanModality) -> str:
     """The sentence for a scan that is neither plainly CT nor plainly MR."""
     if found.by_tag:
-        return f"{source} is of modality {found.name}; expected CT or MR."
+        return f"{source} is of modality {found.name}; expected CT or MR; say --modality ct or --modality mr where the header is wrong."
     return f"Whether {source} is CT or MR cannot be told ({found.evidence}); say --modality ct or --modality mr."
 
 
@@ -56,7 +55,7 @@ def check_modality(volume: Volume, source: str, model: str, said: str = AUTO) ->
     if said not in (AUTO, model.lower()):
         raise InputError(f"The scan is said to be {said.upper()} and the model labels {model}; give a model of {said.upper()}, or leave -d "
                          "and -m out for the package's own.")
-    found = find_modality(volume, source)
+    found = find_modality(volume)
     if said != AUTO:
         if found.name in MODALITIES and found.name != model:
             message = f"The scan was labelled as {model}, as was asked for, though it looks like {found.name} ({found.evidence})."

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 from ..errors import InputError
+from ..flags import Flag
 from ..imageio.volume import Volume
+from ..preprocessing.straighten import sheared_labels, straightened
 from ..results import MRResult
 from ..stages.base import Findings, Options
 from ..stages.registry import pipeline_of
@@ -36,22 +38,28 @@ def check_mr_scan(volume: Volume, source: str = "The scan") -> None:
                          f"most {COARSEST_MM:.0f} mm over {LEAST_TALL_MM:.0f} mm or more.")
 
 
-def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None) -> MRResult:
-    """Bodies and discs of an MR scan, with the label map on the scan's grid. InputError for a model of CT."""
-    if model.modality != "MR":
-        raise InputError(f"This is a model of CT (stages {', '.join(model.stages)}), which does not label MR; give one trained on MR.")
-    findings, seconds = run_stages(Findings(volume, flags=volume.flags), model, Options(mirror=mirror), progress)
-    assert findings.labels is not None
-    data = model.plans.stage(mr_stage(model)).data
-    notes = tuple(dict.fromkeys((*findings.notes, *(flag.message for flag in findings.flags))))
-    return MRResult((), findings.anchored, None, seconds, notes, dict(findings.extra), grid=volume.geometry, label_volume=findings.labels,
-                    stage=mr_stage(model), classes=dict(zip(data.classes, data.label_values, strict=True)), orientation=data.orientation,
-                    flags=findings.flags)
-
-
 def predict_mr_volume(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None
                       ) -> tuple[Volume, dict[str, float]]:
     """Label map on the grid of `volume` with the dataset's own values (uint8 or uint16), and seconds per stage."""
     result = predict_mr(volume, model, mirror, progress)
     assert result.label_volume is not None
     return result.label_volume, dict(result.seconds)
+
+
+def predict_mr(volume: Volume, model: Model, mirror: bool = False, progress: Progress | None = None) -> MRResult:
+    """Bodies and discs of an MR scan, with the label map on the scan's grid. InputError for a model of CT."""
+    if model.modality != "MR":
+        raise InputError(f"This is a model of CT (stages {', '.join(model.stages)}), which does not label MR; give one trained on MR.")
+    findings, seconds = run_stages(Findings(straightened(volume, fill=0.0), flags=volume.flags), model, Options(mirror=mirror), progress)
+    assert findings.labels is not None
+    data = model.plans.stage(mr_stage(model)).data
+    labels = sheared_labels(findings.labels, volume.geometry)
+    flags = findings.flags if labels.array.any() else (*findings.flags, _nothing_found())
+    return MRResult((), findings.anchored, None, seconds, tuple(findings.notes), dict(findings.extra), grid=volume.geometry,
+                    label_volume=labels, stage=mr_stage(model), classes=dict(zip(data.classes, data.label_values, strict=True)),
+                    orientation=data.orientation, flags=flags)
+
+
+def _nothing_found() -> Flag:
+    return Flag("no_vertebra", "result", "review", "No structure was found in this scan.", 0, 1,
+                "Check that the scan is one of those that the model was trained for.")

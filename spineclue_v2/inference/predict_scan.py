@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from ..errors import InputError
 from ..export.run_files import Provenance
+from ..imageio.hounsfield import checked_ct
 from ..imageio.volume import Volume
 from ..results import SpineResult
+from .level_selection import select_levels
 from .modality import check_modality
 from .model import Model
 from .mr_pipeline import check_mr_scan, predict_mr
@@ -33,27 +35,35 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
         InputError: an option that a model of this modality does not have, or a scan of the other modality.
     """
     options, started = options or Options(), time.perf_counter()
-    volume = replace(volume, flags=(*volume.flags, *check_modality(volume, source, model.modality, options.modality)))
+    what = source or "The scan"
+    if model.modality == "CT":
+        volume = checked_ct(volume, what, options.intensity_offset)
+    volume = replace(volume, flags=(*volume.flags, *check_modality(volume, what, model.modality, options.modality)))
     if model.modality == "MR":
         check_mr_options(options)
-        check_mr_scan(volume, source or "The scan")
+        check_mr_scan(volume, what)
         result: SpineResult = predict_mr(volume, model, options.mirror, progress)
     else:
         result = predict_volume(volume, model, options, progress)
+        if options.measures:
+            result = result.with_measures(volume)
+        result = select_levels(result, options.levels)
     before = dict(seconds or {})
     times = before | result.seconds | {"total": sum(before.values()) + time.perf_counter() - started}
-    return replace(result, scan=volume if keep_scan else None, seconds=times, provenance=provenance(model, options, source))
+    made_by = replace(provenance(model, options, source), files=volume.files)
+    return replace(result, scan=volume if keep_scan else None, seconds=times, provenance=made_by)
 
 
 def provenance(model: Model, options: Options, source: str) -> Provenance:
     """What the files of a run say of it."""
-    return Provenance(source, model.record, model.plans, dict(vars(options)))
+    return Provenance(source, model.record, model.plans, vars(options) | {"known": options.known.to_json()})
 
 
 def check_mr_options(options: Options, save_probabilities: bool = False, prefix: str = "") -> None:
     """InputError for what only the vertebrae of CT know; `prefix` is "--" where options are flags of a command."""
     given = {"save_probabilities": save_probabilities, "forbid_anomalies": options.forbid_anomalies,
-             "classifiers": set(options.classifiers) != set(Options().classifiers)}
+             "intensity_offset": options.intensity_offset is not None, "levels": bool(options.levels),
+             "classifiers": set(options.classifiers) != set(Options().classifiers), "known": bool(options.known)}
     for name, wanted in given.items():
         if wanted:
             raise InputError(f"{prefix}{name} has no meaning for a model of MR, which writes labels alone; leave it out.")

@@ -1,193 +1,226 @@
-"""Naming the vertebrae of anybody's label map: its values are ignored, its bodies are kept voxel by voxel, only names are new."""
+"""Naming the vertebrae of anybody's label map: its masks are mended, its levels count as one opinion, its voxels stay where they are."""
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..anatomy import LABEL_OF_NAME
-from ..anatomy.label_boxes import label_boxes
-from ..anatomy.morphology import body_centre, fill_holes
+from ..anatomy import LABEL_OF_NAME, LEVEL_INDEX, LEVELS, ORDER_INDEX, level_distance
+from ..anatomy.label_schemes import SACRUM, LabelScheme
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..export.case_record import case_record
+from ..export.result_flags import picture_failed, with_result_flags
+from ..flags import Flag
 from ..imageio.centroids import write_ctd
 from ..imageio.orientation import check_same_grid, oriented_view
-from ..imageio.volume import FILE_ENDINGS, ImageGrid, Volume, read_labels, read_volume, write_volume
-from ..plans.data import Data
-from ..preprocessing.resampling import labels_to_network_space, network_grid
+from ..imageio.volume import FILE_ENDINGS, ImageGrid, Volume, read_volume, write_volume
+from ..preprocessing.resampling import network_grid
 from ..results import SpineResult
-from ..stages.segment.spine import mark_border
+from ..stages.base import Evidence
+from ..stages.identify.tool_levels import tool_evidence
 from ..utilities.files import write_json
-from ..utilities.triples import box_slices, float_triple, int_triple
+from ..utilities.pictures import draw_or_say
+from .bodies import Body, name_bodies, to_vertebra
+from .foreign_report import decided_flag, difference_flag, level_table, mending_flags, missing_flags, unlikely_flags
+from .label_source import LabelSource, read_source
+from .mend import Mending, mended_bodies
 from .model import Model
-from .pipeline import Options, identify_masks
+from .part_and_join import Measure, part_and_join
+from .pipeline import Options
+from .source_map import source_map_path, write_source_map
 
-logger = logging.getLogger(__name__)
-
-FRAGMENT_FRACTION = 0.3   # a smaller piece of the same value, level with a larger one, is a broken-off part of it
 MAX_BODIES = 60        # more bodies are no spine: a map of fragments, or of everything in the scan
-MAX_VALUES = 300       # more values are no label map (a CT, noise); the largest known atlas names 117 structures
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+TOO_FAR = 2            # levels between our names and those of a guessed scheme (median): the values are no levels of that scheme
+SACRUM_BELOW_MM = (-10.0, 35.0)  # from the centre of the lowest lumbar body down to the top of the sacrum
 
 
-@dataclass(frozen=True)
-class Body:
-    """One vertebra of the input: where it lies in the LPS view of the map, `mask` bool (z, y, x) beginning at index `start`."""
+@dataclass
+class _Tool:
+    """What the other tool says; the scheme is settled when our own classifiers have spoken."""
 
-    start: tuple[int, int, int]
-    mask: np.ndarray
-    value: int
+    source: LabelSource
+    bodies: Sequence[Body]
+    use_levels: bool
+    sure: Sequence[bool]                     # per body: whether its value is its level (not so in parted ones)
+    scheme: LabelScheme | None = None
+    own: dict[int, str] = field(default_factory=dict)   # by place of the body: what our classifiers read alone
+
+    def hint(self, row: tuple[Vertebra, ...], named: tuple[Vertebra, ...]) -> Evidence | None:
+        """Evidence for the vertebrae of `row`; `named`: those of them that our classifiers name."""
+        self.own = {v.hits: v.known_level for v in named}
+        self.scheme = self._settled({v.hits: ORDER_INDEX[v.known_level] for v in named})
+        if self.scheme is None:
+            return None
+        sacrum = self._sacrum_below(row[-1])
+        levels = [self.level(v.hits) if self.use_levels else None for v in row]
+        return tool_evidence(levels, sacrum) if sacrum or any(levels) else None
+
+    def level(self, place: int) -> str | None:
+        """The tool's name of a body, where it has one."""
+        return self.scheme.levels.get(self.bodies[place].value) if self.scheme is not None and self.sure[place] else None
+
+    def _settled(self, ours: dict[int, int]) -> LabelScheme | None:
+        distances = []
+        for scheme in self.source.schemes:
+            steps = [abs(ORDER_INDEX[scheme.levels[self.bodies[place].value]] - index) for place, index in ours.items()
+                     if self.bodies[place].value in scheme.levels]
+            distances.append(float(np.median(steps)) if steps else 0.0)
+        if not distances or (min(distances) > TOO_FAR and not self.source.certain):
+            return None
+        return self.source.schemes[int(np.argmin(distances))]
+
+    def _sacrum_below(self, last: Vertebra) -> bool | None:
+        assert self.scheme is not None
+        values = [value for value, kind in self.scheme.others.items() if kind == SACRUM]
+        if not values:
+            return None
+        view = oriented_view(self.source.labels)
+        heights = np.flatnonzero(np.isin(view.array, values).any(axis=(1, 2)))
+        if not len(heights):
+            return None
+        z = float(view.geometry.world_to_index(np.array(last.known_body_centre))[0])
+        drop = (z - float(heights.max())) * view.spacing[0]
+        return True if SACRUM_BELOW_MM[0] <= drop <= SACRUM_BELOW_MM[1] else None
 
 
 def relabel(source: str | Path, output: str | Path, model: Model, options: Options | None = None, ignore: Collection[int] = (),
-            scan: str | Path | None = None) -> SpineResult:
+            scan: str | Path | None = None, scheme: str = "auto", use_levels: bool = True) -> SpineResult:
     """Write the label map `source` with new names to `output`, `_ctd.json` and, last, `.json` beside it (as `predict` writes).
 
-    `ignore`: values that are no vertebrae (sacrum, ribs). `scan`: the CT, for the picture `.png` and HU; it has no say in the names.
+    Args:
+        source: label map of any tool, or a folder with one mask per structure (`vertebrae_L1.nii.gz`).
+        output: VerSe's values. Where the scheme of the source is known, the same in that scheme as `OUT_<scheme>` beside it.
+        model: its classifiers name the masks.
+        options: variants and classifiers.
+        ignore: values that are no vertebrae, whatever the scheme says.
+        scan: the CT: for the appearance classifier, the picture `.png` and HU.
+        scheme: whose values they are, see `label_source.CHOICES`.
+        use_levels: whether the tool's own levels count as one more classifier.
+
+    Raises:
+        InputError: an unknown scheme or one that does not fit, no label map, the output is the input, the scan lies on another grid.
     """
     started = time.perf_counter()
     source, output = Path(source), Path(output)
     base = _base(output)
     if output.exists() and output.resolve() == source.resolve():
         raise InputError(f"Cannot write {output}: it is the input; choose another name, so that the old labels stay.")
-    labels = read_labels(source)
+    found = read_source(source, scheme, ignore)
+    _check_beside(source, found, base, str(output)[len(base):])
+    labels = found.labels
     volume = _matching_scan(scan, labels.geometry, source) if scan is not None else None
-    smallest = model.plans.stage("segment").run.min_volume_ml
-    bodies, dropped = find_bodies(labels, smallest, ignore)
-    if len(bodies) > MAX_BODIES:
-        raise InputError(f"{source} holds {len(bodies)} separate bodies of {smallest:g} ml and more, no spine has that many; expected "
-                         "a label map of vertebrae (--ignore leaves out values of other structures).")
-    from ..stages.grade.body_heights import add_heights
-
-    data = model.plans.stage("identify").data
-    result, owners = name_bodies(bodies, labels.geometry, model, options, volume)
-    notes = tuple(text for count, text in ((dropped, f"{dropped} islands smaller than {smallest:g} ml were dropped."),
-                                           (len(bodies) - len(result.vertebrae), f"{len(bodies) - len(result.vertebrae)} bodies are "
-                                            "no vertebra in the chosen numbering and were dropped.")) if count)
-    grid = network_grid(labels.geometry, data)
-    named = add_heights(result.vertebrae, grid, volume, labels.geometry)
-    result = replace(result, vertebrae=named, notes=result.notes + notes, seconds={"total": time.perf_counter() - started})
+    result, owners, used = relabel_map(found, model, options, ignore, volume, use_levels)
+    grid = network_grid(labels.geometry, model.plans.stage("identify").data)
+    result = replace(result, seconds={"total": time.perf_counter() - started})
     Path(f"{base}.json").unlink(missing_ok=True)  # an older record must not vouch for half-replaced files
-    if volume is not None:
-        from ..visualization.report import write_report
-
-        write_report(result, grid, volume, f"{base}.png", Path(base).name)
-    write_volume(Volume(_drawn(labels, owners), labels.geometry), output)
+    result = with_result_flags(result)
+    write_volume(Volume(draw(labels, owners), labels.geometry), output)
+    if used is not None:
+        lacking = write_source_map(found, used, owners, base, str(output)[len(base):])
+        result = _with_flags(result, lacking)
     write_ctd(f"{base}_ctd.json", result.vertebrae, labels.geometry)
+    if volume is not None:
+        result = replace(result, flags=result.flags + _draw(result, grid, volume, Path(f"{base}.png")))
     write_json(f"{base}.json", case_record(result, model.record))
     return result
 
 
-def find_bodies(labels: Volume, smallest_ml: float, ignore: Collection[int] = ()) -> tuple[list[Body], int]:
-    """Vertebrae of a label map (any values, any orientation), and the number of islands below `smallest_ml` that were left out.
+def _draw(result: SpineResult, grid: ImageGrid, volume: Volume, path: Path) -> tuple[Flag, ...]:
+    """The picture; the flag that says so where it could not be drawn."""
+    from ..visualization.report import write_report
 
-    A value is one vertebra, or several where its voxels do not are connected (a map of one value for the whole spine).
-    """
-    import cc3d
-
-    view = oriented_view(labels)
-    voxel_ml = float(np.prod(view.spacing)) / 1000
-    bodies, dropped = [], 0
-    boxes_of_values = label_boxes(view.array)
-    if len(boxes_of_values) > MAX_VALUES:
-        raise InputError(f"The label map holds {len(boxes_of_values)} different values; expected a map of vertebrae, at most {MAX_VALUES}.")
-    for value, box in boxes_of_values.items():
-        if value in ignore:
-            continue
-        pieces, count = cc3d.connected_components(np.ascontiguousarray(view.array[box] == value, dtype=np.uint8), connectivity=26,
-                                                  return_N=True)
-        sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-        large = [i for i in np.argsort(-sizes[1:], kind="stable") + 1 if sizes[i] * voxel_ml >= smallest_ml]
-        dropped += count - len(large)
-        boxes = label_boxes(pieces)
-        origin = np.array([s.start for s in box])
-        for members in _join(large, boxes, sizes):
-            low = np.min([[s.start for s in boxes[i]] for i in members], axis=0)
-            high = np.max([[s.stop for s in boxes[i]] for i in members], axis=0)
-            part = pieces[box_slices(low, high - low)]
-            bodies.append(Body(int_triple(origin + low), np.isin(part, members), int(value)))
-    return bodies, dropped
+    trouble = draw_or_say(lambda: write_report(result, grid, volume, path, path.stem), path.name)
+    return (picture_failed(trouble),) if trouble else ()
 
 
-def _join(large: list[int], boxes: dict[int, tuple[slice, slice, slice]], sizes: np.ndarray) -> list[list[int]]:
-    """Pieces (largest first) grouped into vertebrae: a small piece whose middle is level with a larger one belongs to it.
+def relabel_map(source: LabelSource, model: Model, options: Options | None = None, ignore: Collection[int] = (),
+                scan: Volume | None = None, use_levels: bool = True
+                ) -> tuple[SpineResult, list[tuple[Body, str]], LabelScheme | None]:
+    """The result for a map, its named bodies with their levels, and the scheme that its values follow (None: no known one)."""
+    from ..stages.grade.body_heights import add_heights
 
-    Neighbouring vertebrae lie above one another; a spinous process or arch that came off lies beside its body.
-    """
-    groups: list[list[int]] = []
-    for piece in large:
-        middle = (boxes[piece][0].start + boxes[piece][0].stop - 1) / 2
-        for group in groups:
-            rows = boxes[group[0]][0]
-            if rows.start <= middle < rows.stop and sizes[piece] < FRAGMENT_FRACTION * sizes[group[0]]:
-                group.append(piece)
-                break
-        else:
-            groups.append([piece])
-    return groups
-
-
-def name_bodies(bodies: list[Body], geometry: ImageGrid, model: Model, options: Options | None = None,
-                scan: Volume | None = None) -> tuple[SpineResult, list[tuple[Body, str]]]:
-    """Result of stage 3 for bodies of a map on grid `geometry` (and its CT, where it is known), and each named body with its level."""
-    data = model.plans.stage("identify").data
+    geometry, data = source.labels.geometry, model.plans.stage("identify").data
+    smallest = model.plans.stage("segment").run.min_volume_ml
+    bodies, slivers, done = mended_bodies(source, smallest, ignore)
+    if len(bodies) > MAX_BODIES:
+        raise InputError(f"The label map holds {len(bodies)} separate bodies of {smallest:g} ml and more, no spine has that many; expected "
+                         "a label map of vertebrae (--ignore leaves out values of other structures).")
     view = geometry.reoriented("LPS")[0]
-    vertebrae: list[Vertebra] = []
-    kept: list[Body] = []
-    for body in bodies:
-        vertebra = to_vertebra(body, view, data, hits=len(kept))
-        if vertebra is not None:
-            vertebrae.append(vertebra)
-            kept.append(body)
-    result = identify_masks(vertebrae, model, options, scan)
-    return result, [(kept[v.hits], v.level) for v in result.vertebrae if v.level is not None]
+    bodies, done.parted, done.joined = part_and_join(bodies, view.spacing, lambda body: to_vertebra(body, view, data))
+    tool = _Tool(source, bodies, use_levels, [body.value not in done.parted for body in bodies])
+    result, owners = name_bodies(bodies, geometry, model, options, scan, tool.hint)
+    rejected = len(bodies) - len(result.vertebrae)
+    grid = network_grid(geometry, data)
+    named = list(add_heights(result.vertebrae, grid, scan, geometry))
+    table = [(bodies[v.hits].value, tool.level(v.hits), v.level) for v in named]
+    table += [(body.value, tool.level(i), None) for i, body in enumerate(bodies) if i not in {v.hits for v in named}]
+    flags = [*_scheme_flags(source, tool.scheme), *decided_flag(named, tool.own), *mending_flags(done), *missing_flags(named),
+             *unlikely_flags(named, {i: bodies[v.hits].value for i, v in enumerate(named)})]
+    for body, vertebra in _continued(slivers, named, tool, lambda body: to_vertebra(body, view, data)):
+        named = sorted([*named, vertebra], key=lambda v: ORDER_INDEX[v.known_level])
+        owners.append((body, vertebra.known_level))
+        table.append((body.value, vertebra.level, vertebra.level))
+    records = level_table(table)
+    flags += difference_flag(records, tool.scheme.title if tool.scheme is not None else "")
+    extra = {**result.extra, "source": _record(tool.scheme, source, records, done)}
+    result = _with_flags(replace(result, vertebrae=tuple(named), extra=extra), flags)
+    notes = (f"{rejected} bodies are no vertebra in the chosen numbering and were dropped.",) if rejected else ()
+    return replace(result, notes=result.notes + notes), owners, tool.scheme
 
 
-def to_vertebra(body: Body, geometry: ImageGrid, data: Data, hits: int = 0) -> Vertebra | None:
-    """The record that stage 2 would have made: mask and measures in network space. None when no voxel is left on that grid.
-
-    `geometry`: LPS grid of the map; `support` is stored as given.
-    """
-    model = network_grid(geometry, data)
-    # Only the surroundings of the body are resampled; beyond the kernel's reach there is nothing but zeros.
-    reach = np.ceil(3 * data.spacing_mm / np.array(geometry.spacing)).astype(int) + 3
-    start, stop = np.array(body.start), np.array(body.start) + body.mask.shape
-    low, high = np.maximum(start - reach, 0), np.minimum(stop + reach, geometry.shape)
-    crop = np.pad(body.mask.astype(np.uint8), [(int(a), int(b)) for a, b in zip(start - low, high - stop, strict=True)])
-    corners = model.world_to_index(geometry.index_to_world(np.array([start, stop - 1])))
-    first = np.maximum(np.floor(corners.min(0)).astype(int) - 1, 0)
-    last = np.minimum(np.ceil(corners.max(0)).astype(int) + 2, model.shape)
-    window = model.cropped(first, last - first)
-    mask = fill_holes(labels_to_network_space(Volume(crop, geometry.cropped(low, high - low)), window).array > 0)
-    if not mask.any():
-        return None
-    inside = np.argwhere(mask)
-    begin, end = inside.min(0), inside.max(0) + 1
-    mask = np.ascontiguousarray(mask[box_slices(begin, end - begin)])
-    origin = first + begin
-    spacing = data.spacing_mm
-
-    def world(index: np.ndarray) -> tuple[float, float, float]:
-        return float_triple(model.index_to_world(index))
-
-    vertebra = Vertebra(world(origin + (np.array(mask.shape) - 1) / 2), float_triple(n * spacing for n in mask.shape), 1.0, hits, mask,
-                        int_triple(origin), world(inside.mean(0) + first),
-                        world(origin + np.array(body_centre(mask, (spacing,) * 3))), float(mask.sum()) * spacing ** 3 / 1000)
-    return mark_border(vertebra, model, geometry)
+def _continued(slivers: Sequence[Body], named: Sequence[Vertebra], tool: _Tool, measure: Measure) -> list[tuple[Body, Vertebra]]:
+    """Too little of a vertebra for a classifier, at the scan's border: it continues the row where the tool numbers it next to its end."""
+    out: list[tuple[Body, Vertebra]] = []
+    if tool.scheme is None or not named:
+        return out
+    for body in slivers:
+        vertebra, level = measure(body), tool.scheme.levels.get(body.value)
+        if vertebra is None or level is None:
+            continue
+        above = vertebra.known_body_centre[2] > named[0].known_body_centre[2]
+        end = named[0] if above else named[-1]
+        theirs = tool.level(end.hits)
+        step = -1 if above else 1
+        if theirs is None or not {level, theirs, end.known_level} <= set(LEVELS) or level_distance(theirs, level) != step:
+            continue
+        index = LEVEL_INDEX[end.known_level] + step
+        if 0 <= index < len(LEVELS) and not any(v.level == LEVELS[index] for _, v in out):
+            out.append((body, replace(vertebra, level=LEVELS[index], confidence=end.confidence, touches_border=True)))
+    return out
 
 
-def _drawn(labels: Volume, owners: list[tuple[Body, str]]) -> np.ndarray:
-    """VerSe values, uint8, on the map's own grid: exactly the voxels of the named bodies."""
+def _scheme_flags(source: LabelSource, scheme: LabelScheme | None) -> list[Flag]:
+    if scheme is not None:
+        how = "" if source.certain else ", by their order along the spine and by what the classifiers read; say --from if that is wrong"
+        return [Flag("label_scheme", "relabel", "info", f"The values are read as those of {scheme.title}{how}.", scheme.name)]
+    return [Flag("label_scheme", "relabel", "warning", "The values follow no known label scheme: every value is taken for a vertebra and "
+                 "its number says nothing.", "unknown", None, "Give --from, and --ignore for values that are no vertebrae.")]
+
+
+def _record(scheme: LabelScheme | None, source: LabelSource, table: list[dict[str, Any]], done: Mending) -> dict[str, Any]:
+    """`extra.source` of the record."""
+    return {"scheme": None if scheme is None else scheme.name, "certain": source.certain, "levels": table,
+            "mended": {"moved_ml": round(done.moved_ml, 3), "dropped_ml": round(done.dropped_ml, 3), "filled_ml": round(done.filled_ml, 3),
+                       "parted": done.parted, "joined": [list(pair) for pair in done.joined]}}
+
+
+def _with_flags(result: SpineResult, flags: Sequence[Flag]) -> SpineResult:
+    """The result with more flags, whose messages are notes as well."""
+    return replace(result, flags=(*result.flags, *flags), notes=(*result.notes, *(flag.message for flag in flags)))
+
+
+def draw(labels: Volume, owners: Sequence[tuple[Body, str]]) -> np.ndarray:
+    """VerSe values, uint8, on the map's own grid: the voxels of the named bodies."""
     drawn = np.zeros(labels.array.shape, np.uint8)
     view = oriented_view(Volume(drawn, labels.geometry)).array  # shares memory with `drawn`
     for body, level in owners:
-        box = tuple(slice(a, a + n) for a, n in zip(body.start, body.mask.shape, strict=True))
-        view[box][body.mask] = LABEL_OF_NAME[level]
+        view[body.box][body.mask] = LABEL_OF_NAME[level]
     return drawn
 
 
@@ -197,6 +230,13 @@ def _base(output: Path) -> str:
         if output.name.lower().endswith(ending):
             return str(output)[:-len(ending)]
     raise InputError(f"Cannot write {output}: choose a file name that ends with {', '.join(WRITABLE)}.")
+
+
+def _check_beside(source: Path, found: LabelSource, base: str, ending: str) -> None:
+    """InputError where the map in the source's own values would replace the source."""
+    for target in [source_map_path(found, candidate, base, ending) for candidate in found.schemes]:
+        if target.exists() and target.resolve() == source.resolve():
+            raise InputError(f"Cannot write {target}: it is the input; choose another name for the output, so that the old labels stay.")
 
 
 def _matching_scan(scan: str | Path, geometry: ImageGrid, source: Path) -> Volume:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..anatomy import NAME_OF_LABEL, ORDER_INDEX, morphology
-from ..anatomy.label_boxes import label_boxes
+from ..anatomy import IGNORED, NAME_OF_LABEL, ORDER_INDEX, morphology
+from ..anatomy.label_boxes import beside_ignored, label_boxes
 from ..dataset.raw import RawDataset
 from ..imageio.orientation import check_same_grid
 from ..imageio.volume import Volume, read_labels, read_volume
@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 def vertebra_properties(labels: Volume) -> dict[str, dict[str, Any]]:
-    """Per vertebra present in `labels` (VerSe values): box, centroid, body centre (indices z, y, x), voxels, touches_border."""
+    """Per vertebra present in `labels` (VerSe values): box, centroid, body centre (indices z, y, x), voxels, touches_border.
+
+    Where the annotation ends (`IGNORED` voxels beside it), a vertebra counts as cut, as by the border of the scan.
+    """
     found: dict[str, dict[str, Any]] = {}
     shape = np.array(labels.array.shape)
     for value, box in label_boxes(labels.array).items():
@@ -39,7 +42,7 @@ def vertebra_properties(labels: Volume) -> dict[str, dict[str, Any]]:
         found[name] = {"label": value, "start": start.tolist(), "stop": stop.tolist(),
                        "centroid": (start + np.mean(np.nonzero(mask), axis=1)).tolist(),
                        "body_centre": (start + np.asarray(body)).tolist(), "voxels": int(mask.sum()),
-                       "touches_border": bool((start == 0).any() or (stop == shape).any())}
+                       "touches_border": bool((start == 0).any() or (stop == shape).any()) or beside_ignored(labels.array, box, value)}
     return {name: found[name] for name in sorted(found, key=ORDER_INDEX.__getitem__)}
 
 
@@ -54,8 +57,10 @@ def preprocess_case(image: str | Path, label: str | Path, folder: str | Path, ca
     segmentation = read_labels(label)
     check_same_grid(source_geometry, segmentation.geometry, case, label)
     segmentation = labels_to_network_space(segmentation, scan.geometry, verse_value)
-    properties = {"geometry": scan.geometry.to_json(), "source_geometry": source_geometry.to_json(),
+    properties: dict[str, Any] = {"geometry": scan.geometry.to_json(), "source_geometry": source_geometry.to_json(),
                   "source_digest": source_digest, "vertebrae": vertebra_properties(segmentation)}
+    if (segmentation.array == IGNORED).any():
+        properties["partly_annotated"] = True
     write_blosc2(folder / f"{case}.b2nd", scan)
     write_blosc2(folder / f"{case}_seg.b2nd", segmentation)
     write_json(folder / f"{case}.json", properties)

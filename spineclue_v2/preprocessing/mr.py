@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..anatomy import IGNORE_NAME, IGNORED
 from ..anatomy.structures import canonical_values
 from ..dataset.raw import RawDataset
 from ..imageio.orientation import check_same_grid, oriented_view
@@ -22,6 +23,7 @@ from ..utilities.files import write_json
 from ..utilities.parallel import run_tasks
 from .files import prepare_folder, remove_leftovers, write_blosc2
 from .resampling import labels_to_network_space, resample_floats
+from .straighten import straightened
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +58,10 @@ def normalise(array: np.ndarray, inside: np.ndarray, percentiles: tuple[float, f
 
 
 def class_of_value(labels: Mapping[str, int], data: MRData) -> dict[int, int]:
-    """Stored label value -> class number of the plan (0: not a class of the plan), matched by name."""
+    """Stored label value -> class number of the plan (0: not a class of the plan), matched by name; "ignore" becomes `IGNORED`."""
     number = {name: i + 1 for i, name in enumerate(data.classes)}
-    return {value: number.get(name, 0) for name, value in canonical_values(labels).items()}
+    found = {value: number.get(name, 0) for name, value in canonical_values(labels).items()}
+    return found | ({labels[IGNORE_NAME]: IGNORED} if IGNORE_NAME in labels else {})
 
 
 def preprocess_mr_case(image: str | Path, label: str | Path | None, folder: str | Path, case: str, data: MRData,
@@ -67,7 +70,7 @@ def preprocess_mr_case(image: str | Path, label: str | Path | None, folder: str 
     folder = Path(folder)
     remove_leftovers(folder, case)
     scan = read_volume(image)
-    model = to_mr_space(scan, data)
+    model = to_mr_space(straightened(scan, fill=0.0), data)
     properties: dict[str, Any] = {"geometry": model.geometry.to_json(), "source_geometry": scan.geometry.to_json(),
                                   "source_digest": source_digest, "vertebrae": {}, "structures": {}}
     if label is not None:

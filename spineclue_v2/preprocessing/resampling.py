@@ -10,6 +10,7 @@ from ..anatomy.label_boxes import label_boxes
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume, resample_grid
 from ..plans.data import Data
+from .straighten import straight_grid, straightened
 
 _SLAB = 48                # output slices at a time
 
@@ -17,8 +18,11 @@ _TILE = 64                # output samples of one axis at a time: the band of th
 
 
 def to_network_space(volume: Volume, data: Data) -> Volume:
-    """`volume` (HU) reoriented, resampled to `data.spacing_mm` (cubic; averaged where coarser), limited, int16 (z, y, x)."""
-    source = oriented_view(volume, data.orientation)
+    """`volume` (HU) reoriented, resampled to `data.spacing_mm` (cubic; averaged where coarser), limited, int16 (z, y, x).
+
+    A sheared scan is straightened first (`straighten.straightened`).
+    """
+    source = oriented_view(straightened(volume), data.orientation)
     geometry = resample_grid(source.geometry, (data.spacing_mm,) * 3)
     array = _resample(source.array, _axis_maps(source.geometry, geometry, _cubic), geometry.shape, data.hu_min, data.hu_max)
     return Volume(array, geometry)
@@ -32,7 +36,7 @@ def resample_floats(volume: Volume, target: ImageGrid, linear: bool = False) -> 
 
 def network_grid(geometry: ImageGrid, data: Data) -> ImageGrid:
     """Grid that `to_network_space` gives a scan of `geometry`, without touching voxels."""
-    return resample_grid(geometry.reoriented(data.orientation)[0], (data.spacing_mm,) * 3)
+    return resample_grid(straight_grid(geometry).reoriented(data.orientation)[0], (data.spacing_mm,) * 3)
 
 
 def labels_to_network_space(volume: Volume, target: ImageGrid, verse_value: Mapping[int, int] | None = None) -> Volume:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..anatomy.known import Known
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..flags import Flag
@@ -43,6 +44,10 @@ class Options:
     forbid_anomalies: bool = False            # no T13, no L6, no missing T12
     mirror: bool = False                      # left-right test-time mirroring of the segmenting networks
     classifiers: tuple[str, ...] = CLASSIFIERS  # which are enabled, where the model has them
+    known: Known = field(default_factory=Known)  # what the user knows of the levels of this scan
+    intensity_offset: float | None = None     # CT: added to all values on reading; None: values are HU, or plainly HU + 1024
+    measures: bool = True                     # angles, discs, sub-regions and density of bone, of CT
+    levels: tuple[str, ...] = ()              # of the result, once all are named; empty: all
     modality: str = "auto"                    # what the user says the scans are: "ct", "mr", or "auto" for whatever they look like
 
 
@@ -62,12 +67,31 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class NumberingBasis:
+    """What a numbering rests on: enough to number the scan again with other knowledge, without a network.
+
+    `detections`: all, cranio-caudal; `names`: of them in the numbering, None = not a vertebra. `free`: the same with nothing known.
+    `evidence`: of the classifiers that counted. `penalties`, `weights`, `model`: of the decoder, as the plan of identify has them.
+    """
+
+    detections: tuple[Vertebra, ...]
+    names: tuple[str | None, ...]
+    free: tuple[str | None, ...]
+    evidence: Mapping[str, Evidence]
+    penalties: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    forbid_anomalies: bool = False
+
+
+@dataclass(frozen=True)
 class Findings:
     """What is known of a scan so far. A stage takes it and gives it back with more (`dataclasses.replace`).
 
     `scan`: as it was read; None where only masks are known.
     `vertebrae`: in cranio-caudal order once they have masks. `crop`: the part of the scan around the spine in network space (int16 HU),
-    on whose grid the masks lie. `evidence`: by classifier. `anchored`, `margin`: how sure the numbering is (see `SpineResult`).
+    on whose grid the masks lie. `evidence`: by classifier. `anchored`, `anchored_by`, `known`, `margin`: how sure the numbering is and
+    what the user knew (see `SpineResult`); `basis`: what it rests on.
     `labels`: label map on the scan's own grid, where a stage makes it directly (MR). `notes`: sentences for the reader. `flags`: what a
     person or a program should know, with a code; their messages need not be among the notes.
     """
@@ -77,6 +101,9 @@ class Findings:
     crop: Volume | None = None
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     anchored: bool = False
+    anchored_by: str | None = None
+    known: Mapping[str, Any] | None = None
+    basis: NumberingBasis | None = None
     margin: float | None = None
     labels: Volume | None = None
     notes: tuple[str, ...] = ()

@@ -37,13 +37,18 @@ def rank() -> int:
 
 
 def under_launcher() -> bool:
-    """True in a process that torchrun (or `launch`) started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """True in a process that torchrun (or `launch`) started: these set all of the variables, while other programs leave some behind."""
+    return _number("WORLD_SIZE", 1) > 1 and all(os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def rank_of_environment() -> int:
     """The number the launcher gave this process, before it has joined the others."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
+
+
+def _number(variable: str, otherwise: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdigit() else otherwise
 
 
 @contextlib.contextmanager
@@ -53,7 +58,7 @@ def join_processes(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", _number("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield device

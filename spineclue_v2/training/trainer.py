@@ -7,7 +7,6 @@ resumed run sees exactly the data an uninterrupted one would have seen.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 import warnings
@@ -17,14 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from ..anatomy.vertebra import Vertebra
 from ..dataset.preprocessed import PreprocessedDataset
 from ..errors import InputError
 from ..plans.plans import Plans
+from ..utilities.pictures import draw_or_say
 from ..utilities.plugins import package_of
 from ..version import __version__
+from .batches import default_workers, iterate_batches
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
 from .distributed import any_process, mean_over_processes, parallel_loss, rank, shard_of, synchronise, world_size
@@ -56,19 +56,6 @@ class EarlierFindings(Protocol):
 class Interrupted(Exception):
     """The run was asked to stop (SIGTERM); `checkpoint_latest.pth` holds the state after the last full epoch, `checkpoint_final.pth`
     that after the last of all."""
-
-
-class BatchSource(Dataset):
-    """Map-style dataset of whole batches: item i is `make(i)`. Module-level so that worker processes can receive it."""
-
-    def __init__(self, make: Any, length: int) -> None:
-        self.make, self.length = make, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.make(index)
 
 
 class BaseTrainer:
@@ -235,19 +222,17 @@ class BaseTrainer:
             self.best = ema
             self.checkpoint().save(self.folder / "checkpoint_best.pth")
         self.checkpoint(with_optimizer=True).save(self.folder / "checkpoint_latest.pth")
-        plot_progress(self.history, self.folder / "progress.png", f"{self.plans.dataset_name} {self.stage} fold {self.fold}")
+        title = f"{self.plans.dataset_name} {self.stage} fold {self.fold}"
+        draw_or_say(lambda: plot_progress(self.history, self.folder / "progress.png", title), "progress.png")
 
     def _next(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The next batch; Interrupted when the run was asked to stop, the worker's own error when making the batch failed."""
-        stopped = Interrupted(f"Stopped in epoch {self.epoch} of {self.stage}, fold {self.fold}; continue with --c.")
+        """The next batch; Interrupted when the run was asked to stop, the sampler's own error when making the batch failed."""
         if any_process(self._stop, self.device):
-            raise stopped
-        try:
-            return next(batches)
-        except RuntimeError as error:
-            if self._stop:  # who stops a whole process group stops the workers too
-                raise stopped from error
-            raise
+            raise self._interrupted()
+        return next(batches)
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"Stopped in epoch {self.epoch} of {self.stage}, fold {self.fold}; continue with --c.")
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> float:
         """One step of the optimiser; its loss. When memory runs out, the batch is halved once and for all, and the log says so."""
@@ -305,11 +290,12 @@ class BaseTrainer:
         return {key: float(np.nanmean([row[key] for row in rows])) for key in ("loss", "score")}
 
     def _batches(self, training: bool, start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
-        source = BatchSource(self.batch_sampler(training), stop)
-        workers = self.workers if training else 0
-        loader = DataLoader(source, batch_size=None, sampler=range(start, stop), num_workers=workers,
-                            prefetch_factor=4 if workers else None, multiprocessing_context="forkserver" if workers else None)
-        return iter(loader)
+        return iterate_batches(self.batch_sampler(training), start, stop, self.workers if training else 0, self._worker_lost)
+
+    def _worker_lost(self) -> None:
+        if self._stop:  # who stops a whole process group stops the workers too
+            raise self._interrupted()
+        self.workers = 0
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
     def checkpoint(self, with_optimizer: bool = False) -> Checkpoint:
@@ -410,17 +396,6 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-
-
-def default_workers() -> int:
-    """Processes that make batches: `spineclue_n_proc_DA`, else `nnUNet_n_proc_DA`, else one per core beyond the first, at most 12."""
-    for variable in ("spineclue_n_proc_DA", "nnUNet_n_proc_DA"):
-        text = os.environ.get(variable)
-        if text:
-            if not text.isdigit():
-                raise InputError(f"{variable} is '{text}'; expected a number of processes.")
-            return int(text)
-    return min(12, max(1, (os.cpu_count() or 2) - 1))
 
 
 def _on_sigterm(handler: Any) -> Any:

@@ -1,9 +1,10 @@
 """Files that are either complete or absent: everything is written beside its place and renamed into it."""
 from __future__ import annotations
 
+import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,25 +15,46 @@ from ..errors import InputError
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target` (same suffixes); on success fsync and rename it to `target`, else remove it."""
+    """Yield a temporary path beside `target` (same suffixes); on success fsync and rename it to `target`, else remove it.
+
+    The file has the permissions that the process's umask and the folder give to new files; nothing is ever chmod-ed, which some file
+    systems refuse.
+    """
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".part_", suffix="_" + target.name, dir=target.parent)
+        temporary = _new_file(target)
     except OSError as error:
         raise InputError(f"Cannot write {target}: {error.strerror}; choose a folder that is writable and has space.") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        _flush(temporary)
         os.replace(temporary, target)
     except OSError as error:
         raise InputError(f"Cannot write {target}: {error.strerror or error}; choose a folder that is writable and has space.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _new_file(target: Path) -> Path:
+    """An empty file of a new name beside `target`, made as any program makes files (`tempfile` would close it to everybody else)."""
+    while True:
+        path = target.parent / f".part_{secrets.token_hex(4)}_{target.name}"
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        return path
+
+
+def _flush(path: Path) -> None:
+    """The file's content on the disk, where the file system knows how."""
+    with open(path, "rb") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # network and user-space file systems may not
+                raise
 
 
 def write_json(target: str | Path, content: Any) -> None:

@@ -7,15 +7,20 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
+
+WATCH_S = 5.0         # between two looks at those who are waited for
+LOST_AFTER_S = 60.0   # of trouble without a pause: workers come and go, and connections are made again
 
 Name = TypeVar("Name", bound=Hashable)
 Result = TypeVar("Result")
@@ -23,15 +28,38 @@ Result = TypeVar("Result")
 
 @contextmanager
 def make_executor(num_processes: int) -> Iterator[Executor | None]:
-    """Executor of `num_processes` fresh processes (never forked: torch and ITK hold threads), or None for 0."""
+    """Executor of `num_processes` fresh processes (never forked: torch and ITK hold threads), or None for 0, or where the system
+    gives no processes (a container without shared memory): the work is then done in this one, and the log says so."""
     if num_processes < 0:
         raise InputError(f"The number of processes is {num_processes}; expected 0 (in this process) or more.")
     if num_processes == 0:
         yield None
         return
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(num_processes, multiprocessing.get_context(kind), initializer=_one_thread) as executor:
+    try:
+        pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context(kind), initializer=_one_thread)
+    except (OSError, ImportError, NotImplementedError) as error:  # no semaphores: Python names it in these three ways
+        logger.warning("No worker processes can be started (%s); everything is done in this process.", error)
+        yield None
+        return
+    with pool as executor:
         yield executor
+
+
+class WatchedExecutor(Executor):
+    """An executor on other machines that can say when nobody is left there to work.
+
+    `trouble() -> str`: why nothing can be expected of it any more, "" while all is well.
+    """
+
+    def __init__(self, executor: Executor, trouble: Callable[[], str]) -> None:
+        self._executor, self.trouble = executor, trouble
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self._executor.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._executor.shutdown(wait)
 
 
 @contextmanager
@@ -51,8 +79,20 @@ def dask_executor(address: str, timeout_s: float = 20.0) -> Iterator[Executor]:
         raise InputError(f"No Dask scheduler answers at {address} ({error}); start one with 'dask scheduler'.") from error
     with client:
         _check_workers(client, address, timeout_s)
-        with client.get_executor() as executor:
-            yield executor
+        executor = client.get_executor()
+        try:
+            yield WatchedExecutor(executor, lambda: _dask_trouble(client, address))
+        finally:
+            executor.shutdown(wait=False)  # what is still out there may be so for ever
+
+
+def _dask_trouble(client: Any, address: str) -> str:
+    if client.status != "running":
+        return f"the Dask scheduler at {address} does not answer any more"
+    try:
+        return "" if client.scheduler_info(n_workers=-1)["workers"] else f"no Dask worker is left at {address}"
+    except Exception as error:  # whatever a lost connection looks like
+        return f"the Dask scheduler at {address} does not answer any more ({type(error).__name__})"
 
 
 def package_version() -> str:
@@ -102,28 +142,64 @@ def _collect(function: Callable[..., Result], tasks: Mapping[Name, tuple[Any, ..
              results: dict[Name, Result], failures: dict[Name, str], description: str, progress: bool) -> None:
     from tqdm import tqdm
 
+    def run(name: Name, call: Callable[[], Result]) -> None:
+        try:
+            results[name] = call()
+        except Exception as error:
+            failures[name] = sentence(error)
+        bar.update()
+
     with tqdm(total=len(tasks), desc=description, disable=not progress, unit="case") as bar:
         if executor is None:
             for name, arguments in tasks.items():
-                try:
-                    results[name] = function(*arguments)
-                except Exception as error:
-                    failures[name] = sentence(error)
-                bar.update()
+                run(name, partial(function, *arguments))
             return
-        futures: dict[Future[Result], Name] = {executor.submit(function, *arguments): name for name, arguments in tasks.items()}
+        futures: dict[Future[Result], Name] = {}
+        broken: list[Name] = []
+        for name, arguments in tasks.items():
+            try:
+                futures[executor.submit(function, *arguments)] = name
+            except BrokenProcessPool:
+                broken.append(name)
         try:
-            for future in as_completed(futures):
-                name = futures[future]
-                try:
-                    results[name] = future.result()
-                except Exception as error:
-                    failures[name] = sentence(error)
-                bar.update()
+            for future in _completed(futures, getattr(executor, "trouble", lambda: "")):
+                if not future.cancelled() and isinstance(future.exception(), BrokenProcessPool):
+                    broken.append(futures[future])
+                else:
+                    run(futures[future], future.result)
+            # A process that dies takes the pool with it, and only one of the tasks in it was the cause: each gets a pool of its own.
+            for name in sorted(broken, key=list(tasks).index):
+                with make_executor(1) as own:
+                    assert own is not None  # there were processes a moment ago
+                    run(name, own.submit(function, *tasks[name]).result)
+        except ExecutorLost as error:
+            for future, name in futures.items():
+                future.cancel()
+                if name not in results and name not in failures:
+                    failures[name] = f"not done: {error}; run again, finished cases are kept"
         except KeyboardInterrupt:
             for future in futures:
                 future.cancel()
             raise
+
+
+class ExecutorLost(Exception):
+    """Nobody is left to work on what was sent out."""
+
+
+def _completed(futures: Collection[Future[Result]], trouble: Callable[[], str]) -> Iterator[Future[Result]]:
+    """The futures as they end; ExecutorLost where `trouble` lasts, for then none of the others ever will."""
+    waiting, since = set(futures), 0.0
+    while waiting:
+        done, waiting = wait(waiting, WATCH_S, FIRST_COMPLETED)
+        yield from done
+        reason = "" if done else trouble()
+        if not reason:
+            since = 0.0
+        elif not since:
+            since = time.monotonic()
+        elif time.monotonic() - since > LOST_AFTER_S:
+            raise ExecutorLost(reason)
 
 
 def sentence(error: BaseException) -> str:
@@ -131,7 +207,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, BrokenProcessPool):
-        return "a worker process died (out of memory?); run again with fewer processes (-np), finished cases are kept"
+        return ("its worker process died (out of memory, or a crash in a library); run again with fewer processes (-np), finished cases "
+                "are kept")
     if isinstance(error, MemoryError):
         return "out of memory; run again with fewer processes (-np)"
     logger.debug("unexpected failure", exc_info=error)

@@ -16,6 +16,7 @@ from ..anatomy.vertebra import Vertebra
 from ..export.labelled_spine import LabelledSpine
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume
+from ..preprocessing.straighten import straightened
 from ..utilities.files import atomic_path
 
 BONE_WINDOW = (-300.0, 1200.0)
@@ -69,7 +70,7 @@ def spine_figure(result: LabelledSpine, network_grid: ImageGrid, volume: Volume,
     """The figure of `write_report` (a matplotlib Figure that no global state knows)."""
     from matplotlib.figure import Figure
 
-    scan = oriented_view(volume)
+    scan = oriented_view(straightened(volume))
     views = curved_views(result.vertebrae, network_grid, scan.geometry)
     widths = [view.extent[1] - view.extent[0] for view in views]
     height = views[0].extent[3] - views[0].extent[2]
@@ -161,14 +162,20 @@ def _window(array: np.ndarray) -> tuple[float, float]:
 
 def _draw_view(panel: Any, view: View, scan: Volume, vertebrae: tuple[Vertebra, ...], model: ImageGrid,
                window: tuple[float, float]) -> None:
-    from scipy.ndimage import map_coordinates
-
-    index = view.position / np.array(scan.geometry.spacing)
-    pixels = map_coordinates(scan.array, np.moveaxis(index, -1, 0), order=1, mode="nearest", output=np.float32)
-    panel.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], extent=view.extent, interpolation="bilinear")
-    in_model = model.world_to_index(scan.geometry.index_to_world(index))
+    show_plane(panel, view, scan, window)
+    in_model = model.world_to_index(scan.geometry.index_to_world(view.position / np.array(scan.geometry.spacing)))
     for vertebra in vertebrae:
         _draw_vertebra(panel, view, vertebra, in_model)
+
+
+def show_plane(panel: Any, view: View, scan: Volume, window: tuple[float, float] | None = None) -> None:
+    """The scan (LPS order) in a view, true in mm, with the names of its sides."""
+    from scipy.ndimage import map_coordinates
+
+    low, high = window or _window(scan.array)
+    index = view.position / np.array(scan.geometry.spacing)
+    pixels = map_coordinates(scan.array, np.moveaxis(index, -1, 0), order=1, mode="nearest", output=np.float32)
+    panel.imshow(pixels, cmap="gray", vmin=low, vmax=high, extent=view.extent, interpolation="bilinear")
     panel.set_xlim(view.extent[:2])
     panel.set_ylim(view.extent[2:])
     panel.set_axis_off()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...adapters import crop_and_pad
-from ...anatomy import LABEL_OF_NAME, LEVEL_INDEX_OF_LABEL, NUM_LEVELS
+from ...anatomy import IGNORED, LABEL_OF_NAME, LEVEL_INDEX_OF_LABEL, NUM_LEVELS
 from ...dataset.preprocessed import PreprocessedDataset
 from ...errors import InputError
 from ...imageio.grid import ImageGrid
@@ -143,9 +143,23 @@ class AppearanceBatches:
             return landmark if self.plan.network.landmarks else NOT_A_VERTEBRA, end + rng.normal(0, BEYOND_MM / np.sqrt(3), 3)
         for _ in range(10):
             place = scan.geometry.index_to_world(rng.uniform(0, np.array(scan.array.shape) - 1))
+            if self._is_ignored(case, place):
+                continue
             if np.linalg.norm(self._centres[case] - place, axis=1).min() >= FALSE_DISTANCE_MM:
                 return NOT_A_VERTEBRA, place
         return None
+
+
+    def _is_ignored(self, case: str, place: np.ndarray) -> bool:
+        """Whether nobody annotated this place (LPS mm): it may be a vertebra."""
+        dataset = PreprocessedDataset(self.folder)
+        properties = dataset.properties(case)
+        if not properties.get("partly_annotated"):
+            return False
+        labels = dataset.labels(case)
+        index = np.round(ImageGrid.from_json(properties["geometry"]).world_to_index(place)).astype(int)
+        z, y, x = np.clip(index, 0, np.array(labels.shape) - 1)
+        return int(labels[int(z):int(z) + 1, int(y):int(y) + 1, int(x):int(x) + 1].item()) == IGNORED
 
 
 def augment(images: Tensor, rng: np.random.Generator, spacing_mm: float) -> Tensor:

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...anatomy.vertebra import BodyHeights, Vertebra
+from ...anatomy.vertebra import BodyFrame, BodyHeights, Vertebra
 from ...imageio.orientation import oriented_view
 from ...imageio.volume import ImageGrid, Volume
 from ...training.stage_model import StageModel
 from ..base import Context, Findings
 from .comparison import USUAL, compare
-from .heights import Measurement, axes_along, measure, trabecular_points
+from .heights import axes_along, measure, trabecular_points
 from .trust import BEYOND_BORDER, BORDER, MIXED_UP, doubt_of_measurement, may_go_on
 
 FEWEST_POINTS = 50
@@ -42,12 +42,12 @@ def add_heights(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid, scan: Volu
     heights, doubts = _trusted(vertebrae, bodies, geometry, field)
     view = None if scan is None else oriented_view(scan)
     whole = [body if doubt not in (BORDER, BEYOND_BORDER) else None for body, doubt in zip(bodies, doubts, strict=True)]
-    return tuple(replace(v, heights=h, height_doubt=doubt,
+    return tuple(replace(v, heights=h, height_doubt=doubt, frame=frame,
                          trabecular_hu=None if view is None or body is None else trabecular_hu(v, body, geometry, view))
-                 for v, h, doubt, body in zip(vertebrae, heights, doubts, whole, strict=True))
+                 for v, h, doubt, body, frame in zip(vertebrae, heights, doubts, whole, bodies, strict=True))
 
 
-def _trusted(vertebrae: tuple[Vertebra, ...], bodies: list[Measurement | None], geometry: ImageGrid, field: ImageGrid
+def _trusted(vertebrae: tuple[Vertebra, ...], bodies: list[BodyFrame | None], geometry: ImageGrid, field: ImageGrid
              ) -> tuple[list[BodyHeights | None], list[str | None]]:
     """Heights of each vertebra that can be trusted, and the reason where they cannot. Only trusted bodies are anybody's neighbours."""
     doubts = [doubt_of_measurement(body, v.level, np.array(v.known_mask_start), geometry, (field,))
@@ -78,7 +78,7 @@ def _backwards(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid) -> np.ndarr
     return np.median(ways, axis=0) if len(ways) >= ENOUGH_ARCHES else np.array([0.0, 1.0, 0.0])
 
 
-def trabecular_hu(vertebra: Vertebra, body: Measurement, geometry: ImageGrid, scan: Volume) -> float | None:
+def trabecular_hu(vertebra: Vertebra, body: BodyFrame, geometry: ImageGrid, scan: Volume) -> float | None:
     """Median HU in the middle of the body; None when a crushed body leaves too little of it. `scan` in LPS order."""
     from scipy.ndimage import map_coordinates
 

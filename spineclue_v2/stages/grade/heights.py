@@ -8,11 +8,11 @@ inside the posterior wall are the heights Ha, Hm, Hp of quantitative morphometry
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ...anatomy.morphology import body_centre
+from ...anatomy.vertebra import BodyFrame
 from ...utilities.triples import float_triple
 
 STEP_MM = 0.75                  # samples along y' and x'
@@ -33,22 +33,8 @@ LEANING = 0.03                  # slope of the walls that is left to be
 MOST_SKEWED = 0.6               # slope beyond which it is the frame that is wrong
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A body in its own frame. `centre` (z, y, x) index of the mask; `axes` (3, 3): rows are the unit vectors z', y', x' in array
-    order (z, y, x), mm; `walls_mm`: y' of the anterior and posterior wall; `heights_mm`: (anterior, middle, posterior);
-    `half_width_mm`: half the body's width at mid-height; `residual_mm`: roughness of the end plates round their fit."""
-
-    centre: np.ndarray
-    axes: np.ndarray
-    walls_mm: tuple[float, float]
-    heights_mm: tuple[float, float, float]
-    half_width_mm: float
-    residual_mm: float
-
-
 def measure(mask: np.ndarray, spacing_mm: Sequence[float], axis: Sequence[float] | np.ndarray | None = None,
-            back: Sequence[float] | np.ndarray = (0.0, 1.0, 0.0)) -> Measurement | None:
+            back: Sequence[float] | np.ndarray = (0.0, 1.0, 0.0)) -> BodyFrame | None:
     """Heights of the vertebra `mask` (bool or 0..1, (z, y, x), roughly LPS); None where no body with two end plates is found, or where
     the end plates are too ragged to say the same twice.
 
@@ -83,7 +69,7 @@ def axes_along(centres_mm: np.ndarray) -> list[np.ndarray]:
 
 
 def _settle(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, start: np.ndarray, middle_of_mask: np.ndarray,
-             back: np.ndarray) -> Measurement | None:
+             back: np.ndarray) -> BodyFrame | None:
     """Turn and shift the frame until the mean end plate is level and the centre lies in the middle; None when it does not come to that."""
     axes = _frame(start, _towards_arch(spacing, centre, middle_of_mask, back))
     found, skew, sound = None, 0.0, False
@@ -94,7 +80,7 @@ def _settle(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, start: 
         top, bottom, walls, (lean, stair), sides, heights, residual = profile
         middle = 0.5 * (walls[0] + walls[1])
         half = 0.5 * (walls[1] - walls[0])
-        found = Measurement(centre - 1, axes, walls, heights, 0.5 * (sides[1] - sides[0]), residual)
+        found = BodyFrame(centre - 1, axes, walls, heights, 0.5 * (sides[1] - sides[0]), residual)
         sound = _says_the_same(heights, top - bottom)
         slope_y = 0.5 * (top[1] + bottom[1]) / half
         slope_x = 0.5 * (top[3] + bottom[3]) / REACH_MM[2]
@@ -165,7 +151,7 @@ def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: 
     front, back, lean, stair = upright
     s = (y - 0.5 * (front + back)) / (0.5 * (back - front))
     used = (np.abs(s) <= FITTED)[:, None]
-    upper, lower = _crossing(box[zero:]) * Z_STEP_MM, -_crossing(box[zero::-1]) * Z_STEP_MM
+    upper, lower = crossing(box[zero:]) * Z_STEP_MM, -crossing(box[zero::-1]) * Z_STEP_MM
     where = np.argwhere(used & np.isfinite(upper) & np.isfinite(lower))
     if len(where) < 30:
         return None
@@ -176,7 +162,7 @@ def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: 
         return None
     wide = np.arange(-40.0, 40.0 + STEP_MM, STEP_MM)
     lines = sample(values, spacing, centre, axes, (np.zeros(1), np.linspace(front, 0.5 * (front + back), 8)[1:], wide))[0]
-    sides = np.array([ends for line in lines if (ends := _ends(line, wide)) is not None])
+    sides = np.array([ends for line in lines if (ends := line_ends(line, wide)) is not None])
     if not len(sides):
         return None
     low, high = np.median(sides, axis=0)
@@ -189,11 +175,11 @@ def _walls(plane: np.ndarray, z: np.ndarray, y: np.ndarray, voxel_mm: float) -> 
 
     Medians over the middle of the height: single rows may run on through crumbs of mask in the canal.
     """
-    column = _ends(plane[:, len(y) // 2], z)
+    column = line_ends(plane[:, len(y) // 2], z)
     if column is None:
         return None
     rows = np.flatnonzero((z > WAIST * column[0]) & (z < WAIST * column[1]))
-    found = [(z[i], *ends) for i in rows if (ends := _ends(plane[i], y)) is not None]
+    found = [(z[i], *ends) for i in rows if (ends := line_ends(plane[i], y)) is not None]
     if not found:
         return None
     height, front, back = np.array(found).T
@@ -224,7 +210,7 @@ def _says_the_same(heights: tuple[float, float, float], thickness: np.ndarray) -
     return bool((np.abs(whole - heights) <= CONSISTENT * np.maximum(whole, heights)).all())
 
 
-def _ends(line: np.ndarray, position: np.ndarray) -> tuple[float, float] | None:
+def line_ends(line: np.ndarray, position: np.ndarray) -> tuple[float, float] | None:
     """Positions (mm) where `line` falls below one half on both sides of its middle, interpolated; None where it is below there already."""
     start = len(line) // 2
     if line[start] < 0.5:
@@ -239,7 +225,7 @@ def _ends(line: np.ndarray, position: np.ndarray) -> tuple[float, float] | None:
             crossing(after[0], after[0] - 1) if len(after) else float(position[-1]))
 
 
-def _crossing(box: np.ndarray) -> np.ndarray:
+def crossing(box: np.ndarray) -> np.ndarray:
     """Samples from the first plane of `box` (n, ny, nx) until it falls below one half for good (holes of HOLE_MM do not count),
     interpolated; nan where it never does."""
     below = np.pad(box < 0.5, ((0, int(HOLE_MM / Z_STEP_MM)), (0, 0), (0, 0)), constant_values=True)
@@ -268,7 +254,7 @@ def _fit(s: np.ndarray, x: np.ndarray, height: np.ndarray, curved: bool = True) 
     return coefficients, max(1.4826 * float(np.median(np.abs(residual))), 0.2)
 
 
-def body_mask(mask: np.ndarray, spacing_mm: Sequence[float], body: Measurement) -> np.ndarray:
+def body_mask(mask: np.ndarray, spacing_mm: Sequence[float], body: BodyFrame) -> np.ndarray:
     """The part of `mask` (z, y, x) that is body: in front of the posterior wall and within the body's width. Bool."""
     points = np.argwhere(mask > 0.5)
     local = ((points - body.centre) * np.asarray(spacing_mm)) @ body.axes.T
@@ -279,7 +265,7 @@ def body_mask(mask: np.ndarray, spacing_mm: Sequence[float], body: Measurement) 
     return result
 
 
-def trabecular_points(mask: np.ndarray, spacing_mm: Sequence[float], body: Measurement) -> np.ndarray:
+def trabecular_points(mask: np.ndarray, spacing_mm: Sequence[float], body: BodyFrame) -> np.ndarray:
     """Index positions (n, 3) of cancellous bone in the middle of the body, 1 mm apart: half the width, half the depth (in front of the
     basivertebral vein's entry), the middle 40 % of the height, nowhere nearer than 3 mm to the mask's surface."""
     from scipy.ndimage import distance_transform_edt

@@ -9,9 +9,9 @@ from itertools import product
 
 import numpy as np
 
+from ...anatomy.vertebra import BodyFrame
 from ...imageio.volume import ImageGrid
 from .comparison import GRADE_LIMITS, USUAL
-from .heights import Measurement
 
 SMOOTH_MM = 0.8          # residual of the end plates' fit above which a mask is ragged: 0.7 at most in whole masks of fine voxels
 COARSEST = GRADE_LIMITS[0]   # share of the usual height that a voxel may not reach
@@ -24,7 +24,7 @@ BEYOND_BORDER = "what is missing may lie beyond the border of the scan"
 MIXED_UP = "its mask, or the next one, holds part of another body"
 
 
-def doubt_of_measurement(body: Measurement | None, level: str, start: np.ndarray, grid: ImageGrid, sources: tuple[ImageGrid, ...]
+def doubt_of_measurement(body: BodyFrame | None, level: str, start: np.ndarray, grid: ImageGrid, sources: tuple[ImageGrid, ...]
                          ) -> str | None:
     """Why the heights of `body`, the vertebra `level`, mean nothing whatever they are compared with; None where they can be trusted.
 
@@ -53,7 +53,7 @@ def voxel_along(axis: np.ndarray, grid: ImageGrid, source: ImageGrid) -> float:
     return float(np.abs(ends[1] - ends[0]) @ np.array(source.spacing) ** 2)
 
 
-def inside(body: Measurement, start: np.ndarray, grid: ImageGrid, field: ImageGrid, more_mm: float = 0.0) -> bool:
+def inside(body: BodyFrame, start: np.ndarray, grid: ImageGrid, field: ImageGrid, more_mm: float = 0.0) -> bool:
     """Whether what the heights are measured on, and `more_mm` of bone above and below it, lies inside `field` (processes may be cut)."""
     half = max(body.heights_mm) / 2 + more_mm
     middle, deep = np.mean(body.walls_mm), DEEP * np.ptp(body.walls_mm) / 2
@@ -63,7 +63,7 @@ def inside(body: Measurement, start: np.ndarray, grid: ImageGrid, field: ImageGr
     return bool((position >= 0).all() and (position <= np.array(field.shape) - 1).all())
 
 
-def may_go_on(body: Measurement, expected_mm: np.ndarray, start: np.ndarray, grid: ImageGrid, field: ImageGrid) -> bool:
+def may_go_on(body: BodyFrame, expected_mm: np.ndarray, start: np.ndarray, grid: ImageGrid, field: ImageGrid) -> bool:
     """Whether a body that lacks height lies so near the border of the scan that the rest of it may be outside: a cut body looks crushed."""
     missing = float((expected_mm - np.array(body.heights_mm)).max())
     if missing < GRADE_LIMITS[0] * float(np.min(expected_mm)) / 2:

@@ -19,15 +19,14 @@ from functools import cached_property
 import numpy as np
 
 from ...anatomy import ANATOMICAL_ORDER, EMITTING_LEVEL, LEVEL_INDEX, LEVELS, NUM_LEVELS, ORDER_INDEX, level_distance
+from .constraints import NAMES, NEVER, Constraints
 from .plan import Penalties
 
 NOT_A_VERTEBRA = NUM_LEVELS
 """Column of "not a vertebra" in the (n, 25) log-probabilities."""
 
-NAMES = len(ANATOMICAL_ORDER)
 FLOOR = -30.0
 """Least log-probability taken seriously: one overconfident zero of a classifier cannot forbid the true path."""
-NEVER = -np.inf
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Numbering:
     1. `confidence`: (n,) posterior of what the best path says. `margin`: log weight of the best path minus that of the best
     path moved by one level (up or down, all named vertebrae); inf when none exists, None when nothing is named.
     `shifted`: posterior of all paths together that give a vertebra of the best path another level. `unmoored`: posterior of
-    those that agree with it nowhere.
+    those that agree with it nowhere. `log_total`: log weight of all numberings together; -inf where none is possible.
     """
 
     names: tuple[str | None, ...]
@@ -48,6 +47,8 @@ class Numbering:
     shifted: float
     unmoored: float
     numbering_anchored: bool
+    log_total: float = 0.0
+    shifts: tuple[float, ...] = ()   # of the numbering moved by `shifts.SHIFTS` levels, where that was asked
 
 
 class Decoder:
@@ -56,12 +57,16 @@ class Decoder:
     Args:
         penalties: log weights.
         forbid_anomalies: no T13, no L6, no T11 -> L1 (`--forbid_anomalies`).
+        known: what is known of the levels besides: only numberings that obey it have weight.
     """
 
-    def __init__(self, penalties: Penalties | None = None, forbid_anomalies: bool = False):
+    def __init__(self, penalties: Penalties | None = None, forbid_anomalies: bool = False, known: Constraints | None = None):
         self.penalties = Penalties() if penalties is None else penalties
+        self.known = known
         if forbid_anomalies:
             self.penalties = replace(self.penalties, t13=NEVER, l6=NEVER, missing_t12=NEVER, t13_offset=NEVER, l6_offset=NEVER)
+        if known is not None:
+            self.penalties = known.penalties(self.penalties)
 
     def decode(self, log_probabilities: np.ndarray, steps: np.ndarray | None = None,
                variants: np.ndarray | None = None) -> Numbering:
@@ -72,16 +77,18 @@ class Decoder:
             steps: (n - 1,) measured steps between them (`anatomy.vertebral_gaps`); None or NaN = unknown.
             variants: (n, 2) log-probabilities of T13 and L6 from a classifier that knows them; NaN = start from T12 and L5.
         """
-        lattice = self._lattice(log_probabilities, steps, variants)
+        lattice = self.lattice(log_probabilities, steps, variants)
         if lattice.n == 0:
             return Numbering((), np.zeros((0, NAMES + 1)), np.zeros(0), None, 0.0, 0.0, False)
         best, score = lattice.best_path(lattice.emission)
         names = names_of(best)
         posterior, total = lattice.posterior()
+        if not np.isfinite(total):
+            return impossible(lattice.n)
         confidence = posterior[np.arange(lattice.n), best]
         named = np.flatnonzero(best < NAMES)
         if len(named) == 0:
-            return Numbering(names, posterior, confidence, None, 1.0, 1.0, False)
+            return Numbering(names, posterior, confidence, None, 1.0, 1.0, False, total)
         agrees, nowhere = lattice.emission.copy(), lattice.emission.copy()
         agrees[named] = NEVER
         agrees[named, best[named]] = lattice.emission[named, best[named]]
@@ -89,12 +96,13 @@ class Decoder:
         shifted = max(0.0, 1.0 - float(np.exp(lattice.log_total(agrees) - total)))
         unmoored = min(1.0, float(np.exp(lattice.log_total(nowhere) - total)))
         moved = max(lattice.best_shift(best, direction) for direction in (-1, 1))
-        return Numbering(names, posterior, confidence, score - moved, shifted, unmoored, shifted <= self.penalties.shifted_limit)
+        anchored = shifted <= self.penalties.shifted_limit
+        return Numbering(names, posterior, confidence, score - moved, shifted, unmoored, anchored, total)
 
     def log_posterior(self, names: Sequence[str | None], log_probabilities: np.ndarray, steps: np.ndarray | None = None,
                       variants: np.ndarray | None = None) -> float:
         """Log posterior of one given path (-inf when it is impossible); its mean over true paths is what fitting maximises."""
-        lattice = self._lattice(log_probabilities, steps, variants)
+        lattice = self.lattice(log_probabilities, steps, variants)
         only = np.full_like(lattice.emission, NEVER)
         none = np.full(lattice.n, NEVER)
         for i, name in enumerate(names):
@@ -104,7 +112,7 @@ class Decoder:
                 only[i, ORDER_INDEX[name]] = lattice.emission[i, ORDER_INDEX[name]]
         return float(replace(lattice, none=none).log_total(only) - lattice.log_total(lattice.emission))
 
-    def _lattice(self, log_probabilities: np.ndarray, steps: np.ndarray | None, variants: np.ndarray | None) -> Lattice:
+    def lattice(self, log_probabilities: np.ndarray, steps: np.ndarray | None, variants: np.ndarray | None) -> Lattice:
         given = np.asarray(log_probabilities, dtype=float)
         n = len(given)
         if given.shape != (n, NUM_LEVELS + 1):
@@ -119,7 +127,15 @@ class Decoder:
         if gaps.shape != (max(n - 1, 0),):
             raise ValueError(f"steps must be ({max(n - 1, 0)},) for {n} detections, got {gaps.shape}")
         none = given[:, NOT_A_VERTEBRA] + self.penalties.false_detection
-        return Lattice(emission, none, self.transitions(gaps))
+        return self.constrained(Lattice(emission, none, self.transitions(gaps)))
+
+    def constrained(self, lattice: Lattice) -> Lattice:
+        """`lattice` without the names that contradict what is known."""
+        if self.known is None:
+            return lattice
+        allowed = self.known.allowed
+        return replace(lattice, emission=np.where(allowed[:, :NAMES], lattice.emission, NEVER),
+                       none=np.where(allowed[:, NAMES], lattice.none, NEVER))
 
     def transitions(self, gaps: np.ndarray) -> np.ndarray:
         """(n, n, 26, 26) weights of going from name a at detection i to name b at the next named detection j > i."""
@@ -145,6 +161,8 @@ class Decoder:
         for upper, lower, penalty in (("T12", "T13", self.penalties.t13), ("T13", "L1", 0.0), ("L5", "L6", self.penalties.l6),
                                     ("T11", "L1", self.penalties.missing_t12)):
             one[ORDER_INDEX[upper], ORDER_INDEX[lower]] = penalty
+        for upper, lower in () if self.known is None else self.known.closed_ways:
+            one[ORDER_INDEX[upper], ORDER_INDEX[lower]] = NEVER
         reached = [one]
         for _ in range(NAMES - 1):
             reached.append((reached[-1][:, :, None] + one[None]).max(axis=1) + self.penalties.missed)
@@ -269,6 +287,11 @@ class Lattice:
             there = MOVED[direction][path[i]]
             emission[i, there] = self.emission[i, there]
         return replace(self, none=none).best_path(emission)[1]
+
+
+def impossible(count: int) -> Numbering:
+    """The numbering of `count` detections that no path obeys."""
+    return Numbering((None,) * count, np.zeros((count, NAMES + 1)), np.zeros(count), None, 1.0, 1.0, False, NEVER)
 
 
 def names_of(path: Sequence[int] | np.ndarray) -> tuple[str | None, ...]:

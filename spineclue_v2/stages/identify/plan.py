@@ -13,7 +13,8 @@ from ...plans.fields import CONFIG, Amount, Batch, Box, Count, Real, Run, Whole,
 from ...plans.schema import nearest
 
 EvidenceValues = dict[str, Real | dict[str, Real | dict[str, Real | list[Real]]]]
-EVIDENCE_ENTRIES = ("scale", "power", "trust", "landmark", "bias", "none_weight", "least_none", "doubt")   # of `trust.EvidenceModel`
+EVIDENCE_ENTRIES = ("scale", "power", "trust", "landmark", "bias", "none_weight", "least_none", "doubt", "sum_weight",
+                    "sum_false_detection")   # of `trust.EvidenceModel`
 
 
 @plain_dataclass(frozen=True)

@@ -16,13 +16,13 @@ from ...plans.plans import StagePlan
 from ...preprocessing.crops import mask_crop
 from ...training.device import autocast
 from ...training.stage_model import StageModel
-from ..base import Context, Evidence, Findings, is_enabled
-from .decoder import Decoder, Numbering
-from .evidence import combine_evidence, shape_logs
+from ..base import Context, Evidence, Findings, NumberingBasis, is_enabled
+from .evidence import shape_logs
 from .fusion import fusion_with
-from .plan import Penalties
-from .reasons import reasons
-from .trust import EvidenceModel, combined_rows, compare_with_sum, decode_with_trust
+from .numbering import apply_numbering, combined, explanation, number
+from .tool_levels import NAME as TOOL
+from .tool_levels import with_tool
+from .trust import EvidenceModel
 from .uncertainty import monte_carlo
 
 INFERENCE_BATCH = 8
@@ -34,45 +34,51 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
     Where a mask is missing (a list of body centres) shape says nothing. What the decoder takes for no vertebra is dropped;
     `extra["identify"]["rejected"]` counts it, beside the `reasons`. Raises InputError where no classifier can say anything.
     """
+    if not findings.vertebrae:
+        return findings
+    plan = context.plans.stage("identify")
+    findings = add_shape(findings, model, context)
+    vertebrae, evidence = findings.vertebrae, findings.evidence
+    basis = _basis(vertebrae, evidence, plan, context)
+    scan = None if findings.scan is None else findings.scan.geometry
+    numbered = number(basis, context.options.known, scan, None if findings.crop is None else findings.crop.geometry)
+    logs, variants = combined(basis)
+    own = [None] * len(vertebrae) if variants is None else [(float(t13), float(l6)) for t13, l6 in variants]
+    heard = tuple(replace(v, log_probabilities=row, variant_log_probabilities=extra)
+                  for v, row, extra in zip(vertebrae, logs, own, strict=True))
+    numbered = replace(numbered, basis=replace(numbered.basis, detections=heard))
+    named = apply_numbering(numbered, {})
+    numbering = numbered.numbering
+    return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
+                   anchored_by=numbered.anchored_by, known=numbered.known, basis=numbered.basis, margin=numbering.margin,
+                   flags=(*findings.flags, *numbered.flags), extra={**findings.extra, "identify": explanation(numbered)})
+
+
+def add_shape(findings: Findings, model: StageModel, context: Context) -> Findings:
+    """Findings with the evidence of the shape classifier, where all vertebrae have masks and it has not spoken yet."""
     vertebrae, plan = findings.vertebrae, context.plans.stage("identify")
-    if not vertebrae:
+    if "shape" in findings.evidence or not vertebrae or any(v.mask is None for v in vertebrae):
         return findings
     gaps = vertebral_gaps(np.array([v.body_centre for v in vertebrae]))
-    evidence = dict(findings.evidence)
-    seen: list[tuple[np.ndarray | None, float | None]] = [(None, None)] * len(vertebrae)
-    if all(v.mask is not None for v in vertebrae):
-        probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, context.device, round_positions(gaps))
-        seen = [(row, float(nats)) for row, nats in zip(probabilities, uncertainty, strict=True)]
-        evidence = {"shape": Evidence(shape_logs(probabilities)), **evidence}
-    logs, variants, numbering = _decode(evidence, gaps, plan, context)
-    why = reasons(_enabled(evidence, context), numbering.names, gaps, Penalties.from_dict(plan.run.decoder_penalties),
-                  context.options.forbid_anomalies)
-    own = [None] * len(vertebrae) if variants is None else [(float(t13), float(l6)) for t13, l6 in variants]
-    named = tuple(replace(v, probabilities=p, uncertainty=u, log_probabilities=row, variant_log_probabilities=extra, level=name,
-                          confidence=float(c))
-                  for v, (p, u), row, extra, name, c in zip(vertebrae, seen, logs, own, numbering.names, numbering.confidence, strict=True)
-                  if name is not None)
-    return replace(findings, vertebrae=named, evidence=evidence, anchored=numbering.numbering_anchored and bool(named),
-                   margin=numbering.margin,
-                   extra={**findings.extra, "identify": {"rejected": len(vertebrae) - len(named)} | why})
+    probabilities, uncertainty = shape_probabilities(vertebrae, model, plan, context.device, round_positions(gaps))
+    seen = tuple(replace(v, probabilities=row, uncertainty=float(nats))
+                 for v, row, nats in zip(vertebrae, probabilities, uncertainty, strict=True))
+    return replace(findings, vertebrae=seen, evidence={"shape": Evidence(shape_logs(probabilities)), **findings.evidence})
 
 
-def _decode(evidence: Mapping[str, Evidence], gaps: np.ndarray, plan: StagePlan,
-            context: Context) -> tuple[np.ndarray, np.ndarray | None, Numbering]:
-    """Combined logs (n, 25) and variants (n, 2) of the enabled classifiers, and the numbering."""
-    penalties, forbid = Penalties.from_dict(plan.run.decoder_penalties), context.options.forbid_anomalies
-    model = EvidenceModel.from_dict(plan.run.evidence_model) if plan.run.evidence_model else None
-    if "shape" not in evidence and not any(is_enabled(name, context.options.classifiers) and (model is None or name in model.trust)
+def _basis(vertebrae: Sequence[Vertebra], evidence: Mapping[str, Evidence], plan: StagePlan, context: Context) -> NumberingBasis:
+    """The evidence of the enabled classifiers, and the decoder's weights. InputError where no classifier can say anything."""
+    run, nothing = plan.run, (None,) * len(vertebrae)
+    known = run.evidence_model.get("trust", {}) if run.evidence_model else None
+    if "shape" not in evidence and not any(is_enabled(name, context.options.classifiers) and (known is None or name in known)
                                            for name in evidence):
         raise InputError("Vertebrae without masks are named by the classifiers geometry and appearance, and this model has (or was told to "
                          "use) neither; leave -d and -m out for the package's own model, or train stage geometry.")
-    if model is not None:
-        enabled = _enabled(evidence, context)
-        logs, variants = combined_rows(enabled, model)
-        numbering = decode_with_trust(enabled, gaps, model, penalties, forbid)
-        return logs, variants, compare_with_sum(numbering, enabled, gaps, plan.run.classifier_weights, penalties, forbid)
-    logs, own = combine_evidence(evidence, plan.run.classifier_weights, context.options.classifiers)
-    return logs, own, Decoder(penalties, forbid).decode(logs, gaps, own)
+    model = run.evidence_model
+    if TOOL in evidence and model:
+        model = with_tool(EvidenceModel.from_dict(model)).to_dict()
+    return NumberingBasis(tuple(vertebrae), nothing, nothing, _enabled(evidence, context), run.decoder_penalties,
+                          run.classifier_weights, model, context.options.forbid_anomalies)
 
 
 def _enabled(evidence: Mapping[str, Evidence], context: Context) -> dict[str, Evidence]:

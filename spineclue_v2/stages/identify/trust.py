@@ -5,6 +5,10 @@ Rows of one scan share their mistakes: a network that has seen all vertebrae rep
 Therefore the numberings are weighed for every set of classifiers that may be right (the others know nothing then), and the sets are
 mixed by their prior (`trust`) times the weight that they give to all numberings together. Where classifiers agree nothing changes;
 where they contradict each other the mixture spreads over their answers, and the numbering is not anchored.
+
+That reading hears a whole scan as one opinion, so it hardly hears what happens between two rows: a T13, a vertebra that was passed over.
+The plain weighted sum of the rows hears it and is too sure of the rest. `sum_weight` of the posterior is the sum's. The better answer
+of the two is named, and what the other one says instead counts against the anchor.
 """
 from __future__ import annotations
 
@@ -17,9 +21,11 @@ import numpy as np
 
 from ...anatomy import LEVELS, NUM_LEVELS, ORDER_INDEX, region
 from ..base import Evidence
-from .decoder import EMITTING, NAMES, NEVER, VARIANTS, Decoder, Lattice, Numbering, names_of
+from .constraints import NAMES, NEVER, Constraints
+from .decoder import EMITTING, VARIANTS, Decoder, Lattice, Numbering, impossible, names_of
 from .evidence import combine_evidence
 from .plan import Penalties
+from .shifts import shift_probabilities
 
 REGIONS = ("cervical", "thoracic", "lumbar")
 REGION_OF_LEVEL = np.array([[region(level) == name for name in REGIONS] for level in LEVELS], float)
@@ -38,7 +44,8 @@ class EvidenceModel:
     "sacrum", "skull" -> the same for these. `bias`: classifier -> region -> fractions (5,) of vertebrae that it places -2 .. 2 levels
     lower than they are. `none_weight`: classifier -> weight of its "not a vertebra", which is held within `least_none` and
     1 - `least_none`. `doubt`: a named detection between two others that a classifier takes for no vertebra with this probability is
-    no anchor.
+    no anchor. `sum_weight`: part of the posterior that the plain weighted sum of all classifiers has (see above);
+    `sum_false_detection`: its penalty of a false detection, beside "not a vertebra".
     """
 
     scale: Mapping[str, Mapping[str, float]]
@@ -49,6 +56,8 @@ class EvidenceModel:
     none_weight: Mapping[str, float] = field(default_factory=dict)
     least_none: float = 1e-4
     doubt: float = 1.0
+    sum_weight: float = 0.0
+    sum_false_detection: float = -2.0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvidenceModel:
@@ -72,34 +81,64 @@ class Opinion:
 
 
 def decode_with_trust(evidence: Mapping[str, Evidence], gaps: np.ndarray, model: EvidenceModel, penalties: Penalties,
-                      forbid_anomalies: bool = False) -> Numbering:
+                      weights: Mapping[str, float] | None = None, forbid_anomalies: bool = False,
+                      constraints: Constraints | None = None) -> Numbering:
     """The numbering under `model`.
 
     Args:
-        evidence: by classifier, detections in cranio-caudal order; those that `model` does not know are left out.
+        evidence: by classifier, detections in cranio-caudal order; only the sum hears those that `model` does not know.
         gaps: (n - 1,) measured steps between detections.
         model: fitted weights.
-        penalties: of the decoder; `evidence` is not used.
+        penalties: of the decoder; `evidence` is of the weighted sum only.
+        weights: of the classifiers in the weighted sum, 1 where none is given.
         forbid_anomalies: no T13, no L6, no T11 -> L1.
+        constraints: what is known of the levels besides.
     """
     known = {name: found for name, found in evidence.items() if name in model.trust}
     if not known or not len(next(iter(known.values())).logs):
         return Decoder(penalties, forbid_anomalies).decode(np.zeros((0, NUM_LEVELS + 1)))
-    decoder = Decoder(penalties, forbid_anomalies)
+    free = Decoder(penalties, forbid_anomalies)
+    lattices, priors = _readings(evidence, known, gaps, model, weights or {}, free)
+    weight = priors + _totals(lattices)
+    # One reading by sums and one by sets of classifiers, each with its own total: the first has `sum_weight`, whatever the second's is.
+    shares = np.array([model.sum_weight, 1.0 - model.sum_weight])
+    with np.errstate(divide="ignore"):
+        weight = np.concatenate([np.log(shares[:1]), np.log(shares[1]) + weight[1:] - np.logaddexp.reduce(weight[1:])])
+    if constraints is not None:
+        before = _totals(lattices)
+        lattices, _ = _readings(evidence, known, gaps, model, weights or {}, Decoder(penalties, forbid_anomalies, constraints))
+        weight = weight + _totals(lattices) - before
+    numbering = _mix(lattices, weight, penalties.shifted_limit)
+    possible = np.isfinite(weight)
+    priors = np.where(possible, weight - np.where(possible, _totals(lattices), 0.0), NEVER)
+    numbering = replace(numbering, shifts=shift_probabilities(numbering.names, lattices, priors))
+    return replace(numbering, numbering_anchored=numbering.numbering_anchored and doubt(known, numbering.names) < model.doubt)
+
+
+def _readings(evidence: Mapping[str, Evidence], known: Mapping[str, Evidence], gaps: np.ndarray, model: EvidenceModel,
+              weights: Mapping[str, float], decoder: Decoder) -> tuple[list[Lattice], np.ndarray]:
+    """Lattices and their log priors: the weighted sum of all evidence, then one per set of `known` classifiers that may be right."""
+    logs, variants = combine_evidence(evidence, weights, tuple(evidence))
     opinions = {name: opinion(name, found, model) for name, found in known.items()}
-    none = np.sum([o.none for o in opinions.values()], axis=0) + penalties.false_detection
+    none = np.sum([o.none for o in opinions.values()], axis=0) + decoder.penalties.false_detection
     base = np.repeat(np.sum([o.vertebra for o in opinions.values()], axis=0)[:, None], NAMES, axis=1)
     base[:, VARIANTS] += (decoder.penalties.t13_offset, decoder.penalties.l6_offset)
-    ends = landmark_weights(known, model)
-    moves = decoder.transitions(np.asarray(gaps, dtype=float))
-    lattices, priors = [], []
+    landmarks = LANDMARKS if decoder.known is None else LANDMARKS | decoder.known.landmarks
+    ends = landmark_weights(known, model, landmarks)
+    lattice = decoder.lattice(logs, gaps, variants)
+    dearer = model.sum_false_detection - decoder.penalties.false_detection
+    lattices, priors = [replace(lattice, none=lattice.none + dearer)], [0.0]
     for trusted in product((True, False), repeat=len(opinions)):
         heard = [o.names for o, right in zip(opinions.values(), trusted, strict=True) if right]
-        lattices.append(Lattice(base + sum(heard) if heard else base, none, moves, ends["skull"], ends["sacrum"]))
+        emission = base + sum(heard) if heard else base
+        lattices.append(decoder.constrained(Lattice(emission, none, lattices[0].moves, ends["skull"], ends["sacrum"])))
         priors.append(sum(np.log(model.trust[name] if right else 1.0 - model.trust[name])
                           for name, right in zip(opinions, trusted, strict=True)))
-    numbering = _mix(lattices, np.array(priors), penalties.shifted_limit)
-    return replace(numbering, numbering_anchored=numbering.numbering_anchored and doubt(known, numbering.names) < model.doubt)
+    return lattices, np.array(priors)
+
+
+def _totals(lattices: Sequence[Lattice]) -> np.ndarray:
+    return np.array([lattice.log_total(lattice.emission) for lattice in lattices])
 
 
 def doubt(evidence: Mapping[str, Evidence], names: Sequence[str | None]) -> float:
@@ -113,30 +152,6 @@ def doubt(evidence: Mapping[str, Evidence], names: Sequence[str | None]) -> floa
         inner = [rows[i, NUM_LEVELS] / total[i] for i in range(1, len(names) - 1) if names[i] is not None]
         worst = max([worst, *map(float, inner)])
     return worst
-
-
-def compare_with_sum(trusted: Numbering, evidence: Mapping[str, Evidence], gaps: np.ndarray, weights: Mapping[str, float],
-                     penalties: Penalties, forbid_anomalies: bool = False) -> Numbering:
-    """`trusted` beside what the plain sum of the classifiers reads, which hears other things and errs in other scans.
-
-    Where the sum is sure of a T13, an L6 or a missing T12 and `trusted` has none, the sum's reading is taken: the evidence model takes the
-    rows of a scan for one opinion, so it hardly hears what tells a variant, a step between two of them. A confidence is the mean of both
-    posteriors then. Such a reading is never anchored, nor is `trusted` where the sum is unsure or gives a vertebra another name.
-    """
-    logs, variants = combine_evidence(evidence, weights, tuple(evidence))
-    summed = Decoder(penalties, forbid_anomalies).decode(logs, gaps, variants)
-    if has_variant(summed.names) and not has_variant(trusted.names) and summed.numbering_anchored:
-        path = [NAMES if name is None else ORDER_INDEX[name] for name in summed.names]
-        posterior = (summed.posterior + trusted.posterior) / 2
-        return replace(summed, posterior=posterior, confidence=posterior[np.arange(len(path)), path], numbering_anchored=False)
-    agree = all(a == b for a, b in zip(trusted.names, summed.names, strict=True) if a is not None and b is not None)
-    return replace(trusted, numbering_anchored=trusted.numbering_anchored and summed.numbering_anchored and agree)
-
-
-def has_variant(names: Sequence[str | None]) -> bool:
-    """Whether a numbering holds T13 or L6, or goes from T11 to L1."""
-    named = [name for name in names if name is not None]
-    return "T13" in named or "L6" in named or ("T11", "L1") in zip(named, named[1:], strict=False)
 
 
 def opinion(name: str, evidence: Evidence, model: EvidenceModel) -> Opinion:
@@ -182,12 +197,13 @@ def relative_logs(probabilities: np.ndarray) -> np.ndarray:
     return np.log((probabilities + FLOOR) / (1 + NUM_LEVELS * FLOOR) * NUM_LEVELS)
 
 
-def landmark_weights(evidence: Mapping[str, Evidence], model: EvidenceModel) -> dict[str, np.ndarray]:
+def landmark_weights(evidence: Mapping[str, Evidence], model: EvidenceModel,
+                     landmarks: Mapping[str, Sequence[int]] = LANDMARKS) -> dict[str, np.ndarray]:
     """(n, 26) logs by landmark of being the last (sacrum below) and the first (skull above) named vertebra; 0 where nothing is known."""
     n = len(next(iter(evidence.values())).logs)
     found = next((e.landmarks for e in evidence.values() if e.landmarks is not None), np.full((n, 2), np.nan))
     weights = {}
-    for column, (name, ends) in enumerate(LANDMARKS.items()):
+    for column, (name, ends) in enumerate(landmarks.items()):
         seen, trust = found[:, column:column + 1], model.landmark.get(name, 0.0)
         p = np.nan_to_num(seen, nan=0.5)
         log = np.log(trust * np.where(np.isin(np.arange(NAMES), ends)[None], p, 1 - p) + (1 - trust) * 0.5)
@@ -195,23 +211,27 @@ def landmark_weights(evidence: Mapping[str, Evidence], model: EvidenceModel) -> 
     return weights
 
 
-def _mix(lattices: Sequence[Lattice], priors: np.ndarray, limit: float) -> Numbering:
-    totals = np.array([lattice.log_total(lattice.emission) for lattice in lattices])
-    weight = priors + totals
-    weight = np.exp(weight - np.logaddexp.reduce(weight))
+def _mix(lattices: Sequence[Lattice], weight: np.ndarray, limit: float) -> Numbering:
+    """`weight`: logs of how much each lattice counts; their sum is the numbering's `log_total`."""
+    totals = _totals(lattices)
+    total = float(np.logaddexp.reduce(weight))
+    if not np.isfinite(total):
+        return impossible(lattices[0].n)
+    weight = np.exp(weight - total)
     heard = [int(i) for i in np.argsort(-weight) if weight[i] > LEAST_SET]
-    posterior = np.sum([weight[i] * lattices[i].posterior()[0] for i in heard], axis=0) / weight[heard].sum()
-    paths = {tuple(lattices[i].best_path(lattices[i].emission)[0].tolist()) for i in heard}
+    weight = weight / weight[heard].sum()
+    posterior = np.sum([weight[i] * lattices[i].posterior()[0] for i in heard], axis=0)
+    paths = dict.fromkeys(tuple(lattices[i].best_path(lattices[i].emission)[0].tolist()) for i in heard)
     agreement = {path: _agreement(path, lattices, totals, weight, heard) for path in paths if any(k < NAMES for k in path)}
     if not agreement:
-        return Numbering((None,) * lattices[0].n, posterior, posterior[:, -1], None, 1.0, 1.0, False)
+        return Numbering((None,) * lattices[0].n, posterior, posterior[:, -1], None, 1.0, 1.0, False, total)
     best = max(agreement, key=agreement.__getitem__)
     shifted = min(1.0, max(0.0, 1.0 - agreement[best]))
     path = np.array(best)
     nowhere = _nowhere(path, lattices, totals, weight, heard)
     top = lattices[heard[0]]
     margin = top.path_weight(path) - max(top.best_shift(path, direction) for direction in (-1, 1))
-    return Numbering(names_of(path), posterior, posterior[np.arange(len(path)), path], margin, shifted, nowhere, shifted <= limit)
+    return Numbering(names_of(path), posterior, posterior[np.arange(len(path)), path], margin, shifted, nowhere, shifted <= limit, total)
 
 
 def _agreement(path: tuple[int, ...], lattices: Sequence[Lattice], totals: np.ndarray, weight: np.ndarray, heard: Sequence[int]) -> float:

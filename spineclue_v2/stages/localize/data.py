@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from ...anatomy import IGNORED
 from ...dataset.preprocessed import PreprocessedDataset
 from ...preprocessing.augmentation import augment_hu, field_ends
 from ...preprocessing.resampling import windows
@@ -22,6 +23,7 @@ MIN_BOX_MM = 6.0
 BACKGROUND_FRACTION = 0.2        # share of training slices drawn anywhere instead of through a vertebra
 KEPT_FRACTION = 0.45             # a vertebra that the border cuts keeps its box while this much of the section is left
 CUT_PROBABILITY = 0.3         # of a slice that ends at a vertebra
+AIR_HU = -1024
 
 
 def take_slice(volume: Any, plane: str, index: int) -> np.ndarray:
@@ -73,7 +75,8 @@ class SliceBatches:
     def _case(self, case: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         if case not in self._cache:
             dataset = PreprocessedDataset(self.folder)
-            properties = dataset.properties(case)["vertebrae"]
+            content = dataset.properties(case)
+            properties = content["vertebrae"]
             labels = dataset.labels(case)[:]
             values = [v["label"] for v in properties.values()]
             starts = np.array([v["start"] for v in properties.values()]).reshape(-1, 3)
@@ -81,7 +84,8 @@ class SliceBatches:
             areas = section_areas(labels, values, starts, stops)
             while self._cache and self._is_full(labels.size):
                 self._cache.pop(next(iter(self._cache)))
-            self._cache[case] = (dataset.image(case)[:], labels, {"values": values, "starts": starts, "stops": stops, "areas": areas})
+            self._cache[case] = (dataset.image(case)[:], labels, {"values": values, "starts": starts, "stops": stops, "areas": areas,
+                                                                    "partly_annotated": content.get("partly_annotated", False)})
         return self._cache[case]
 
     def _is_full(self, voxels: int) -> bool:
@@ -111,8 +115,11 @@ class SliceBatches:
         else:
             index = int(rng.integers(image.shape[axis]))
         largest = {v: float(a) for v, a in zip(info["values"], info["areas"][plane], strict=True)}
-        cut = take_slice(image, plane, index)
-        found = section_boxes(take_slice(labels, plane, index), largest, self.spacing)
+        cut, truth = take_slice(image, plane, index), take_slice(labels, plane, index)
+        found = section_boxes(truth, largest, self.spacing)
+        if info["partly_annotated"]:
+            # What nobody annotated may be a vertebra: as air it teaches neither that it is one nor that it is none.
+            cut = np.where(truth == IGNORED, AIR_HU, cut)
         if not self.augment:
             return place_slice(windows(cut, self.windows_hu), found, self.slice_size, (0.5, 0.5))
         if len(found) and rng.random() < CUT_PROBABILITY:

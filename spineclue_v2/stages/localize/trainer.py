@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...anatomy import IGNORED
+from ...dataset.preprocessed import PreprocessedDataset
+from ...imageio.grid import ImageGrid
 from ...plans.plans import Plans
 from ...training.distributed import shard_of
 from ...training.trainer import BaseTrainer
@@ -55,7 +58,7 @@ class LocalizeTrainer(BaseTrainer):
 
     def validate_cases(self) -> dict[str, Any]:
         """Whole validation volumes through slices and clustering: a true vertebra is found when a centre lies within 10 mm."""
-        from ...imageio.volume import ImageGrid, Volume
+        from ...imageio.volume import Volume
         from .predictor import locate
 
         hits = predicted = true = 0
@@ -67,11 +70,11 @@ class LocalizeTrainer(BaseTrainer):
             found = locate(volume, [self.network], self.plan, self.device)
             wanted = np.array([(np.array(v["start"]) + np.array(v["stop"]) - 1) / 2 for v in properties["vertebrae"].values()
                                ]).reshape(-1, 3)
-            centres = np.array([v.box_centre for v in found]).reshape(-1, 3)
+            centres = annotated_only(np.array([v.box_centre for v in found]).reshape(-1, 3), self.dataset, case)
             matched, distances = match_centres(centres, volume.geometry.index_to_world(wanted))
             errors += distances
-            hits, predicted, true = hits + matched, predicted + len(found), true + len(wanted)
-            per_case.append({"case": case, "hits": matched, "predicted": len(found), "true": len(wanted)})
+            hits, predicted, true = hits + matched, predicted + len(centres), true + len(wanted)
+            per_case.append({"case": case, "hits": matched, "predicted": len(centres), "true": len(wanted)})
         return {"stage": self.stage, "precision": hits / max(1, predicted), "recall": hits / max(1, true),
                 "f1": 2 * hits / max(1, predicted + true), "mean_centre_error_mm": float(np.mean(errors)) if errors else None,
                 "metric_per_case": per_case}
@@ -93,6 +96,16 @@ def matched_boxes(predicted: torch.Tensor, true: torch.Tensor) -> int:
             free[column] = False
             hits += 1
     return hits
+
+
+def annotated_only(centres: np.ndarray, dataset: PreprocessedDataset, case: str) -> np.ndarray:
+    """Those of `centres` (n, 3) LPS mm that lie where a preprocessed case is annotated: elsewhere they are neither right nor wrong."""
+    properties = dataset.properties(case)
+    if not properties.get("partly_annotated") or not len(centres):
+        return centres
+    labels = dataset.labels(case)[:]
+    index = np.round(ImageGrid.from_json(properties["geometry"]).world_to_index(centres)).astype(int)
+    return centres[labels[tuple(np.clip(index, 0, np.array(labels.shape) - 1).T)] != IGNORED]
 
 
 def match_centres(predicted: np.ndarray, true: np.ndarray, radius_mm: float = 10.0) -> tuple[int, list[float]]:

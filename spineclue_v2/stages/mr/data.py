@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ...adapters import crop_and_pad, mr_transforms
+from ...anatomy import IGNORED
 from ...dataset.preprocessed import PreprocessedDataset
 from .cutmix import box_mask
 from .network import NEIGHBOURS, shrink
@@ -28,7 +29,7 @@ def other_discs(image: torch.Tensor, labels: torch.Tensor, discs: torch.Tensor, 
     a degenerated one; few labelled spines show but some of that. Half of the variance is common to all discs of the image.
     """
     offsets = torch.from_numpy((rng.normal(0, spread, len(discs)) + rng.normal(0, spread)) / 2 ** 0.5).float() * discs
-    number = labels.long()
+    number = torch.where(labels == IGNORED, 0, labels).long()
     depth = F.avg_pool2d(discs.float()[number], DISC_EDGE, stride=1, padding=DISC_EDGE // 2)
     return image + offsets[number] * depth
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ...adapters import dice_and_cross_entropy
+from ...anatomy import IGNORED
 from ...anatomy.structures import kind
 from ...dataset.preprocessed import PreprocessedDataset
 from ...errors import InputError
@@ -68,7 +69,8 @@ class _MRTrainer(BaseTrainer):
 
     def tissue_classes_of_target(self, target: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         """A target of kinds, in the form of that of classes; `kinds` (C,)."""
-        return kinds[target.long()]
+        annotated = target != IGNORED
+        return torch.where(annotated, kinds[torch.where(annotated, target, 0).long()], IGNORED)
 
     def on_train_end(self) -> None:
         """Where the levels lie in the fields of the training cases: a classifier when names are given."""
@@ -110,7 +112,8 @@ class Hybrid2DTrainer(_MRTrainer):
         return None
 
     def set_up(self) -> None:
-        self._criterion = soft_dice_and_cross_entropy if self.plan.run.soft_labels else dice_and_cross_entropy(batch_dice=True)
+        hard = dice_and_cross_entropy(batch_dice=True, ignored=IGNORED)
+        self._criterion = soft_dice_and_cross_entropy if self.plan.run.soft_labels else hard
 
     @classmethod
     def build_network(cls, plans: Plans) -> TwoBranches:
@@ -166,10 +169,12 @@ class Hybrid2DTrainer(_MRTrainer):
         _, probability = self.network(batch["image"])
         said, target = probability.clamp_min(1e-6).log(), batch["target"]
         if self.plan.run.soft_labels:
-            loss, labels = -(target * said).sum(1).mean(), target.argmax(1)
+            annotated = target.sum(1)
+            loss = -(target * said).sum() / annotated.sum().clamp_min(1)
+            labels = torch.where(annotated > 0.5, target.argmax(1), IGNORED)
         else:
             labels = target[:, 0].long()
-            loss = torch.nn.functional.nll_loss(said, labels)
+            loss = torch.nn.functional.nll_loss(said, labels, ignore_index=IGNORED)
         return {"loss": float(loss), "score": batch_dice(probability.argmax(1), labels, self.classes)}
 
     def probability(self, image: np.ndarray) -> np.ndarray:
@@ -185,7 +190,7 @@ class Hybrid3DTrainer(_MRTrainer):
     network: HybridNetwork
 
     def set_up(self) -> None:
-        self._criterion = dice_and_cross_entropy(batch_dice=True)
+        self._criterion = dice_and_cross_entropy(batch_dice=True, ignored=IGNORED)
 
     @classmethod
     def build_network(cls, plans: Plans) -> HybridNetwork:
@@ -248,7 +253,9 @@ def by_kind(logits: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
 
 
 def batch_dice(predicted: torch.Tensor, target: torch.Tensor, classes: int) -> float:
-    """Mean Dice over the foreground classes that the target holds, voxels of the whole batch together; nan without any."""
+    """Mean Dice over the foreground classes that the target holds, voxels of the whole batch together but for `IGNORED` ones; nan without
+    any class."""
+    predicted, target = predicted[target != IGNORED], target[target != IGNORED]
     pairs = torch.bincount((target.long() * classes + predicted.long()).flatten(), minlength=classes ** 2).reshape(classes, classes).float()
     shared, truth, found = pairs.diagonal(), pairs.sum(1), pairs.sum(0)
     present = truth[1:] > 0
@@ -258,6 +265,7 @@ def batch_dice(predicted: torch.Tensor, target: torch.Tensor, classes: int) -> f
 def dice_per_class(predicted: np.ndarray, target: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
     """Dice of every class that the target holds: {name: Dice}. Class k + 1 is `classes[k]`."""
     count = len(classes) + 1
+    predicted, target = predicted[target != IGNORED], target[target != IGNORED]
     pairs = np.bincount((target.astype(np.int64) * count + predicted).ravel(), minlength=count ** 2).reshape(count, count)
     return {name: float(2 * pairs[k, k] / (pairs[k].sum() + pairs[:, k].sum())) for k, name in enumerate(classes, 1) if pairs[k].any()}
 

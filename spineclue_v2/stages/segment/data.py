@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...adapters import crop_and_pad, segmentation_transforms
+from ...anatomy import IGNORED
 from ...dataset.preprocessed import PreprocessedDataset
 from ...dataset.vertebra_rows import vertebra_table
 from ...preprocessing.augmentation import augment_hu, field_ends
@@ -33,7 +34,8 @@ def crop_channels(image: Any, centre: np.ndarray, size: tuple[int, ...], windows
 
 @dataclass
 class CropBatches:
-    """Training batches: random vertebrae (levels equally often), jittered centres, nnU-Net's augmentation."""
+    """Training batches: random vertebrae (levels equally often), jittered centres, nnU-Net's augmentation. Targets are 0, 1 and, where
+    nobody annotated, `IGNORED`."""
 
     folder: Path
     cases: list[str]
@@ -77,7 +79,8 @@ class CropBatches:
         size = int_triple(round(n * MARGIN) for n in self.crop_size) if self.augment else self.crop_size
         start = crop_start(centre, size)
         ct = crop_and_pad(self._dataset.image(case), start, size, pad_value=self.hu_min)
-        mask = crop_and_pad(self._dataset.labels(case), start, size) == label
+        labels = crop_and_pad(self._dataset.labels(case), start, size)
+        mask, ignored = labels == label, labels == IGNORED
         if self.augment:
             outside = ct == self.hu_min
             ct = augment_hu(ct, rng, self.spacing)
@@ -85,7 +88,8 @@ class CropBatches:
             if mask.any() and rng.random() < CUT_PROBABILITY:
                 centre = self._end_field(ct, mask, centre - start, rng) + start
         image = np.concatenate([windows(ct, self.windows_hu), heatmap(size, centre - start, self.sigma)[None]])
-        sample = {"image": torch.from_numpy(image), "segmentation": torch.from_numpy(mask[None].astype(np.int16))}
+        target = np.where(ignored, IGNORED, mask).astype(np.int16)
+        sample = {"image": torch.from_numpy(image), "segmentation": torch.from_numpy(target[None])}
         if self.augment:
             sample = self._transform(**sample)
         return sample["image"].float().clamp_(0, 1), sample["segmentation"]

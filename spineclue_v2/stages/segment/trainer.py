@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ...adapters import dice_and_cross_entropy
+from ...anatomy import IGNORED
 from ...anatomy.vertebra import Vertebra
 from ...dataset.vertebra_rows import vertebra_table
 from ...plans.plans import Plans
@@ -23,7 +24,7 @@ class SegmentTrainer(BaseTrainer):
     crop_share = 1.0  # of the plan's crop per axis that training sees; the network is convolutional and predicts on the whole crop
 
     def set_up(self) -> None:
-        self._criterion = dice_and_cross_entropy()
+        self._criterion = dice_and_cross_entropy(ignored=IGNORED)
 
     @classmethod
     def build_network(cls, plans: Plans) -> torch.nn.Module:
@@ -56,7 +57,8 @@ class SegmentTrainer(BaseTrainer):
 
     def validation_metric(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         logits = self.network(batch["image"]).float()
-        predicted, target = foreground_probability(logits) > 0.5, batch["target"][:, 0] > 0
+        target, annotated = batch["target"][:, 0] == 1, batch["target"][:, 0] != IGNORED
+        predicted = (foreground_probability(logits) > 0.5) & annotated
         return {"loss": float(self._criterion(logits, batch["target"])), "score": float(dice(predicted, target).mean())}
 
     def validate_cases(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class SegmentTrainer(BaseTrainer):
             masks = {v.hits: v for v in segment(volume, located, [self.network], self.plan, self.device)}
             scores = {}
             for number, (_, label, _) in enumerate(rows):
-                scores[str(label)] = _dice_of(masks.get(number), labels == label)
+                scores[str(label)] = _dice_of(masks.get(number), labels == label, labels != IGNORED)
             values += list(scores.values())
             per_case.append({"case": case, "Dice": scores})
         return {"stage": self.stage, "foreground_mean": {"Dice": float(np.mean(values)) if values else None}, "metric_per_case": per_case}
@@ -95,7 +97,8 @@ def dice(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.where(total > 0, 2 * shared / total.clamp(min=1), torch.ones_like(shared, dtype=torch.float))
 
 
-def _dice_of(vertebra: Vertebra | None, target: np.ndarray) -> float:
+def _dice_of(vertebra: Vertebra | None, target: np.ndarray, annotated: np.ndarray) -> float:
     if vertebra is None or vertebra.mask is None:
         return 0.0
-    return float(2 * (target[vertebra.mask_box] & vertebra.mask).sum() / (target.sum() + vertebra.mask.sum()))
+    mask = vertebra.mask & annotated[vertebra.mask_box]
+    return float(2 * (target[vertebra.mask_box] & mask).sum() / (target.sum() + mask.sum()))

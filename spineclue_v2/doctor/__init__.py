@@ -1,0 +1,1 @@
+"""Is this installation fit to work, and if not, what to do about it."""

@@ -1,0 +1,254 @@
+"""Which scans an input names: files, folders, DICOM trees, archives, lists of paths; and what the cases are called."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import InputError
+from ..imageio.archives import is_archive, real_path
+from ..imageio.dicom_headers import is_dicom
+from ..imageio.dicom_series import DicomFolder, Series, choose_series, is_dicom_folder, look_through
+from ..imageio.volume import FILE_ENDINGS
+
+logger = logging.getLogger(__name__)
+
+KINDS = f"{', '.join(FILE_ENDINGS)}, .zip, or DICOM folders"
+MAX_RECORD_BYTES = 64 << 20
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan to predict: its name in the output folder, where it lies, and which DICOM series it is (None: the longest there)."""
+
+    name: str
+    path: Path
+    series: str | None = None
+
+
+def list_cases(source: str | Path, series: Sequence[str] = (), modality: str | None = "CT") -> list[Case]:
+    """Cases behind `source`.
+
+    Args:
+        source: a scan file (nnU-Net's `_0000` is cut from its name), a folder of scans, a DICOM folder or a tree of them, a `.zip` of
+            these, `@LIST` with one path a line, or `-` for such a list on standard input. A listed path that is not there is a case that
+            fails.
+        series: UIDs (or their ends) of DICOM series: these alone. "all": every series that can be a scan.
+        modality: of scans; DICOM series of others are no cases, where there are some of this.
+
+    Raises:
+        InputError: nothing there, no scan there, or two scans that would have one name.
+    """
+    text = str(source)
+    if text == "-" or text.startswith("@"):
+        cases = _apart([case for path in dict.fromkeys(_listed(text)) for case in _listed_cases(path, series, modality)])
+        where = "The list on standard input" if text == "-" else f"The list {text[1:]}"
+    else:
+        where, source = f"Input folder {source}", Path(source)
+        if not real_path(source).exists():
+            raise InputError(f"Input {source} does not exist.")
+        cases = _cases_of(source, series, modality)
+    if not cases:
+        raise InputError(f"{where} holds no scan ({KINDS}).")
+    return _distinct(cases, where)
+
+
+def _case(path: Path) -> Case:
+    return Case(case_name(path), path)
+
+
+def _listed_cases(path: Path, series: Sequence[str], modality: str | None) -> list[Case]:
+    """Cases of one path of a list, named after that path; one that cannot be looked into is a case that fails by itself."""
+    if not path.exists():
+        return [_case(path)]
+    try:
+        found = _cases_of(path, series, modality)
+    except InputError:
+        return [_case(path)]
+    if len(found) == 1:
+        return [replace(found[0], name=case_name(path))]
+    return [replace(case, name=f"{case_name(path)}_{case.name}") for case in found] or [_case(path)]
+
+
+def _apart(cases: list[Case]) -> list[Case]:
+    """Cases of a list whose names repeat are named after their folders, too (`p1/ct.nii.gz`, `p2/ct.nii.gz`)."""
+    counts = Counter(case.name for case in cases)
+    return [replace(case, name=f"{printable(case.path.absolute().parent.name)}_{case.name}") if counts[case.name] > 1 else case
+            for case in cases]
+
+
+def _listed(text: str) -> list[Path]:
+    """Paths of a list: one a line, `#` begins a comment; relative to the working folder, else to the list's own."""
+    if text == "-":
+        lines, home = sys.stdin.read().splitlines(), Path()
+    else:
+        try:
+            # Names that are no UTF-8 come through unharmed.
+            lines, home = Path(text[1:]).read_text(encoding="utf-8", errors="surrogateescape").splitlines(), Path(text[1:]).parent
+        except (OSError, ValueError) as error:
+            raise InputError(f"List {text[1:]} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    paths = [Path(line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if any("\0" in str(path) for path in paths):
+        raise InputError(f"{'The list on standard input' if text == '-' else text[1:]} is no text with one path a line.")
+    return [home / path if not path.exists() and (home / path).exists() else path for path in paths]
+
+
+def _cases_of(source: Path, series: Sequence[str], modality: str | None) -> list[Case]:
+    """Cases of one path that exists."""
+    real = real_path(source)
+    if real.is_file():
+        return [Case(case_name(source), source.parent if source.name.upper() == "DICOMDIR" else source)]
+    if is_dicom_folder(real) and not series:
+        return _directory_cases(source, real, modality)
+    entries = sorted(e for e in real.iterdir() if not e.name.startswith("."))
+    files = [e for e in entries if e.is_file() and e.name.lower().endswith(FILE_ENDINGS)]
+    cases = [] if series else [Case(case_name(e), source / e.name) for e in files if not _is_own_result(e)]
+    archives = [] if series or real != source else [e for e in entries if is_archive(e)]
+    for archive in archives:
+        cases += _listed_cases(archive, (), modality)
+    return cases + _tree_cases(source, real, series, modality, bool(cases))
+
+
+def _is_own_result(path: Path) -> bool:
+    """Whether a file is a label map that this program wrote: a record of a prediction lies beside it."""
+    record = path.with_name(_without_ending(path.name) + ".json")
+    try:
+        if not record.is_file() or record.stat().st_size > MAX_RECORD_BYTES:
+            return False
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    own = isinstance(content, dict) and {"status", "versions", "plans", "seconds"} <= set(content)
+    if own:
+        logger.warning("%s is a label map of an earlier run; it is no scan and left out.", path.name)
+    return own
+
+
+def _directory_cases(source: Path, real: Path, modality: str | None) -> list[Case]:
+    """Cases of a folder that holds DICOM files directly: one per study."""
+    found = look_through(real)
+    studies: defaultdict[str, list[Series]] = defaultdict(list)
+    for one in found.series:
+        if one.fits(modality):
+            studies[one.study].append(one)
+    if len(studies) <= 1:
+        return [_case(source)]
+    chosen = [max(several, key=lambda s: len(s.slices)) for several in studies.values()]
+    chosen.sort(key=lambda s: str(s.slices[0].path))
+    logger.warning("%s holds scans of %d studies; each becomes a case.", source.name, len(chosen))
+    files = [_without_ending(s.slices[0].path.name) for s in chosen]
+    single = all(len({header.path for header in s.slices}) == 1 for s in chosen) and len(set(files)) == len(files)
+    return [Case(files[i] if single else f"{case_name(source)}_{i + 1}", source, s.uid) for i, s in enumerate(chosen)]
+
+
+def _tree_cases(source: Path, real: Path, series: Sequence[str], modality: str | None, others: bool) -> list[Case]:
+    """Cases of the DICOM series below a folder: one per folder that series lie in, or the `series` asked for."""
+    found = look_through(real)
+    if series and list(series) != [ALL]:
+        chosen = [choose_series(found, uid, modality)[0] for uid in series]
+        return [Case(case_name(source), source, chosen[0].uid)] if len(chosen) == 1 else _series_cases(source, chosen)
+    fitting = [one for one in found.series if one.fits(modality)]
+    if list(series) == [ALL]:
+        return _series_cases(source, sorted(fitting, key=lambda one: str(one.slices[0].path)))
+    if not fitting and not others and found.series:
+        # None can be a scan: the largest says best why.
+        return [Case(_folder_name(source, real, found.series[0].folder), _inside(source, real, found.series[0].folder))]
+    by_folder: defaultdict[Path, list[Series]] = defaultdict(list)
+    for one in fitting:
+        by_folder[one.folder].append(one)
+    cases = []
+    for folder, several in sorted(by_folder.items()):
+        below = [one for one in fitting if folder in one.folder.parents]
+        place, name = _inside(source, real, folder), _folder_name(source, real, folder)
+        inner = _directory_cases(place, folder, modality) if not below else [Case(f"{name}_{i}", place, one.uid)
+                                                                              for i, one in enumerate(several, 1)]
+        cases += [replace(case, name=name if len(inner) == 1 else case.name) for case in inner]
+    return cases
+
+
+def _inside(source: Path, real: Path, folder: Path) -> Path:
+    return source / folder.relative_to(real)
+
+
+def _folder_name(source: Path, real: Path, folder: Path) -> str:
+    """Name of a case from the folders that lead to it."""
+    parts = folder.relative_to(real).parts
+    return _cut_channel(printable("_".join(parts))) if parts else case_name(source)
+
+
+def _series_cases(source: Path, chosen: Sequence[Series]) -> list[Case]:
+    """One case per series, named after the folder and the series' number; numbers that repeat are counted."""
+    numbers = [one.slices[0].series_number for one in chosen]
+    names = [case_name(source) + (f"_s{number}" if number is not None else "") for number in numbers]
+    counts = [names[:i].count(name) + 1 for i, name in enumerate(names)]
+    return [Case(f"{name}_{count}" if names.count(name) > 1 or numbers[i] is None else name, source, one.uid)
+            for i, (name, count, one) in enumerate(zip(names, counts, chosen, strict=True))]
+
+
+def _distinct(cases: list[Case], where: str) -> list[Case]:
+    counts = Counter(case.name for case in cases)
+    doubled = sorted(name for name, count in counts.items() if count > 1)
+    if doubled:
+        files = ", ".join(dict.fromkeys(printable(case.path.name) for case in cases if case.name == doubled[0]))
+        raise InputError(f"{where}: {files} would both become case '{doubled[0]}'; rename one.")
+    return cases
+
+
+def case_name(path: Path) -> str:
+    """Name of a case: the file name without its ending and without nnU-Net's channel number."""
+    # Links keep their own name: what they point to may be called after its hash.
+    name = os.path.basename(os.path.abspath(path))
+    if not path.is_dir():
+        name = _without_ending(name)
+    return _cut_channel(printable(name))
+
+
+def _cut_channel(name: str) -> str:
+    return name[:-5] if name.endswith("_0000") and len(name) > 5 else name
+
+
+def _without_ending(name: str) -> str:
+    for ending in (*FILE_ENDINGS, ".zip", ".dcm", ".dicom", ".ima"):
+        if name.lower().endswith(ending) and len(name) > len(ending):
+            return name[:-len(ending)]
+    return name
+
+
+def printable(name: str) -> str:
+    """A file name as text: bytes that are no UTF-8 are read as Latin-1, so that results can be named after them."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("latin-1")
+    return name
+
+
+def series_rows(source: str | Path, modality: str | None = "CT") -> list[dict[str, str]]:
+    """One row per DICOM series or scan file behind `source`, for a table: what there is, and whether it can be a scan of `modality`."""
+    real = real_path(Path(source))
+    if not real.exists():
+        raise InputError(f"Input {source} does not exist.")
+    rows = []
+    if real.is_file() and not is_dicom(real):
+        return [{"series": "-", "what": printable(real.name), "slices": "", "usable": "file", "folder": printable(str(real.parent))}]
+    found = look_through(real) if real.is_dir() else look_through(real.parent, [real])
+    for one in found.series:
+        first = one.slices[0]
+        spacing = "" if first.spacing is None else f"{first.shape[1]} x {first.shape[0]}, {first.spacing[1]:g} mm"
+        rows.append({"series": one.uid, "what": " ".join(part for part in (one.modality or "?", printable(first.text), spacing) if part),
+                     "slices": str(len(one.slices)), "usable": "yes" if one.fits(modality) else "no",
+                     "folder": printable(str(_shown_folder(one, found)))})
+    scans = [e for e in sorted(real.iterdir()) if e.is_file() and e.name.lower().endswith((*FILE_ENDINGS, ".zip"))] if real.is_dir() else []
+    return rows + [{"series": "-", "what": printable(e.name), "slices": "", "usable": "file", "folder": "."} for e in scans]
+
+
+def _shown_folder(series: Series, found: DicomFolder) -> Path:
+    return series.folder.relative_to(found.path) if series.folder.is_relative_to(found.path) else series.folder
+
+

@@ -1,0 +1,194 @@
+"""What a page says of a case, from the record in its CASE.json alone: sentences, bars and cells, ready to be placed."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ... import anatomy
+
+LOW_CONFIDENCE = 0.7          # as in the picture: below it a name carries a question mark
+ALTERNATIVE = 0.02            # other levels with less than this are left out
+STAGES = {"read": "read", "localize": "find vertebrae", "segment": "segment", "appearance": "appearance", "geometry": "geometry",
+          "identify": "name", "heights": "heights", "grade": "grade", "hybrid_2d": "label map (2D)", "hybrid_3d": "label map (3D)"}
+"""Words for the steps of a prediction; another step keeps its own name."""
+LEFT_OUT = ("lines_mm",)      # of measures: for drawing, not for reading
+UNITS = {"value": "unit"}
+"""Columns of measures whose unit stands in another column."""
+
+
+def page_content(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a case's page by name, plain values only.
+
+    Args:
+        record: content of CASE.json, of a CT or an MR. Keys that it lacks leave their part empty.
+    """
+    rows = [_vertebra(vertebra, others) for vertebra, others in _with_others(record)]
+    rows = rows or [_structure(row) for row in record.get("structures", ())]
+    said = {flag.get("message") for flag in record.get("flags", ())}
+    return {"is_mr": "structures" in record, "rows": rows, "summary": summary(record), "badges": badges(record),
+            "graded": any(row["grade"] for row in rows), "measured": any(row["heights"] for row in rows),
+            "numbering": numbering(record), "evidence": evidence(record), "flags": list(record.get("flags", ())),
+            "notes": [note for note in record.get("notes", ()) if note not in said], "remarks": list(record.get("remarks", ())),
+            "measures": [table for name, found in record.get("measures", {}).items() if (table := measure_table(name, found))],
+            "made": made(record), "seconds": seconds(record)}
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """"12 vertebrae, T1 to T12" """
+    if "structures" in record:
+        number = len(record["structures"])
+        return f"{number} structure{'s' * (number != 1)}" if number else "No structure found"
+    names = [vertebra.get("level") or "?" for vertebra in record.get("vertebrae", ())]
+    if len(names) < 2:
+        return f"1 vertebra, {names[0]}" if names else "No vertebra found"
+    return f"{len(names)} vertebrae, {names[0]} to {names[-1]}"
+
+
+def badges(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a reader must see first: `kind` ("good", "doubt", "stop") and `text`."""
+    found = []
+    if record.get("vertebrae"):
+        anchored = record.get("numbering_anchored")
+        found.append({"kind": "good", "text": "Numbering anchored"} if anchored else {"kind": "doubt", "text": "Numbering not anchored"})
+    if record.get("review_required"):
+        found.append({"kind": "stop", "text": "Review required"})
+    if record.get("incomplete"):
+        found.append({"kind": "doubt", "text": "Incomplete: " + ", ".join(record["incomplete"])})
+    return found
+
+
+def numbering(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How probable the numbering and its shifts are: `sentence`, and `bars` of `text`, `span`, `probability`, `given`."""
+    if not record.get("vertebrae"):
+        return None
+    anchored, shifts = bool(record.get("numbering_anchored")), record.get("extra", {}).get("identify", {}).get("shifts", ())
+    bars = [{"text": _shift_words(entry["shift"]), "span": entry.get("levels") or "not possible", "probability": entry["probability"],
+             "given": entry["shift"] == 0} for entry in shifts]
+    if bars:
+        rest = max(0.0, 1.0 - sum(bar["probability"] for bar in bars))
+        bars.append({"text": "another numbering", "span": "a level more or less in between", "probability": rest, "given": False})
+    if anchored:
+        sentence = "The numbering is anchored: shifted numberings together are improbable."
+    else:
+        sentence = ("The numbering is not anchored: all names together may be shifted up or down. Check them against the ribs, the sacrum "
+                    "or C2.")
+    return {"sentence": sentence, "anchored": anchored, "bars": bars, "margin": record.get("margin")}
+
+
+def _shift_words(shift: int) -> str:
+    if not shift:
+        return "this numbering"
+    return f"{'one level' if abs(shift) == 1 else 'two levels'} {'lower' if shift > 0 else 'higher'}"
+
+
+def evidence(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`classifiers` (name, what it reads, whether that agrees), `landmarks` and the number of `rejected` detections."""
+    said = record.get("extra", {}).get("identify", {})
+    classifiers = []
+    for sentence in said.get("alone", ()):
+        name, _, reads = sentence.partition(": ")
+        span, _, against = reads.partition(", ")
+        classifiers.append({"name": name, "span": span, "against": against})
+    return {"classifiers": classifiers, "landmarks": list(said.get("landmarks", ())), "rejected": said.get("rejected", 0)}
+
+
+def measure_table(name: str, records: Any) -> dict[str, Any] | None:
+    """Flat records as a table: `title`, `columns` and `rows` of texts; None for what is no list of records."""
+    if not isinstance(records, Sequence) or isinstance(records, str) or not all(isinstance(row, Mapping) for row in records) or not records:
+        return None
+    columns = list(dict.fromkeys(key for row in records for key in row if key not in LEFT_OUT and key not in UNITS.values()))
+    columns = [c for c in columns if any(row.get(c) not in (None, "", [], ()) for row in records)]
+
+    def cell(row: Mapping[str, Any], column: str) -> str:
+        text = plain(row.get(column))
+        unit = row.get(UNITS.get(column, ""))
+        return f"{text} {unit}" if text and unit else text
+
+    return {"title": words(name), "columns": [words(column) for column in columns],
+            "rows": [[cell(row, column) for column in columns] for row in records]}
+
+
+def words(name: str) -> str:
+    """A key as words: "disc_height_mm" -> "Disc height (mm)"."""
+    text = str(name)
+    for unit in ("mm", "ml", "hu", "deg"):
+        if text.lower().endswith(f"_{unit}"):
+            text = f"{text[:-len(unit) - 1]} ({ {'hu': 'HU', 'deg': '°'}.get(unit, unit)})"
+    text = text.replace("_", " ").strip()
+    return text[:1].upper() + text[1:]
+
+
+def plain(value: Any) -> str:
+    """A value as the text of a cell."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain(entry)}" for key, entry in value.items())
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(plain(entry) for entry in value)
+    return str(value)
+
+
+def made(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Model, plan, weights and versions, as pairs of name and text."""
+    plans, versions = record.get("plans", {}), record.get("versions", {})
+    found = [("Model", plain(plans.get("source"))), ("Dataset", plain(plans.get("dataset"))), ("Plan", plain(plans.get("name")))]
+    if isinstance(plans.get("weights"), Mapping):
+        found += [(f"Weights of {stage}", plain(sums)) for stage, sums in plans["weights"].items()]
+    found += [("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
+    return [(name, text) for name, text in found if text]
+
+
+def seconds(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Steps in their order with their seconds and their share of the longest; the total last."""
+    taken = dict(record.get("seconds", {}))
+    total = taken.pop("total", None)
+    longest = max([*taken.values(), 1e-9])
+    steps = [{"step": STAGES.get(name, name), "seconds": value, "share": value / longest} for name, value in taken.items()]
+    return [*steps, {"step": "all", "seconds": total, "share": None}] if total is not None else steps
+
+
+def _with_others(record: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, float]]]:
+    """Every vertebra with the probabilities of other levels under all possible numberings, where the record has them."""
+    vertebrae = record.get("vertebrae", ())
+    others = record.get("extra", {}).get("identify", {}).get("other_levels", ())
+    if len(others) != len(vertebrae):
+        others = [{}] * len(vertebrae)
+    return list(zip(vertebrae, others, strict=True))
+
+
+def _vertebra(vertebra: Mapping[str, Any], others: Mapping[str, float]) -> dict[str, Any]:
+    level, confidence = vertebra.get("level"), vertebra.get("confidence")
+    heights, grading = vertebra.get("heights") or {}, vertebra.get("grading") or {}
+    likely = sorted(((name, p) for name, p in others.items() if p >= ALTERNATIVE), key=lambda pair: -pair[1])
+    loss = heights.get("loss")
+    together = grading.get("combined") or grading
+    grade, by = (together.get("grade"), "network") if grading else (heights.get("implied_grade"), "heights")
+    unsure = confidence is not None and confidence < LOW_CONFIDENCE
+    said = ((vertebra.get("touches_border"), "truncated by the border of the scan"), (unsure, "level unsure"),
+            (grading.get("disagrees_with_heights"), "network and heights disagree"), (heights.get("implied_grade"), heights.get("shape")),
+            (vertebra.get("height_doubt"), f"no heights: {vertebra.get('height_doubt')}"))
+    marks = [text for wanted, text in said if wanted and text]
+    return {"name": level or "?", "key": vertebra.get("label"), "colour": _colour(level), "confidence": confidence, "unsure": unsure,
+            "others": likely, "volume": vertebra.get("volume_ml"),
+            "heights": heights.get("measured_mm"), "loss": None if loss is None else max(loss), "hu": vertebra.get("trabecular_hu"),
+            "grade": grade, "grade_by": by, "marks": marks, "centre": vertebra.get("body_centre_mm")}
+
+
+def _structure(row: Mapping[str, Any]) -> dict[str, Any]:
+    name = row.get("structure", "?")
+    return {"name": name, "key": row.get("label"), "colour": _colour(name.split("/")[0], "/" in name), "confidence": None, "unsure": False,
+            "others": [], "volume": row.get("volume_ml"), "heights": None, "loss": None, "hu": None, "grade": None, "grade_by": "",
+            "kind": row.get("kind", ""), "marks": ["truncated by the border of the scan"] if row.get("touches_border") else [],
+            "centre": row.get("centroid_mm")}
+
+
+def _colour(level: str | None, disc: bool = False) -> str:
+    """CSS colour of a structure; a disc's lies between its upper neighbour's and white."""
+    if level not in anatomy.LABEL_OF_NAME:
+        return "#b2b2b2"
+    return "#" + "".join(f"{(c + 255) // 2 if disc else c:02x}" for c in anatomy.colour(level))

@@ -1,0 +1,172 @@
+"""Whoever waits notices when nobody is left to wait for: training batches, pools of processes, nnU-Net's check, a Dask cluster."""
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from blocks import lumbar_dataset
+from torch.utils.data import get_worker_info
+
+from spineclue_v2.errors import InputError
+from spineclue_v2.training.batches import iterate_batches
+from spineclue_v2.utilities import parallel
+from spineclue_v2.utilities.parallel import WatchedExecutor, run_tasks
+
+
+@dataclass
+class Batches:
+    """Batch i holds i; the worker that makes batch `deadly` kills itself, batch `wrong` cannot be made anywhere."""
+
+    deadly: int = -1
+    wrong: int = -1
+    size: int = 4
+
+    def __call__(self, index: int) -> dict[str, torch.Tensor]:
+        if index == self.deadly and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == self.wrong:
+            raise InputError("case 'a' is broken")
+        return {"image": torch.full((self.size,), float(index)), "boxes": torch.zeros(0, 4), "on": torch.ones(2, dtype=torch.bool)}
+
+
+def numbers(batches: Iterator[dict[str, torch.Tensor]]) -> list[int]:
+    return [int(batch["image"][0]) for batch in batches]
+
+
+def test_a_killed_batch_worker_is_replaced_by_this_process(caplog: pytest.LogCaptureFixture) -> None:
+    lost: list[bool] = []
+    with caplog.at_level(logging.WARNING):
+        assert numbers(iterate_batches(Batches(deadly=4), 1, 9, 1, lambda: lost.append(True))) == list(range(1, 9))
+    assert lost == [True] and re.search(r"from batch [1-4] on this process makes them alone", caplog.text)
+
+
+def test_a_batch_that_cannot_be_made_says_why_itself(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InputError) as raised:
+        numbers(iterate_batches(Batches(wrong=2), 0, 5, 1))
+    assert str(raised.value) == "case 'a' is broken" and "was lost" not in caplog.text
+
+
+def test_a_run_may_begin_and_end_anywhere() -> None:
+    assert numbers(iterate_batches(Batches(), 3, 7, 0)) == [3, 4, 5, 6] and numbers(iterate_batches(Batches(), 7, 7, 2)) == []
+
+
+SMALL_SHARED_MEMORY = """
+import logging, sys
+sys.path.insert(0, {tests!r})
+from test_lost_workers import Batches, numbers
+from spineclue_v2.training.batches import iterate_batches
+if __name__ == "__main__":
+    logging.basicConfig()
+    print(numbers(iterate_batches(Batches(size=1 << 20), 0, 8, 2)))
+"""
+
+
+def test_a_container_with_little_shared_memory_trains_in_one_process(tmp_path: Path) -> None:
+    """4 MB a batch, 8 MB of /dev/shm: the loader's workers fill it, and training goes on without them."""
+    script = tmp_path / "small.py"
+    script.write_text(SMALL_SHARED_MEMORY.format(tests=str(Path(__file__).parent)))
+    command = f"mount -t tmpfs -o size=8m tmpfs /dev/shm && exec {sys.executable} {script}"
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "sh", "-c", "mount -t tmpfs -o size=8m tmpfs /dev/shm"],
+                                                         capture_output=True).returncode:
+        pytest.skip("no right to mount another /dev/shm")
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[0, 1, 2, 3, 4, 5, 6, 7]", done.stderr[-2000:]
+    assert "Shared memory (/dev/shm) is too small" in done.stderr
+
+
+def kill_own_process(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_of_a_pool_only_the_task_that_kills_its_process_fails() -> None:
+    found, failed = run_tasks(kill_own_process, {f"case {i}": (i,) for i in range(6)}, num_processes=2, progress=False)
+    assert list(found.values()) == [0, 1, 3, 4, 5] and list(failed) == ["case 2"] and "its worker process died" in failed["case 2"]
+
+
+def test_without_semaphores_work_is_done_in_this_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", refuse)
+    found, failed = run_tasks(abs, {"a": (-1,), "b": (2,)}, num_processes=2, progress=False)
+    assert found == {"a": 1, "b": 2} and not failed and "No worker processes can be started" in caplog.text
+
+
+class Silent(Executor):
+    """Takes work and never does any, but for the first."""
+
+    def __init__(self) -> None:
+        self.taken: list[Future[int]] = []
+
+    def submit(self, fn: object, /, *args: object, **kwargs: object) -> Future[int]:  # type: ignore[override]
+        self.taken.append(Future())
+        if len(self.taken) == 1:
+            self.taken[0].set_result(7)
+        return self.taken[-1]
+
+
+def test_a_cluster_without_workers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "WATCH_S", 0.05)
+    monkeypatch.setattr(parallel, "LOST_AFTER_S", 0.2)
+    executor = WatchedExecutor(Silent(), lambda: "no Dask worker is left at tcp://here")
+    found, failed = run_tasks(abs, {"a": (1,), "b": (2,), "c": (3,)}, executor, progress=False)
+    assert found == {"a": 7} and list(failed) == ["b", "c"]
+    assert failed["b"] == "not done: no Dask worker is left at tcp://here; run again, finished cases are kept"
+
+
+def test_trouble_that_passes_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "WATCH_S", 0.05)
+    monkeypatch.setattr(parallel, "LOST_AFTER_S", 0.3)
+    silent, asked = Silent(), []
+
+    def trouble() -> str:
+        asked.append(True)
+        return "" if len(asked) % 4 == 0 else "away"
+
+    threading.Timer(0.8, lambda: [future.set_result(5) for future in silent.taken[1:]]).start()
+    found, failed = run_tasks(abs, {"a": (1,), "b": (2,)}, WatchedExecutor(silent, trouble), progress=False)
+    assert found == {"a": 7, "b": 5} and not failed and len(asked) > 6
+
+
+def test_a_cluster_that_loses_its_workers_ends_with_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(parallel, "WATCH_S", 0.2)
+    monkeypatch.setattr(parallel, "LOST_AFTER_S", 0.5)
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL,
+                                  processes=False) as local, parallel.dask_executor(local.scheduler_address) as executor:
+        local.scale(0)
+        while local.scheduler.workers:
+            threading.Event().wait(0.05)
+        found, failed = run_tasks(abs, {"a": (1,)}, executor, progress=False)
+    assert not found and "no Dask worker is left at" in failed["a"]
+
+
+def killing(*_: object) -> bool:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+def test_nnunets_check_does_not_wait_for_a_dead_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2.experiment_planning import verify_dataset_integrity as theirs
+
+    from spineclue_v2.adapters import verify_dataset_integrity
+
+    folder = tmp_path / "Dataset501_Lumbar"
+    lumbar_dataset(folder, 2)
+    monkeypatch.setattr(theirs, "verify_labels", killing)
+    with pytest.raises(InputError, match="died .out of memory"):
+        verify_dataset_integrity(folder, 1)
