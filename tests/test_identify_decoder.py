@@ -58,6 +58,8 @@ def weight_of_path(path, log_p, steps, penalties):
             if ANATOMICAL_ORDER.index(name) <= ANATOMICAL_ORDER.index(path[last]):
                 return None
             total += weight_of_pair(path[last], name, sum(steps[last:i]), penalties)
+        else:
+            total += {"T13": penalties.t13, "L6": penalties.l6}.get(name, 0.0)
         last = i
     return total
 
@@ -184,3 +186,12 @@ def test_a_whole_spine_takes_a_few_milliseconds():
         decoder.decode(log_p, np.ones(23))
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.05
+
+
+def test_a_first_vertebra_is_no_variant_for_nothing():
+    """A classifier that knows no T13 says the same of it and of T12; as the uppermost one a T13 is as rare as below T12."""
+    logs = np.full((3, 25), np.log(0.01))
+    logs[[0, 1, 2], [LEVEL_INDEX["T12"], LEVEL_INDEX["L1"], LEVEL_INDEX["L2"]]] = np.log(0.76)
+    answer = Decoder(Penalties(t13=-6.0)).decode(logs, np.ones(2))
+    assert answer.names == ("T12", "L1", "L2")
+    assert answer.confidence[0] > 0.99 and answer.posterior[0, ANATOMICAL_ORDER.index("T13")] < 2 * np.exp(-6.0)

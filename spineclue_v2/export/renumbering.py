@@ -46,7 +46,7 @@ def with_numbering(result: Spine, numbered: Numbered) -> Spine:
     names = {old: new for old, new in zip(before.names, numbered.basis.names, strict=True) if old is not None and new is not None}
     vertebrae = relevel_heights(apply_numbering(numbered, {}))
     kept = tuple(_renamed(flag, names) for flag in result.flags if flag.code not in _OWN and flag.code not in RESULT_CODES)
-    said = {flag.message for flag in result.flags if flag.code not in RESULT_CODES}
+    said = {flag.message for flag in result.flags}
     notes = [rename_levels(note, names) for note in result.notes if note not in said]
     flags = (*kept, *numbered.flags)
     result = replace(result, vertebrae=vertebrae, numbering_anchored=numbered.numbering.numbering_anchored,

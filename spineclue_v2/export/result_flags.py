@@ -68,7 +68,7 @@ def _numbering(result: LabelledSpine) -> list[Flag]:
     against = [match.groups() for text in identify.get("alone", ()) if (match := _DIFFERENTLY.match(text))]
     wide = [name for name, other, every in against if int(other) >= DISAGREEING * int(every)]
     if len(wide) > 1:
-        found.append(Flag("disagreement", "result", "warning", f"The classifiers {' and '.join(wide)} alone would name half of the "
+        found.append(Flag("disagreement", "result", "warning", f"The classifiers {', '.join(wide)} each alone would name half of the "
                           "vertebrae or more differently.", len(wide), 2, "Check the levels."))
     if rejected := int(identify.get("rejected", 0)):
         found.append(Flag("rejected_detections", "result", "info", f"{_count(rejected, 'detection')} that fitted no level "

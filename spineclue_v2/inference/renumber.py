@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ..anatomy.known import Known
 from ..errors import InputError
+from ..export.folder_tables import write_tables
+from ..export.formats import FORMATS, format_files
 from ..results import SpineResult
 from ..stages.identify.numbering import check_known
 from .stored_result import read_result, stored_cases, with_scan
@@ -44,20 +46,39 @@ def change_cases(folder: str | Path, cases: Sequence[str], change: Change, scans
             if len(cases) == 1:
                 raise
             outcome[name] = str(error)
+    _renew_overviews(Path(folder))
     return outcome
 
 
 def save_again(result: SpineResult, folder: str | Path, name: str, scans: str | Path | None = None) -> SpineResult:
-    """Write all files of a stored case from its changed result; the picture where there was one and its scan can be read again."""
-    picture = (Path(folder) / f"{name}.png").exists()
-    if picture:
+    """Write all files of a stored case from its changed result: those that are there, pictures and what else shows the scan where that can
+    be read again."""
+    folder = Path(folder)
+    picture, measured = (folder / f"{name}.png").exists(), (folder / f"{name}_measures.csv").exists()
+    also = [kind for kind, file in zip(FORMATS, format_files(FORMATS, folder, name), strict=True) if file.exists()]
+    of_the_scan = [kind for kind in also if FORMATS[kind].dicom or FORMATS[kind].scan]
+    if picture or measured or of_the_scan:
         try:
             result = with_scan(result, folder, name, scans)
         except InputError as error:
-            logger.warning("%s.png is removed, for it shows the old names and cannot be drawn again: %s", name, error)
-            picture = False
-    result.save(folder, name, report=picture, probabilities=None, describe=False)
+            gone = [*([f"{name}.png"] if picture else []), *(["density of bone"] if measured else []), *of_the_scan]
+            logger.warning("What shows the scan of %s is removed (%s), for it has the old names and cannot be made again: %s", name,
+                           ", ".join(gone), error)
+            picture, also = False, [kind for kind in also if kind not in of_the_scan]
+    if measured:
+        result = result.with_measures()
+    result.save(folder, name, report=picture, probabilities=None, describe=False, also=also)
     return result.without_scan()
+
+
+def _renew_overviews(folder: Path) -> None:
+    """The tables and the page over all cases, where there are any."""
+    if (folder / "cases.csv").exists():
+        write_tables(folder)
+    if (folder / "index.html").exists():
+        from ..visualization.page.batch_index import update_index
+
+        update_index(folder, {})
 
 
 def chosen_cases(folder: str | Path, names: Sequence[str] | None) -> list[str]:

@@ -9,9 +9,11 @@ from ..errors import InputError
 from ..export.evidence_file import ENDING, read_evidence
 from ..export.run_files import Provenance
 from ..flags import Flag
+from ..imageio.hounsfield import checked_ct
 from ..imageio.volume import read_labels, read_volume
 from ..results import SpineResult
 from ..utilities.files import read_json
+from .cases import list_cases
 
 
 def stored_cases(folder: str | Path) -> list[str]:
@@ -56,17 +58,18 @@ def _result(record: dict[str, Any], **more: Any) -> SpineResult:
 
 
 def with_scan(result: SpineResult, folder: str | Path, name: str, source: str | Path | None = None) -> SpineResult:
-    """The result with its scan, which is looked for where `predict_args.json` of `folder` says, or in `source`.
+    """The result with its scan (HU), which is looked for where `predict_args.json` of `folder` says, or in `source`.
 
     Raises InputError where it is not there any more or has another grid.
     """
-    from .predict_folder import list_cases  # brings the networks' library, which takes longer than all the rest
-
-    place = source or read_json(Path(folder) / "predict_args.json", "arguments of the prediction").get("input")
-    found = [case.path for case in list_cases(place or "") if case.name == name] if place else []
+    asked = read_json(Path(folder) / "predict_args.json", "arguments of the prediction")
+    place = source or asked.get("input")
+    found = [case for case in list_cases(place or "", modality="CT") if case.name == name] if place else []
     if not found:
         raise InputError(f"The scan of {name} is not in {place}.")
-    volume = read_volume(found[0])
+    volume = read_volume(found[0].path, series=found[0].series, modality="CT")
     if result.grid is None or not volume.geometry.same_grid(result.grid, tolerance=0.1):
-        raise InputError(f"{found[0]} lies on another grid than the result {name}.")
-    return replace(result, scan=volume)
+        raise InputError(f"{found[0].path} lies on another grid than the result {name}.")
+    volume = checked_ct(volume, str(found[0].path), asked.get("options", {}).get("intensity_offset"))
+    made_by = replace(result.provenance or Provenance(), source=str(found[0].path), files=volume.files)
+    return replace(result, scan=volume, provenance=made_by)

@@ -4,7 +4,8 @@ A path gives every detection a vertebra name or None (a false detection), names 
 
     sum over named      evidence * log p(name's level) + offset of a variant (T13 starts from T12, L6 from L5)
   + sum over false      evidence * log p(not a vertebra) + penalty of a false detection
-  + sum over pairs of consecutive named ones   log sum over the ways from one to the other.
+  + sum over pairs of consecutive named ones   log sum over the ways from one to the other
+  + the anomaly's penalty where the first named one is a T13 or an L6.
 
 A way goes down the spine one vertebra at a time. Each vertebra on the way that was not detected pays `missed`; a transition
 into T13 or L6 or from T11 straight to L1 pays its anomaly's penalty; and the number of steps of the way is compared with the
@@ -127,7 +128,7 @@ class Decoder:
         if gaps.shape != (max(n - 1, 0),):
             raise ValueError(f"steps must be ({max(n - 1, 0)},) for {n} detections, got {gaps.shape}")
         none = given[:, NOT_A_VERTEBRA] + self.penalties.false_detection
-        return self.constrained(Lattice(emission, none, self.transitions(gaps)))
+        return self.constrained(Lattice(emission, none, self.transitions(gaps), self.beginning))
 
     def constrained(self, lattice: Lattice) -> Lattice:
         """`lattice` without the names that contradict what is known."""
@@ -136,6 +137,13 @@ class Decoder:
         allowed = self.known.allowed
         return replace(lattice, emission=np.where(allowed[:, :NAMES], lattice.emission, NEVER),
                        none=np.where(allowed[:, NAMES], lattice.none, NEVER))
+
+    @property
+    def beginning(self) -> np.ndarray:
+        """(26,) logs of the name of the first named vertebra: a T13 or L6 is as rare there as it is after the one above it."""
+        logs = np.zeros(NAMES)
+        logs[VARIANTS] = self.penalties.t13, self.penalties.l6
+        return logs
 
     def transitions(self, gaps: np.ndarray) -> np.ndarray:
         """(n, n, 26, 26) weights of going from name a at detection i to name b at the next named detection j > i."""

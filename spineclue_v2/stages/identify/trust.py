@@ -131,7 +131,8 @@ def _readings(evidence: Mapping[str, Evidence], known: Mapping[str, Evidence], g
     for trusted in product((True, False), repeat=len(opinions)):
         heard = [o.names for o, right in zip(opinions.values(), trusted, strict=True) if right]
         emission = base + sum(heard) if heard else base
-        lattices.append(decoder.constrained(Lattice(emission, none, lattices[0].moves, ends["skull"], ends["sacrum"])))
+        first = ends["skull"] + decoder.beginning
+        lattices.append(decoder.constrained(Lattice(emission, none, lattices[0].moves, first, ends["sacrum"])))
         priors.append(sum(np.log(model.trust[name] if right else 1.0 - model.trust[name])
                           for name, right in zip(opinions, trusted, strict=True)))
     return lattices, np.array(priors)
