@@ -183,8 +183,8 @@ def test_what_cannot_be_saved_is_one_sentence(api, scan, found, tmp_path):
     with pytest.raises(InputError, match="a.png cannot be drawn: the scan was not kept"):
         bare.save(tmp_path / "out", "a")
     assert not (tmp_path / "out").exists()
-    assert set(bare.save(tmp_path / "out", "a", report=False)) == {"arguments", "plans", "labels", "centroids", "record", "measures",
-                                                                            "parts"}
+    assert set(bare.save(tmp_path / "out", "a", report=False)) == {"arguments", "plans", "labels", "centroids", "evidence", "record",
+                                                                   "measures", "parts"}
     for name in ("", "a/b", ".."):
         with pytest.raises(InputError, match="is no name of a case"):
             found.save(tmp_path / "out", name)
@@ -205,7 +205,7 @@ def test_a_result_of_mr_is_of_the_same_kind(tmp_path):
     assert isinstance(result, SpineResult) and len(result) == 2 and "L4/L5" in result and result["L5"]["volume_ml"] == 0.384
     assert np.array_equal(result.labels, array) and not result.labels.flags.writeable and array.flags.writeable
     assert result.to_dataframe()["structure"].tolist() == ["L5", "L4/L5"] and "2 structures" in result._repr_html_()
-    assert set(result.save(tmp_path, "m")) == {"arguments", "report", "labels", "record"}
+    assert set(result.save(tmp_path, "m")) == {"arguments", "report", "page", "thumbnail", "labels", "record"}
     assert json.loads((tmp_path / "m.json").read_text())["structures"] == [dict(row) for row in result.structures]
     with pytest.raises(InputError, match="no meaning for a model of MR"):
         result.save(tmp_path, "m", probabilities=True)

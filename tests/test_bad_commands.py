@@ -282,7 +282,7 @@ def test_places_and_parts_that_cannot_be(ready, capsys, tmp_path):
     for output in (occupied, occupied / "below"):
         assert str(occupied) in refused(capsys, "predict", "-i", scan, "-o", output, *ready)
     assert "-part_id" in refused(capsys, "predict", "-i", scan, "-o", tmp_path / "out", *ready, "-num_parts", 2, "-part_id", 2)
-    assert "required" in refused(capsys, "predict", "-i", scan)
+    assert "add -o FOLDER" in refused(capsys, "predict", "-i", scan)
     assert "not allowed with" in refused(capsys, "predict", "-i", scan, "-o", "out", "-d", 501, "-m", "model")
     assert occupied.read_text() == "a file"
 

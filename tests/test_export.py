@@ -75,7 +75,8 @@ def test_a_ball_lands_where_it_lies_in_the_world(scan, model_spacing):
     radius = 0.35 * min(np.array(scan.shape) * scan.spacing)
     expected = ball(scan, centre, radius)
     found = label_map([cropped(ball(model, centre, radius), "L3")], model, scan) == 22
-    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.93
+    lost = 0.4 * model_spacing / radius      # surface voxels: of a small ball in coarse voxels a larger part
+    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 1 - lost
     here, there = scan.index_to_world(np.argwhere(found).mean(axis=0)), scan.index_to_world(np.argwhere(expected).mean(axis=0))
     assert np.linalg.norm(here - there) < 0.5
 

@@ -17,7 +17,7 @@ SOURCES = sorted(path.relative_to(ROOT) for folder in ("spineclue_v2", "planning
 FLOORS = (  # bottom up; a room may import rooms of lower floors and, as long as no circle arises, of its own
     {"errors", "flags", "version"}, {"utilities", "adapters"}, {"anatomy"}, {"imageio"}, {"plans", "dataset"}, {"preprocessing"},
     {"phantom", "evaluation"}, {"training"}, {"stages"}, {"measures"}, {"export"}, {"visualization"}, {"inference", "api", "results"},
-    {"cross_validation", "model_sharing", "vid", "demo", "doctor"}, {"ablation"}, {"planning", "dataset_conversion"}, {"cli"})
+    {"cross_validation", "model_sharing", "vid", "demo", "doctor", "serving"}, {"ablation"}, {"planning", "dataset_conversion"}, {"cli"})
 
 
 def module_name(source: Path) -> str:

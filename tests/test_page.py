@@ -39,7 +39,7 @@ def test_saving_writes_page_and_thumbnail_beside_the_rest(tmp_path):
     name = "case & <b>co"
     files = blocks().save(tmp_path, name)
     assert files["page"] == tmp_path / f"{name}.html" and files["thumbnail"] == tmp_path / "thumbnails" / f"{name}.jpg"
-    text = files["page"].read_text()
+    text = files["page"].read_text(encoding="utf-8")
     assert "<h1>case &amp; &lt;b&gt;co</h1>" in text and 'src="data:image/png;base64,' in text
     assert files["thumbnail"].stat().st_size < 40_000 and (tmp_path / f"{name}.json").is_file()
 
@@ -71,7 +71,7 @@ def test_names_and_notes_cannot_act():
 
 
 def test_the_bundled_viewer_is_the_published_one():
-    stated = re.search(r"sha256 ([0-9a-f]{64})", (PAGE / "NIIVUE_LICENSES.txt").read_text()).group(1)
+    stated = re.search(r"sha256 ([0-9a-f]{64})", (PAGE / "NIIVUE_LICENSES.txt").read_text(encoding="utf-8")).group(1)
     assert hashlib.sha256((PAGE / "niivue.umd.js").read_bytes()).hexdigest() == stated
     text = case_page(blocks().to_dict(), "p", make_preview(blocks().scan, Volume(blocks().labels, blocks().grid)))
     assert text.count('id="viewer-code"') == 1 and len(text) < 2_500_000
@@ -166,7 +166,7 @@ def test_shifts_and_the_numbering_share_the_probability():
         rows[i, [10 + i, 11 + i]] = np.log(0.5)
     decoder = Decoder(Penalties(evidence=1.0))
     numbering = decoder.decode(rows, np.ones(5))
-    found = shift_probabilities(numbering.names, [decoder._lattice(rows, np.ones(5), None)], np.zeros(1))
+    found = shift_probabilities(numbering.names, [decoder.lattice(rows, np.ones(5), None)], np.zeros(1))
     named = dict(zip(SHIFTS, found, strict=True))
     assert named[0] == pytest.approx(1 - numbering.shifted, abs=1e-6) == pytest.approx(0.5, abs=0.02)
     assert max(named[1], named[-1]) == pytest.approx(0.5, abs=0.02) and sum(found) <= 1 + 1e-9
@@ -182,7 +182,7 @@ def test_shifts_beyond_the_spine_have_no_probability():
     rows[0, 0] = rows[1, 1] = 0.0
     decoder = Decoder(Penalties())
     numbering = decoder.decode(rows, np.ones(1))
-    found = shift_probabilities(numbering.names, [decoder._lattice(rows, np.ones(1), None)], np.zeros(1))
+    found = shift_probabilities(numbering.names, [decoder.lattice(rows, np.ones(1), None)], np.zeros(1))
     record = shift_record(replace(numbering, shifts=found))
     assert numbering.names == ("C1", "C2") and [entry["levels"] for entry in record["shifts"][:2]] == [None, None]
 

@@ -58,12 +58,12 @@ def test_the_index_keeps_failures_until_they_are_done(tmp_path):
     blocks().save(tmp_path, "a", report=False)
     update_index(tmp_path, {"a": None, "b": "broken <b>"})
     update_index(tmp_path, {"c": "also"})
-    text = (tmp_path / "index.html").read_text()
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "broken &lt;b&gt;" in text and "also" in text and "4 vertebrae, T12 to L3" in text
     blocks(()).save(tmp_path, "b", report=False)
     update_index(tmp_path, {"b": None, "c": None})
-    text = (tmp_path / "index.html").read_text()
-    assert "broken" not in text and json.loads((tmp_path / FAILED).read_text()) == {}
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "broken" not in text and json.loads((tmp_path / FAILED).read_text(encoding="utf-8")) == {}
     assert [entry["name"] for entry in cards(tmp_path)] == ["b", "a"]         # nothing found is in greater doubt
 
 

@@ -138,7 +138,7 @@ def test_who_was_scanned_stays_out_of_results_and_logs(tmp_path, monkeypatch, ca
                                         "--verbose", "--save_probabilities"]) == 0
     said = capsys.readouterr()
     texts = {"terminal": said.out + said.err, "log": caplog.text}
-    for file in (tmp_path / "out").iterdir():
+    for file in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
         content = file.read_bytes()
         texts[file.name] = (gzip.decompress(content) if file.suffix == ".gz" else content).decode("latin-1")
     assert "series.json" in texts and json.loads(texts["series.json"])["status"]

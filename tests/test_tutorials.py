@@ -60,7 +60,7 @@ def test_the_readmes_label_section_runs(tmp_path: Path) -> None:
     (tmp_path / "scan.nii.gz").symlink_to(tmp_path / "SCANS" / "CASE.nii.gz")
     shown = run(script(blocks(README, LABEL)), tmp_path)
     promised = {line.split("`")[1] for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `CASE")}
-    assert promised == {"CASE.nii.gz", "CASE_ctd.json", "CASE.json", "CASE.png"}
+    assert promised == {"CASE.nii.gz", "CASE_ctd.json", "CASE.json", "CASE.png", "CASE.html", "CASE_measures.csv"}
     assert promised <= {path.name for path in (tmp_path / "RESULTS").iterdir()}
     levels = [v["level"] for v in json.loads((tmp_path / "RESULTS" / "CASE.json").read_text())["vertebrae"]]
     assert len(levels) >= 3 and str(levels) in shown  # the Python lines name what the command wrote

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +16,11 @@ WORDS = {"read": "reading", "localize": "finding vertebrae", "segment": "segment
 class RunProgress:
     """A tqdm bar over `count` cases on standard error; silent where that is no terminal, or `shown` is false.
 
-    After each case the ratios of its steps are those that it took, so the estimate gets better.
+    After each case the ratios of its steps are those that it took, so the estimate gets better. `listener` is called with the step in
+    words and the share of the run that is done.
     """
 
-    def __init__(self, count: int, shown: bool = True):
+    def __init__(self, count: int, shown: bool = True, listener: Callable[[str, float], object] | None = None):
         from tqdm import tqdm
 
         self._bar: Any = tqdm(total=float(count), disable=not (shown and sys.stderr.isatty()), unit="scan",
@@ -27,7 +28,8 @@ class RunProgress:
         self._count, self._done = count, 0
         self._seconds: Mapping[str, float] = FIRST_GUESS
         self._stages: Sequence[str] = ()
-        self._name = ""
+        self._name, self._step = "", ""
+        self._listener = listener
 
     def __enter__(self) -> RunProgress:
         return self
@@ -48,7 +50,8 @@ class RunProgress:
         total = sum(self._seconds.get(name, 0.0) for name in self._stages) or 1.0
         before = sum(self._seconds.get(name, 0.0) for name in self._stages[:at]) / total
         number = f"{self._done + 1}/{self._count} " if self._count > 1 else ""
-        self._bar.set_description_str(f"{number}{self._name}, {WORDS.get(stage, stage)}", refresh=False)
+        self._step = f"{number}{self._name}, {WORDS.get(stage, stage)}"
+        self._bar.set_description_str(self._step, refresh=False)
         self._move(self._done + before)
 
     def end(self, seconds: Mapping[str, float] | None = None) -> None:
@@ -61,3 +64,5 @@ class RunProgress:
     def _move(self, to: float) -> None:
         self._bar.n = min(to, float(self._count))
         self._bar.refresh()
+        if self._listener is not None:
+            self._listener(self._step, self._bar.n / self._count if self._count else 1.0)

@@ -40,7 +40,8 @@ def iterate_batches(make: Any, start: int, stop: int, workers: int,
     """Batches `make(start)` to `make(stop - 1)`, a picklable function of the index alone, by `workers` processes (0: by this one).
 
     Workers that die, or that have no shared memory for their batches, are given up: the rest is made here, from the same index on, which
-    gives the same batches. `on_loss` is called then; an error of `make` itself is raised here, as it is.
+    gives the same batches. `on_loss` is called then. A batch that kills a second process, too, is not made here: the error is raised. An
+    error of `make` itself is raised as it is.
     """
     index = start
     if workers and stop > start:
@@ -50,9 +51,13 @@ def iterate_batches(make: Any, start: int, stop: int, workers: int,
                 index += 1
             return
         except Exception as error:  # a worker was killed, no shared memory, no more open files; or `make` failed
+            if isinstance(error, InputError):
+                make(index)         # says so in its own words, without the worker's traceback
+            if not _is_loss(error):
+                raise
             lost = error
             on_loss()
-        batch = make(index)         # where `make` itself fails, it fails here, too
+        batch = make(index) if _no_shared_memory(lost) else next(_loaded(make, index, index + 1, 1))
         logger.warning("A process that makes batches was lost (%s); from batch %d on this process makes them alone, which is slower. %s",
                        _cause(lost), index, _remedy(lost))
         del lost                    # its traceback holds the loader with the other workers
@@ -85,7 +90,17 @@ def _cause(error: BaseException) -> str:
     return (lines[-1] if lines else type(error).__name__)[:200].rstrip(".")
 
 
+def _is_loss(error: BaseException) -> bool:
+    """Whether a worker is gone, and not `make` at fault."""
+    said = str(error).lower()
+    return _no_shared_memory(error) or "exited unexpectedly" in said or "killed by signal" in said or "open files" in said
+
+
+def _no_shared_memory(error: BaseException) -> bool:
+    return any(word in str(error).lower() for word in ("shm", "shared memory", "bus error", "no space left"))
+
+
 def _remedy(error: BaseException) -> str:
-    if any(word in str(error).lower() for word in ("shm", "shared memory", "bus error", "no space left")):
+    if _no_shared_memory(error):
         return "Shared memory (/dev/shm) is too small; in a container start it with --shm-size 8g or --ipc=host."
     return "Set spineclue_n_proc_DA to fewer processes when memory or open files run out."

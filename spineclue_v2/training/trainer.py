@@ -229,7 +229,12 @@ class BaseTrainer:
         """The next batch; Interrupted when the run was asked to stop, the sampler's own error when making the batch failed."""
         if any_process(self._stop, self.device):
             raise self._interrupted()
-        return next(batches)
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            if self._stop:  # who stops a whole process group stops the workers too
+                raise self._interrupted() from error
+            raise
 
     def _interrupted(self) -> Interrupted:
         return Interrupted(f"Stopped in epoch {self.epoch} of {self.stage}, fold {self.fold}; continue with --c.")

@@ -1,0 +1,1 @@
+"""A small web service around the prediction of one scan at a time: uploads, progress, pages and downloads."""
