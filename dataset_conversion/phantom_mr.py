@@ -11,7 +11,7 @@ from spineclue_v2.imageio.volume import ImageGrid, Volume, write_volume
 from spineclue_v2.utilities.files import read_json, write_json
 from spineclue_v2.utilities.parallel import run_tasks
 
-CHANNELS = {"t2": "T2", "water": "water", "fat": "fat"}
+CHANNELS = {"t2": "T2", "water": "water", "fat": "fat", "t1": "T1", "stir": "STIR"}
 ACQUIRED = "PIL"  # sagittal: slices towards the left, rows caudally, columns posteriorly
 PARTS = {"labelled": ("imagesTr", "labelsTr"), "unlabelled": ("imagesUl", None), "test": ("imagesTs", "labelsTs")}
 

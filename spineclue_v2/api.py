@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from .anatomy.known import Known, KnownInput, known_of
 from .errors import InputError
 from .imageio.convert import Scan, describe, to_volume
+from .imageio.modality import MODALITIES
 from .imageio.volume import Volume
 from .inference.model import Model, load_shipped, load_trained
 from .inference.pipeline import Options, Progress
@@ -35,6 +36,7 @@ class PredictOptions(TypedDict, total=False):
     forbid_anomalies: bool
     mirror: bool
     classifiers: Collection[str]
+    modality: str
     progress: Progress | None
     keep_scan: bool
     intensity_offset: float | None
@@ -59,14 +61,15 @@ class SpineCLUE:
 
     @classmethod
     def from_pretrained(cls, source: str | Path | int | None = None, folds: Sequence[int | str] | None = None,
-                        device: str | None = None) -> SpineCLUE:
+                        device: str | None = None, modality: str = "ct") -> SpineCLUE:
         """Load a model.
 
         Args:
-            source: None for the weights that come with the package (CT); the id or name of a dataset whose results hold a trained or
+            source: None for the weights that come with the package; the id or name of a dataset whose results hold a trained or
                 installed model; or the folder of a model.
             folds: to average over; None: every fold that all stages have finished.
             device: "cuda", "cpu" or "mps"; None: the best there is.
+            modality: of the package's own weights, "ct" or "mr"; a model of `source` knows its own.
 
         Raises:
             InputError: nothing trained is there, a fold is not finished, the device is not there.
@@ -77,7 +80,9 @@ class SpineCLUE:
         if source is None:
             if folds is not None:
                 raise InputError("The weights that come with the package have no folds; leave folds out, or give the source of a model.")
-            return cls(load_shipped(where))
+            if modality.upper() not in MODALITIES:
+                raise InputError(f"The modality of a model is given as {modality!r}; expected ct or mr.")
+            return cls(load_shipped(where, modality.upper()))
         folder = Path(str(source))
         if str(source).isdigit() or (len(folder.parts) == 1 and not folder.is_dir()):
             folder = paths.results_folder() / paths.dataset_name(str(source))
@@ -89,7 +94,7 @@ class SpineCLUE:
         return self.model.modality
 
     def predict(self, scan: Scan, *, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None,
-                forbid_anomalies: bool = False, mirror: bool = False, classifiers: Collection[str] = CLASSIFIERS,
+                forbid_anomalies: bool = False, mirror: bool = False, classifiers: Collection[str] = CLASSIFIERS, modality: str = "auto",
                 progress: Progress | None = None, keep_scan: bool = True, known: KnownInput = None, lumbar: int | None = None,
                 thoracic: int | None = None, prior: str | Path | None = None, intensity_offset: float | None = None) -> SpineResult:
         """Find, segment and name the vertebrae of a CT, or the bodies and discs of an MR.
@@ -104,6 +109,7 @@ class SpineCLUE:
             forbid_anomalies: CT: regular numbering only, no T13, no L6, no missing T12.
             mirror: average with the left-right mirror image (CT: segmentation; MR: all), in twice the time.
             classifiers: CT: of the level, out of "shape", "geometry" and "appearance", where the model has weights for them.
+            modality: what the scan is, "ct" or "mr"; "auto": what it looks like, and an InputError where that is not what the model labels.
             progress: called as `progress(stage, fraction)`: with "read", with the name of each stage that begins, and with ("", 1.0) at
                 the end. An exception that it raises ends the prediction.
             keep_scan: keep the voxels with the result, from which `save` draws the picture.
@@ -119,7 +125,7 @@ class SpineCLUE:
         """
         started = time.perf_counter()
         options = _options(forbid_anomalies, mirror, classifiers, known_of(known, lumbar, thoracic))
-        options = replace(options, intensity_offset=intensity_offset)
+        options = replace(options, modality=modality, intensity_offset=intensity_offset)
         if prior is not None and options.known:
             raise InputError("Known levels and a prior each decide the numbering; give one of them.")
         earlier = None if prior is None else read_prior(prior)

@@ -279,6 +279,11 @@ class MRResult(SpineResult):
     stage: str = ""
     orientation: str = "LPS"
 
+    def __post_init__(self) -> None:
+        # Of an MR it is the bodies in `extra` that are named; `vertebrae` is always empty.
+        if not self.extra.get("levels"):
+            object.__setattr__(self, "numbering_anchored", False)
+
     @cached_property
     def labels(self) -> np.ndarray:
         """The dataset's own label values, uint8 or uint16 (z, y, x) on `grid`; read-only."""
@@ -288,10 +293,15 @@ class MRResult(SpineResult):
 
     @cached_property
     def structures(self) -> Sequence[Mapping[str, Any]]:
-        return tuple(structure_records(self._label_volume(), self.classes))
+        rows = structure_records(self._label_volume(), self.classes)
+        levels, discs = self.extra.get("levels", {}), self.extra.get("discs", {})
+        return tuple(row | ({"confidence": levels.get(row["structure"])} if row["kind"] == "body" else discs.get(row["structure"], {}))
+                     for row in rows)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {', '.join(row['structure'] for row in self.structures) or 'no structure'}>"
+        anchored = "" if self.numbering_anchored else "not "
+        return (f"<{type(self).__name__}: {', '.join(row['structure'] for row in self.structures) or 'no structure'}; numbering {anchored}"
+                "anchored>")
 
     def __len__(self) -> int:
         return len(self.structures)
@@ -310,14 +320,15 @@ class MRResult(SpineResult):
         raise KeyError(f"{name!r} was not found; there are {', '.join(row['structure'] for row in self.structures) or 'no structures'}")
 
     def to_dict(self) -> dict[str, Any]:
-        return mr_case_record(self.structures, self.stage, self._made_by().model, self.seconds, self.flags, self.notes)
+        return mr_case_record(self, self.structures, self.stage, self._made_by().model)
 
     def to_rows(self) -> list[dict[str, Any]]:
         return mr_rows(self.structures)
 
     def _repr_html_(self) -> str:
         title = f"{len(self)} structures" if self else NO_STRUCTURE
-        return html_table(title, self.to_rows(), ("structure", "kind", "volume_ml", "x_mm", "y_mm", "z_mm", "touches_border"), self.notes)
+        return html_table(title, self.to_rows(), ("structure", "confidence", "height_mm", "volume_ml", "x_mm", "y_mm", "z_mm",
+                                                      "touches_border"), self.notes)
 
     def _columns(self) -> list[str]:
         return [column.name for column in STRUCTURE]

@@ -258,7 +258,7 @@ def test_options_that_do_not_exist_are_refused(api, scan, options, sentence):
 def test_options_count(api, scan, found):
     plain = api.predict(scan, forbid_anomalies=True, mirror=True, classifiers="shape")
     assert plain.provenance is not None
-    asked = {"forbid_anomalies": True, "mirror": True, "classifiers": ("shape",)}
+    asked = {"forbid_anomalies": True, "mirror": True, "classifiers": ("shape",), "modality": "auto"}
     assert {name: plain.provenance.options[name] for name in asked} == asked
     assert found.provenance is not None and found.provenance.options["forbid_anomalies"] is False
 
@@ -304,7 +304,7 @@ def test_the_command_counts_scans_without_vertebra_apart(scan, soft, tmp_path, c
                          no_measures=True,
                          continue_prediction=False, num_parts=1, part_id=0, save_probabilities=False, no_report=True,
                          disable_progress_bar=True, intensity_offset=None, json=False, levels=[], also=[], dicom=None, bids=False,
-                         crops=None)
+                         crops=None, modality="auto")
         assert predict_and_report(args, model().model) == 0
         return capsys.readouterr().out
 

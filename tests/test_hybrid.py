@@ -114,6 +114,24 @@ def test_predict_writes_labels_on_the_input_grid(trained: Path, tmp_path: Path) 
     ml = float(np.prod(image.spacing)) / 1000
     written = {int(v): round(float((labels.array == v).sum()) * ml, 3) for v in np.unique(labels.array) if v}
     assert {row["label"]: row["volume_ml"] for row in record["structures"]} == pytest.approx(written)
+    assert record["review_required"] == any(flag["severity"] == "review" for flag in record["flags"])
+    assert "modality_assumed" in {flag["code"] for flag in record["flags"]}
+    assert set(record["notes"]) == {flag["message"] for flag in record["flags"]}
+    for row in record["structures"]:
+        wanted = {"confidence"} if row["kind"] == "body" else {"height_mm", "signal", "signal_to_csf"}
+        assert wanted <= set(row) and 0 <= (row.get("confidence") or 0) <= 1
+
+
+def test_a_localizer_and_a_ct_are_refused_and_nothing_is_written(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    scans = {"localizer": (rng.integers(1, 500, (6, 41, 23)), 12.0), "ct": (rng.normal(0, 300, (6, 41, 23)), 5.0)}
+    for name, (array, thick) in scans.items():
+        grid = ImageGrid(array.shape, (thick, 2.5, 2.5), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]]))
+        write_volume(Volume(array.astype(np.int16), grid), tmp_path / f"{name}.nii.gz")
+    for name, said in (("localizer", "as a localizer has"), ("ct", "ct.nii.gz is CT")):
+        assert main("predict", ["-d", "601", "-i", str(tmp_path / f"{name}.nii.gz"), "-o", str(tmp_path / "out"), "-device", "cpu"]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_prediction_does_not_depend_on_how_the_scan_is_stored(trained: Path, tmp_path: Path) -> None:
@@ -131,9 +149,11 @@ def test_where_levels_lay_in_training_goes_with_the_weights(trained: Path, monke
     from spineclue_v2.inference.model import load_trained
     from spineclue_v2.inference.mr_pipeline import predict_mr_volume
     from spineclue_v2.stages.mr import labelling
+    from spineclue_v2.stages.mr.level_assignment import LevelAssignment
 
     model, given = load_trained(trained / "results" / NAME, None, torch.device("cpu")), []
-    monkeypatch.setattr(labelling, "name_levels", lambda probability, data, places: given.append(places) or probability)
+    monkeypatch.setattr(labelling, "assign_levels", lambda probability, data, places: given.append(places)
+                        or LevelAssignment(probability, {}, False))
     predict_mr_volume(read_volume(trained / "raw" / NAME / "imagesTs" / "mr_0008_0000.nii.gz"), model)
     assert given == [fitted["places"] for fitted in model.stages["hybrid_3d"].fitted]
     middle = given[0]["from_anchor_mm"]

@@ -58,8 +58,37 @@ def test_slices_are_thick_and_the_coil_is_uneven() -> None:
     assert np.std(case.image / np.maximum(flat.image, 1)) > 0.1
 
 
+def test_varied_examinations_differ_and_repeat() -> None:
+    first, again = (sample_mr(5, "t1", top="L2", plane_mm=2.5, varied=True) for _ in range(2))
+    assert np.array_equal(first.image, again.image) and np.array_equal(first.labels, again.labels)
+    other = sample_mr(6, "t1", top="L2", plane_mm=2.5, varied=True)
+    assert first.image.shape != other.image.shape and first.spacing[2] != other.spacing[2] and 3.0 <= other.spacing[2] <= 5.0
+    for case in (first, other):
+        assert {VALUE["L5"], VALUE["S"], VALUE["L5/S"]} <= set(np.unique(case.labels))
+
+
+def test_metal_and_saturation_take_signal_away_where_they_lie() -> None:
+    from dataclasses import replace
+
+    from spineclue_v2.phantom import mr
+    from spineclue_v2.phantom.mr_variety import draw_look
+
+    plain = replace(draw_look(5, "t2", mr.CONTRASTS), metal=False, saturation=None, ghost=0.0, noise=0.0, skin_mm=60.0)
+    images = {}
+    for name, look in (("plain", plain), ("metal", replace(plain, metal=True)), ("band", replace(plain, saturation=0.1))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mr, "draw_look", lambda *_, look=look: look)
+            images[name] = sample_mr(5, top="L2", plane_mm=2.5, noise=0.0, bias=0.0, varied=True)
+    lost = {name: images[name].image / np.maximum(images["plain"].image, 1) for name in ("metal", "band")}
+    shown = images["plain"].image > 50
+    dark = shown & (lost["metal"] < 0.2)
+    assert 0 < dark.sum() < 0.05 * shown.sum()
+    rows = np.where(shown, lost["band"], np.nan)
+    assert np.nanmedian(rows[:, :4]) < 0.2 < 0.9 < np.nanmedian(rows[:, -8:])
+
+
 def test_unknown_switches_are_refused() -> None:
-    with pytest.raises(InputError, match="contrast 't1'"):
-        sample_mr(1, contrast="t1")
+    with pytest.raises(InputError, match="contrast 't3'"):
+        sample_mr(1, contrast="t3")
     with pytest.raises(InputError, match="level 'X9'"):
         sample_mr(1, top="X9")

@@ -244,7 +244,7 @@ def test_the_command(example, tmp_path, capsys, monkeypatch):
     from spineclue_v2.inference import model as models
 
     labels, model = example
-    monkeypatch.setattr(models, "load_shipped", lambda device: model)
+    monkeypatch.setattr(models, "load_shipped", lambda device, modality: model)
     write_volume(labels, tmp_path / "given.nii.gz")
     ct = spine(NAMES, (2.0, 1.5, 1.5))[0]
     write_volume(ct, tmp_path / "ct.nii.gz")

@@ -44,7 +44,7 @@ def model(tmp_path_factory) -> Model:
 def shipped(model, monkeypatch) -> Model:
     from spineclue_v2.inference import model as models
 
-    monkeypatch.setattr(models, "load_shipped", lambda device: model)
+    monkeypatch.setattr(models, "load_shipped", lambda device, modality: model)
     return model
 
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=None, help="phantom, phantom_mr: seed of the first case (default 1)")
     parser.add_argument("--unlabelled", type=int, default=None, help="phantom_mr: unlabelled cases, written to imagesUl (default 40)")
     parser.add_argument("--test", type=int, default=None, help="phantom_mr: labelled test cases, written to imagesTs (default 0)")
-    parser.add_argument("--contrast", default=None, help="phantom_mr: t2, water or fat (default t2)")
+    parser.add_argument("--contrast", default=None, help="phantom_mr: t2, t1, stir, water or fat (default t2)")
 
 
 def run(args: argparse.Namespace) -> int:

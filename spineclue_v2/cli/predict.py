@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..inference.cases import Case
     from ..inference.model import Model, ModelSource
 
-DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or with an MR model (-d) vertebrae and discs of MR. "
+DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or vertebral bodies and discs of sagittal lumbar MR. "
                "Without -d or -m the weights that come with the package serve.")
 
 
@@ -58,6 +58,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--modality", default="auto", choices=["ct", "mr", "auto"],
+                        help="what the scans are; auto: their DICOM files say, or their values")
     parser.add_argument("-device", default=None, choices=["cuda", "cpu", "mps"], help="default: the best there is")
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
     parser.add_argument("-num_parts", type=int, default=1, help="split the cases into this many parts ...")
@@ -84,7 +86,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..anatomy.known import known_by_case
     from ..anatomy.level_ranges import parse_levels
-    from ..inference.cases import list_cases
     from ..inference.predict_folder import check_formats_of_cases
     from ..inference.prior import read_prior, renumber_cases_by_prior
     from ..inference.series import number_series
@@ -96,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.o is None:
         raise InputError("No output folder is given; add -o FOLDER.")
     parse_levels(args.levels)
-    # A wrong input path is said before seconds are spent on loading networks. Only a chosen model can be one of MR.
-    listed = list_cases(args.i, args.series, "CT" if args.m is None and args.d is None else None)
+    listed, modality = cases_and_modality(args)
     check_formats_of_cases(wanted_formats(args), listed)
     cases = [case.name for case in listed]
     known = known_by_case(args.known, args.lumbar, args.thoracic, cases)
@@ -105,12 +105,28 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("Known levels, --prior and --series-of each decide the numbering; give one of them.")
     if args.prior is not None:
         read_prior(args.prior)
-    code = predict_and_report(args, load_model(args), known, listed)
+    source = model_source(args, modality)
+    code = predict_and_report(args, source.load(), known, listed, source)
     if args.prior is not None and not code:
         return say(renumber_cases_by_prior(args.o, cases, args.prior, args.i))
     if args.series_of is not None and not code and len(cases) > 1:
         return say(number_series(args.o, cases, args.i))
     return code
+
+
+def cases_and_modality(args: argparse.Namespace) -> tuple[list[Case], str]:
+    """The cases of the input, and which of the package's models they need, by --modality or by what the first of them is."""
+    from ..inference.cases import list_cases
+    from ..inference.modality import modality_of_cases
+
+    said = None if args.modality == "auto" else args.modality.upper()
+    if args.m is not None or args.d is not None:
+        return list_cases(args.i, args.series, said), "CT"
+    listed = list_cases(args.i, args.series, said or "CT")
+    if said is None and args.intensity_offset is None and modality_of_cases(listed) == "MR":
+        said = "MR"
+        listed = list_cases(args.i, args.series, said)
+    return listed, said or "CT"
 
 
 def show_series(source: str) -> int:
@@ -127,13 +143,13 @@ def show_series(source: str) -> int:
     return 0
 
 
-def model_source(args: argparse.Namespace) -> ModelSource:
-    """Which model -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the shipped one."""
+def model_source(args: argparse.Namespace, shipped: str = "CT") -> ModelSource:
+    """Which model -d, -m, -p, -tr, -f, -chk and -device choose; without -d and -m the package's own of modality `shipped`."""
     from ..inference.model import ModelSource
     from ..utilities import paths
 
     if args.m is None and args.d is None:
-        return ModelSource(args.device)
+        return ModelSource(args.device, modality=shipped)
     folder = Path(args.m) if args.m else paths.results_folder() / paths.dataset_name(args.d)
     trainers = trainers_of(args)
     return ModelSource(args.device, str(folder.absolute()), tuple(args.f) if args.f else None, args.p,
@@ -162,7 +178,7 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
 
 
 def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[str, Known] | None = None,
-                       cases: Sequence[Case] | None = None) -> int:
+                       cases: Sequence[Case] | None = None, source: ModelSource | None = None) -> int:
     """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
     from ..anatomy.level_ranges import parse_levels
     from ..inference.pipeline import Options
@@ -171,12 +187,12 @@ def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[st
     from ..utilities.parallel import dask_executor
 
     options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), intensity_offset=args.intensity_offset,
-                      measures=not args.no_measures, levels=parse_levels(args.levels))
+                      measures=not args.no_measures, levels=parse_levels(args.levels), modality=args.modality)
+    scans = args.i if cases is None else cases
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
-        source = args.i if cases is None else cases
-        outcome = predict(source, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
+        outcome = predict(scans, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
-                          model_source(args) if args.dask else None, known, wanted_formats(args))
+                          (source or model_source(args)) if args.dask else None, known, wanted_formats(args))
     failed = {name: why for name, why in outcome.items() if why}
     if args.json:
         print(json.dumps(run_summary(args.o, outcome), indent=2))

@@ -45,13 +45,13 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
     }
 
 
-def mr_case_record(structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any], seconds: Mapping[str, float],
-                   flags: Sequence[Flag] = (), notes: Sequence[str] = ()) -> dict[str, Any]:
-    """Content of `CASE.json` of an MR scan: `structures` as `structure_records` gives them, `stage` that made the label map."""
-    return {"status": "ok" if structures else NO_STRUCTURE, **_states(flags), "stage": stage,
+def mr_case_record(result: LabelledSpine, structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of `CASE.json` of an MR scan: `structures` as `structure_records` gives them, bodies with the confidence of their level and
+    discs with height and signal; `stage` that made the label map."""
+    return {"status": "ok" if structures else NO_STRUCTURE, **_states(result.flags), "stage": stage,
             "structures": [dict(row) for row in structures],
-            "notes": _notes(notes, flags),
-            "plans": dict(plans), "versions": versions(), "seconds": rounded_seconds(seconds)}
+            "numbering_anchored": bool(result.numbering_anchored), "notes": _notes(result.notes, result.flags),
+            "plans": dict(plans), "versions": versions(), "seconds": rounded_seconds(result.seconds)}
 
 
 def _notes(notes: Sequence[str], flags: Sequence[Flag]) -> list[str]:

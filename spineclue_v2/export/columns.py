@@ -73,6 +73,9 @@ STRUCTURE = (
     Column("y_mm", "number", "mm", "towards the back", at("centroid_mm", 1)),
     Column("z_mm", "number", "mm", "towards the head", at("centroid_mm", 2)),
     Column("touches_border", "truth", "", "whether the structure is truncated", at("touches_border")),
+    Column("confidence", "number", "probability", "of the level of a body", at("confidence")),
+    Column("height_mm", "number", "mm", "of a disc, in its middle", at("height_mm")),
+    Column("signal_to_csf", "number", "", "of a disc, relative to the fluid in the canal", at("signal_to_csf")),
 )
 """Of an MR result's `to_dataframe` and, after `case`, of `structures.csv`."""
 
@@ -86,7 +89,7 @@ def _levels(record: Record) -> list[str]:
 
 
 def _least(record: Record) -> float | None:
-    values = [row["confidence"] for row in record.get("vertebrae") or () if row.get("confidence") is not None]
+    values = [row["confidence"] for row in _found(record) if row.get("confidence") is not None]
     return min(values, default=None)
 
 

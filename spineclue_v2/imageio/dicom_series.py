@@ -134,8 +134,9 @@ def choose_series(found: DicomFolder, wanted: str | None, modality: str | None) 
         right = [s for s in found.series if modality is None or s.modality in (modality, *UNKNOWN_MODALITIES)]
         if right:
             raise InputError(f"{where} holds a DICOM series of {right[0].usable_slices} slices; expected {MIN_SLICES} or more.")
-        raise InputError(f"{where} holds {', '.join(s.describe() for s in found.series[:3])}; expected {modality}. Give the folder of the "
-                         f"{modality} series, or --series UID where the header is wrong.")
+        raise InputError(f"{where} holds {', '.join(s.describe() for s in found.series[:3])}; expected "
+                         f"{modality or 'CT or MR'}. Give the folder of that series, or --series UID with --modality where the header is "
+                         "wrong.")
     return fitting[0], tuple(fitting[1:])
 
 

@@ -49,7 +49,7 @@ def checked_ct(volume: Volume, what: str, offset: float | None = None) -> Volume
         kind = "an 8-bit picture of one window" if whole and high > 1 else "normalised values"
         raise InputError(f"{what} holds values {low:g} to {high:g}: {kind}; expected a CT in Hounsfield units (air -1000, water 0). Export "
                          "the scan again without windowing or scaling.")
-    if offset is None and low >= 0 and _looks_stored(sample):
+    if offset is None and low >= 0 and looks_stored(sample):
         message = (f"All values look like HU + {STORED_OFFSET} (no negative ones, soft tissue around {STORED_OFFSET}); {STORED_OFFSET} was "
                    "subtracted.")
         flag = Flag("offset_assumed", "read", "review", message, low, 0, "Check some values, or give --intensity-offset yourself (0: the "
@@ -58,7 +58,7 @@ def checked_ct(volume: Volume, what: str, offset: float | None = None) -> Volume
     return volume
 
 
-def _looks_stored(sample: np.ndarray) -> bool:
+def looks_stored(sample: np.ndarray) -> bool:
     """Whether what is not background lies mostly where soft tissue + 1024 does, and next to nothing where soft tissue in HU does."""
     body = sample[sample > SOFT_TISSUE_HU[1]]
     if body.size < 0.02 * sample.size:

@@ -60,11 +60,12 @@ class ModelSource:
     """What a process on another machine needs to load the same model: paths that it must see, and names."""
 
     device: str | None = None
-    folder: str | None = None                 # None: the shipped weights
+    folder: str | None = None                 # None: the shipped weights of `modality`
     folds: tuple[str, ...] | None = None
     plans_name: str = DEFAULT_PLANS_NAME
     trainers: tuple[tuple[str, str], ...] | None = None
     checkpoint_name: str = CHECKPOINT_NAME
+    modality: str = "CT"                      # of the shipped weights
 
     def load(self) -> Model:
         """The model, on the best device there (or the one named)."""
@@ -72,7 +73,7 @@ class ModelSource:
 
         device = resolve_device(self.device)
         if self.folder is None:
-            return load_shipped(device)
+            return load_shipped(device, self.modality)
         return load_trained(Path(self.folder), list(self.folds) if self.folds else None, device, self.plans_name,
                             dict(self.trainers) if self.trainers else None, self.checkpoint_name)
 
@@ -83,13 +84,14 @@ def model_of(source: ModelSource) -> Model:
     return source.load()
 
 
-def load_shipped(device: torch.device) -> Model:
-    """The weights that come with the package."""
+def load_shipped(device: torch.device, modality: str = "CT") -> Model:
+    """The weights that come with the package for "CT" or "MR"."""
     folder = paths.weights_folder()
-    missing = [stage.name for stage in pipeline_of("CT") if stage.required and not (folder / f"{stage.name}.pth").exists()]
+    missing = [stage.name for stage in pipeline_of(modality) if stage.required and not (folder / f"{stage.name}.pth").exists()]
     if missing:
-        raise InputError(f"This installation has no shipped weights for {', '.join(missing)}; train your own and pass -d or -m.")
-    files = {stage.name: [folder / f"{stage.name}.pth"] for stage in pipeline_of("CT") if (folder / f"{stage.name}.pth").exists()}
+        raise InputError(f"This installation has no shipped weights of {modality} for {', '.join(missing)}; train your own and pass -d or "
+                         "-m.")
+    files = {stage.name: [folder / f"{stage.name}.pth"] for stage in pipeline_of(modality) if (folder / f"{stage.name}.pth").exists()}
     return _assemble(files, None, device, "shipped weights")
 
 

@@ -46,7 +46,7 @@ def predict(source: str | Path | Sequence[Case], output: str | Path, model: Mode
     """Predict every case of `source` (a path, or what `list_cases` gave) into `output`; {case: None or the sentence of its failure}.
 
     A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete. Nothing is
-    written before a scan could be read. The tables of the folder are made anew in the end. With an `executor` the cases are predicted
+    written before a scan was predicted. The tables of the folder are made anew in the end. With an `executor` the cases are predicted
     through it, by processes that load `model_source`. `known`: what is known of each case's levels. `also`: names of further formats.
     """
     if not 0 <= part_id < num_parts:
@@ -69,7 +69,7 @@ def predict(source: str | Path | Sequence[Case], output: str | Path, model: Mode
         _write_index(output, outcome, report)
         return outcome
     given = own[cases[0].name] if single and cases else options
-    describe = cache(lambda: _describe(output, model, given, shown))  # once, after the first scan could be read
+    describe = cache(lambda: _describe(output, model, given, shown))  # once, after the first scan was predicted
     with RunProgress(len(cases), progress) as bar:
         for case in cases:
             if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report, also):
@@ -145,20 +145,20 @@ def _predict_remote(case: Case, output: Path, source: ModelSource, options: Opti
 
 
 def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
-                 report: bool = True, on_read: Callable[[], object] | None = None, bar: RunProgress | None = None,
+                 report: bool = True, on_predicted: Callable[[], object] | None = None, bar: RunProgress | None = None,
                  also: Sequence[str] = ()) -> SpineResult:
-    """Predict one case and write its files; CASE.json last. `on_read` is called when the scan is read and nothing written yet."""
+    """Predict one case and write its files; CASE.json last. `on_predicted` is called when there is a result and nothing written yet."""
     started = time.perf_counter()
     if bar is not None:
         bar.begin(case.name, ["read", *(stage.name for stage in stages_of(model)), "report"])
     volume = read_volume(case.path, series=case.series, modality=model.modality)
     read = time.perf_counter() - started
     check_volume(also, volume, case.name)
-    if on_read is not None:
-        on_read()
     keep_scan = report or any(FORMATS[name].scan for name in also)
     progress = bar.step if bar is not None else None
     result = predict_scan(volume, model, options, progress, str(case.path), {"read": read}, keep_scan=keep_scan)
+    if on_predicted is not None:
+        on_predicted()  # a scan that is refused leaves nothing behind
     if bar is not None:
         bar.step("report")
     result.save(output, case.name, report, save_probabilities, describe=False, also=also)

@@ -11,8 +11,9 @@ from ..imageio.hounsfield import checked_ct
 from ..imageio.volume import Volume
 from ..results import SpineResult
 from .level_selection import select_levels
+from .modality import check_modality
 from .model import Model
-from .mr_pipeline import predict_mr
+from .mr_pipeline import check_mr_scan, predict_mr
 from .pipeline import Options, Progress, predict_volume
 
 
@@ -31,14 +32,18 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
         keep_scan: keep the voxels for the picture.
 
     Raises:
-        InputError: an option that a model of this modality does not have.
+        InputError: an option that a model of this modality does not have, or a scan of the other modality.
     """
     options, started = options or Options(), time.perf_counter()
+    what = source or "The scan"
+    if model.modality == "CT":
+        volume = checked_ct(volume, what, options.intensity_offset)
+    volume = replace(volume, flags=(*volume.flags, *check_modality(volume, what, model.modality, options.modality)))
     if model.modality == "MR":
         check_mr_options(options)
+        check_mr_scan(volume, what)
         result: SpineResult = predict_mr(volume, model, options.mirror, progress)
     else:
-        volume = checked_ct(volume, source or "The scan", options.intensity_offset)
         result = predict_volume(volume, model, options, progress)
         if options.measures:
             result = result.with_measures(volume)

@@ -1,4 +1,4 @@
-"""MR appearance of the synthetic spine: sagittal slices, T2-like or water-fat contrast, bodies and discs labelled.
+"""MR appearance of the synthetic spine: sagittal slices of many contrasts, bodies and discs labelled.
 
 The anatomy is the CT phantom's (`spine`, `fields`); only the tissues' intensities, the coil and the noise are MR's. Intensities
 are drawn round textbook contrast, not fitted to a scanner.
@@ -18,6 +18,7 @@ from ..errors import InputError
 from . import spine
 from .canvas import Canvas, average, smooth_field
 from .fields import discs, distance_fields
+from .mr_variety import Look, disturb, draw_look
 from .primitives import Points, smooth_max, smooth_min, superellipse_radius
 from .spine import Subject
 from .surroundings import Frame
@@ -29,12 +30,19 @@ CONTRASTS: dict[str, dict[str, float]] = {
               "organ": 0.60, "blood": 0.75},
     "fat": {"fat": 0.95, "muscle": 0.10, "marrow": 0.52, "cortex": 0.04, "csf": 0.05, "cord": 0.10, "annulus": 0.08, "nucleus": 0.05,
             "organ": 0.10, "blood": 0.05},
+    "t1": {"fat": 0.95, "muscle": 0.36, "marrow": 0.58, "cortex": 0.05, "csf": 0.12, "cord": 0.36, "annulus": 0.26, "nucleus": 0.38,
+           "organ": 0.42, "blood": 0.08},
+    "stir": {"fat": 0.08, "muscle": 0.34, "marrow": 0.22, "cortex": 0.04, "csf": 1.0, "cord": 0.50, "annulus": 0.12, "nucleus": 0.72,
+             "organ": 0.50, "blood": 0.10},
 }
-"""Relative signal of the tissues: T2-weighted spin echo, and the two images of a water-fat separation."""
+"""Relative signal of the tissues: T2-weighted spin echo, the two images of a water-fat separation, T1-weighted spin echo, and
+fat-suppressed T2 (short inversion time)."""
 
 TOPS = ("T9", "T10", "T11", "T12", "L1")
 """Highest level in the field of view, drawn with these chances: upper levels are rare, as in lumbar examinations."""
 TOP_CHANCE = (0.08, 0.14, 0.28, 0.30, 0.20)
+MARROW_AGES = {"t2": 0.25, "water": -0.35, "fat": 0.5, "t1": 0.4, "stir": -0.3}
+"""How marrow's signal changes over 40 years, as it turns to fat."""
 SUBSLICES = 3
 FULL_SCALE = 900.0
 
@@ -50,11 +58,12 @@ class MRCase:
 
 
 def sample_mr(seed: int, contrast: str = "t2", top: str | None = None, plane_mm: float = 1.0, slice_mm: float | None = None,
-              bias: float | None = None, noise: float | None = None) -> MRCase:
+              bias: float | None = None, noise: float | None = None, varied: bool = False) -> MRCase:
     """Draw one sagittal lumbar MR; the same seed and switches give the same voxels.
 
-    contrast: "t2", "water" or "fat"; top: highest level shown (default drawn from `TOPS`); plane_mm, slice_mm: in-plane spacing and
-    slice distance; bias: standard deviation of the log coil sensitivity; noise: Rician sigma relative to full signal.
+    contrast: one of `CONTRASTS`; top: highest level shown (default drawn from `TOPS`); plane_mm, slice_mm: in-plane spacing and
+    slice distance; bias: standard deviation of the log coil sensitivity; noise: Rician sigma relative to full signal; varied: fields,
+    surroundings, signals, coils and artefacts differ more from case to case (`mr_variety`), and `contrast` leads a mixture.
     Bodies (not arches) from `top` down, the sacrum and all discs in the field are labelled, cut ones too; the sliver of the body above
     `top` is not, as readers leave it out. InputError for unknown switches.
     """
@@ -67,21 +76,23 @@ def sample_mr(seed: int, contrast: str = "t2", top: str | None = None, plane_mm:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            return _sample(int(seed), rng, generator, contrast, top, plane_mm, slice_mm, bias, noise)
+            look = draw_look(seed, contrast, CONTRASTS) if varied else None
+            return _sample(int(seed), rng, generator, contrast, top, (plane_mm, slice_mm), (bias, noise), look)
     finally:
         torch.set_num_threads(threads)
 
 
-def _sample(seed: int, rng: np.random.Generator, generator: torch.Generator, contrast: str, top: str | None, plane: float,
-            thick: float | None, bias: float | None, noise: float | None) -> MRCase:
+def _sample(seed: int, rng: np.random.Generator, generator: torch.Generator, contrast: str, top: str | None,
+            steps: tuple[float, float | None], disturbed: tuple[float | None, float | None], look: Look | None) -> MRCase:
+    (plane, thick), (bias, noise) = steps, disturbed
     top = top or str(rng.choice(TOPS, p=TOP_CHANCE))
     lumbar = [n for n in spine.level_names(None) if n[0] == "L" or n in TOPS]
     fractures = spine.draw_fractures(rng, lumbar, 1 if rng.random() < 0.15 else 0)
     subject = spine.draw_subject(rng, None, float(rng.uniform(0, 12)), fractures, float(rng.uniform(0, 1) ** 2))
-    thick = thick or float(rng.uniform(4.0, 4.8))
-    canvas = _grid(rng, generator, subject, top, plane, thick)
-    tissue = {name: value * float(rng.uniform(0.88, 1.12)) for name, value in CONTRASTS[contrast].items()}
-    tissue["marrow"] *= 1 + {"t2": 0.25, "water": -0.35, "fat": 0.5}[contrast] * (subject.age - 55) / 40
+    thick = thick or (float(rng.uniform(4.0, 4.8)) if look is None else look.slice_mm)
+    canvas = _grid(rng, generator, subject, top, (plane, thick), look)
+    tissue = {name: value * float(rng.uniform(0.88, 1.12)) for name, value in (look.tissue if look else CONTRASTS[contrast]).items()}
+    tissue["marrow"] *= 1 + MARROW_AGES[contrast] * (subject.age - 55) / 40
     canvas.hu.zero_()
     labels = torch.zeros(canvas.shape, dtype=torch.uint8)
     _paint_soft(canvas, subject, tissue, rng)
@@ -91,8 +102,10 @@ def _sample(seed: int, rng: np.random.Generator, generator: torch.Generator, con
     for name in spine.level_names(None)[:spine.level_names(None).index(top)]:
         labels[labels == VALUE[name]] = 0
     signal = average(canvas.hu, (1, 1, SUBSLICES))
-    strength = float(rng.uniform(0.1, 0.3)) if bias is None else bias
-    sigma = float(rng.uniform(0.015, 0.05)) if noise is None else noise
+    strength = (float(rng.uniform(0.1, 0.3)) if look is None else look.bias) if bias is None else bias
+    sigma = (float(rng.uniform(0.015, 0.05)) if look is None else look.noise) if noise is None else noise
+    if look is not None:
+        signal = disturb(signal, look, canvas, subject, thick)
     signal = signal * _coil(tuple(signal.shape), rng, generator, strength)
     real, imaginary = (torch.randn(signal.shape, generator=generator) * sigma for _ in range(2))
     image = ((signal + real).square() + imaginary.square()).sqrt() * FULL_SCALE * float(rng.uniform(0.5, 1.5))
@@ -102,8 +115,10 @@ def _sample(seed: int, rng: np.random.Generator, generator: torch.Generator, con
     return MRCase(image.round().clamp(0, 32767).to(torch.int16).numpy(), middle.contiguous().numpy(), (plane, plane, thick), meta)
 
 
-def _grid(rng: np.random.Generator, generator: torch.Generator, subject: Subject, top: str, plane: float, thick: float) -> Canvas:
+def _grid(rng: np.random.Generator, generator: torch.Generator, subject: Subject, top: str, steps: tuple[float, float],
+          look: Look | None) -> Canvas:
     """Field of view round the lumbar spine, subject moved so that voxel 0 is the origin, slices split into sub-slices."""
+    plane, thick = steps
     shown = [v for v in subject.placed if v.name in spine.level_names(None)[spine.level_names(None).index(top):]]
     centres = np.array([v.centre for v in shown] + [subject.sacrum[0]])
     first = shown[0]
@@ -111,6 +126,8 @@ def _grid(rng: np.random.Generator, generator: torch.Generator, subject: Subject
     low_z = subject.sacrum[0][2] - rng.uniform(30, 60)
     front, back = centres[:, 1].min() - rng.uniform(35, 60), centres[:, 1].max() + rng.uniform(55, 75)
     count = int(rng.integers(12, 16))
+    if look is not None:
+        front, back, low_z, count = front - look.front_mm, back + look.behind_mm, low_z - look.below_mm, look.slices
     middle = centres[:, 0].mean() + rng.normal(0, 2)
     low = np.array([middle - (count - 1) / 2 * thick, front, low_z])
     shape = (int(np.ceil((high_z - low_z) / plane)), int(np.ceil((back - front) / plane)), count)

@@ -48,6 +48,7 @@ class Options:
     intensity_offset: float | None = None     # CT: added to all values on reading; None: values are HU, or plainly HU + 1024
     measures: bool = True                     # angles, discs, sub-regions and density of bone, of CT
     levels: tuple[str, ...] = ()              # of the result, once all are named; empty: all
+    modality: str = "auto"                    # what the user says the scans are: "ct", "mr", or "auto" for whatever they look like
 
 
 @dataclass(frozen=True)

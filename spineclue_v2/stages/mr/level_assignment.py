@@ -7,6 +7,7 @@ body's share of every level's probability being its vote.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from ...anatomy.structures import SACRUM, in_order, kind
 from ...plans.data import MRData
+from .path_marginals import level_marginals
 from .positional_prior import vote_by_position
 from .threshold import BACKGROUND_COUNTS
 
@@ -38,7 +40,29 @@ ABOVE_ALL = 0.5        # of that cost, for the uppermost body: readers leave it 
 VARIANTS = ("T13", "L6")   # levels that most people do not have: jumping them costs nothing
 
 
+@dataclass(frozen=True)
+class LevelAssignment:
+    """Named levels of a scan.
+
+    Attributes:
+        probability: class probabilities (C, slices, rows, columns), whose masses follow the names.
+        confidence: {level: probability of it among all paths through the levels}, of the bodies that have a name.
+        anchored: whether a sacrum is among them, from which the others are counted.
+        unnamed: bodies of usual size that were given no name, but for an uppermost one.
+    """
+
+    probability: np.ndarray
+    confidence: Mapping[str, float]
+    anchored: bool
+    unnamed: int = 0
+
+
 def name_levels(probability: np.ndarray, data: MRData, prior: Mapping[str, Any] | None = None) -> np.ndarray:
+    """The probabilities of `assign_levels` alone."""
+    return assign_levels(probability, data, prior).probability
+
+
+def assign_levels(probability: np.ndarray, data: MRData, prior: Mapping[str, Any] | None = None) -> LevelAssignment:
     """`probability` (C, slices, rows, columns) on the grid of `data` with the mass of all bodies given to the level that their body is,
     that of discs to the disc between their neighbours; what is no level or has no class goes to the background. Rows run caudally.
     `prior`: where levels lay in the fields of the training cases (`fit_positional_prior`), a classifier where no sacrum is found.
@@ -48,11 +72,11 @@ def name_levels(probability: np.ndarray, data: MRData, prior: Mapping[str, Any] 
     chain = [name for name in in_order(data.classes) if kind(name) == "body"]
     number = {name: i for i, name in enumerate(data.classes, 1)}
     if len(chain) < 2 or data.orientation[1] != "I":
-        return probability
+        return LevelAssignment(probability, {}, False)
     body, disc = (probability[[number[name] for name in data.classes if kind(name) == k]].sum(0) for k in ("body", "disc"))
     bodies = _bodies(body > np.maximum(DISC_COUNTS * disc, 1 - body - disc), data)
     if not bodies:
-        return probability
+        return LevelAssignment(probability, {}, False)
     if SACRUM in chain:
         if any(kind(name) == "disc" for name in data.classes):
             bodies = _one_sacrum(bodies, probability[number[SACRUM]] > body / 2, disc, data)
@@ -68,7 +92,9 @@ def name_levels(probability: np.ndarray, data: MRData, prior: Mapping[str, Any] 
     # A sacrum in view counts for more than where a few other fields happened to end.
     placed, beyond = vote_by_position(bodies, body.shape[1], chain, {} if (sacral > 0.5).any() else prior or {}, data)
     jumps, drops = _penalties(bodies, sacral, data)
-    path = best_path(counts * np.log(np.maximum(shares, FLOOR)) + placed, chain, jumps, np.where(beyond, BEYOND, 1.0) * drops)
+    weighed, dropped = counts * np.log(np.maximum(shares, FLOOR)) + placed, np.where(beyond, BEYOND, 1.0) * drops
+    path = best_path(weighed, chain, jumps, dropped)
+    marginals = level_marginals(weighed, [name in VARIANTS for name in chain], jumps, dropped)
     names = [chain[level] if level >= 0 else "" for level in path]
     owner = _nearest(bodies, body.shape, data)
     body = np.where(_scraps(body > BACKGROUND_COUNTS * probability[0], bodies), 0, body)
@@ -83,7 +109,10 @@ def name_levels(probability: np.ndarray, data: MRData, prior: Mapping[str, Any] 
             mass, owner = (body, given) if kind(name) == "body" else (disc, between)
             np.copyto(result[i], mass, where=owner == i)
     result[0] = 1 - result[1:].sum(0)
-    return result
+    confidence = {name: float(marginals[i, chain.index(name)]) for i, name in enumerate(names) if name}
+    whole = np.array([len(at[0]) for at in bodies]) >= WHOLE * np.median([len(at[0]) for at in bodies])
+    unnamed = sum(1 for name, is_whole in zip(names[:-1], whole, strict=False) if is_whole and not name)
+    return LevelAssignment(result, confidence, SACRUM in names and bool(sacral[names.index(SACRUM)] > 0.5), unnamed)
 
 
 def best_path(votes: np.ndarray, chain: Sequence[str], jumps: Sequence[float], drops: Sequence[float]) -> list[int]:

@@ -9,13 +9,17 @@ import torch
 from torch.nn import functional as F
 
 from ...adapters import window_starts
+from ...imageio.volume import Volume
+from ...plans.data import MRData
 from ...plans.plans import Plans, StagePlan
 from ...preprocessing.mr import to_mr_space
 from ...training.device import autocast
 from ...training.stage_model import StageModel
 from ...utilities.triples import Box, box_slices
 from ..base import Context, Findings
+from .discs import measure_discs
 from .labelling import label_scan
+from .mr_flags import flags_of
 from .network import FEATURE_STRIDE, STRIDE_IN_PLANE, HybridNetwork, TwoBranches, neighbour_stacks, shrink
 
 
@@ -24,7 +28,7 @@ def predict_hybrid_2d(findings: Findings, model: StageModel, context: Context) -
     plan = context.plans.stage("hybrid_2d")
     scan = to_mr_space(findings.volume, plan.data)
     probability = predict_2d(scan.array, model.networks, plan, context.device, context.options.mirror)
-    return replace(findings, labels=label_scan(probability, scan, findings.volume, model, plan.data))
+    return _labelled(findings, probability, scan, model, plan.data)
 
 
 def predict_hybrid_3d(findings: Findings, model: StageModel, context: Context) -> Findings:
@@ -32,7 +36,16 @@ def predict_hybrid_3d(findings: Findings, model: StageModel, context: Context) -
     data = context.plans.stage("hybrid_3d").data
     scan = to_mr_space(findings.volume, data)
     probability = predict_3d(scan.array, model.networks, context.plans, context.device, context.options.mirror)
-    return replace(findings, labels=label_scan(probability, scan, findings.volume, model, data))
+    return _labelled(findings, probability, scan, model, data)
+
+
+def _labelled(findings: Findings, probability: np.ndarray, scan: Volume, model: StageModel, data: MRData) -> Findings:
+    """Findings with label map, discs' heights and signals, and what the names rest on; `scan` is the one in network space."""
+    labels, named = label_scan(probability, scan, findings.volume, model, data)
+    discs = measure_discs(findings.volume, labels, dict(zip(data.classes, data.label_values, strict=True)), data.orientation)
+    extra = {"levels": {name: round(value, 4) for name, value in named.confidence.items()}, "discs": discs}
+    return replace(findings, labels=labels, anchored=named.anchored, extra={**findings.extra, **extra},
+                   flags=(*findings.flags, *flags_of(named, bool(labels.array.any()))))
 
 
 def predict_2d(image: np.ndarray, networks: Sequence[TwoBranches], plan: StagePlan, device: torch.device,
