@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 _GUARDS = {
     "YOLO_AUTOINSTALL": "false",   # ultralytics would install missing packages by itself
@@ -20,3 +21,4 @@ def guard() -> None:
     for name, value in _GUARDS.items():
         os.environ.setdefault(name, value)
     os.environ["MPLBACKEND"] = "agg"
+    warnings.filterwarnings("ignore", ".*torch\\.jit.*", FutureWarning)  # of libraries that still use it; no user can do anything about it
