@@ -112,9 +112,9 @@ def test_records_of_ct_mr_and_of_nothing_obey_the_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(case_schema())
     rows = [{"structure": "L4/L5", "kind": "disc", "label": 52, "volume_ml": 9.5, "centroid_mm": [1.0, 2.0, 3.0], "touches_border": False}]
     empty = with_result_flags(SpineResult((), True))
-    for record in (full_record(), case_record(empty), mr_case_record(SpineResult((), False, seconds={"total": 1.0}), rows, "hybrid_3d", {}),
-                   mr_case_record(replace(empty, flags=(Flag("no_vertebra", "result", "review", "No structure was found."),)), [], "hybrid_2d",
-                                  {})):
+    nothing = replace(empty, flags=(Flag("no_vertebra", "result", "review", "No structure was found."),))
+    for record in (full_record(), case_record(empty), mr_case_record(nothing, [], "hybrid_2d", {}),
+                   mr_case_record(SpineResult((), False, seconds={"total": 1.0}), rows, "hybrid_3d", {})):
         CHECKER.validate(record)
     assert case_record(empty)["review_required"] and case_record(empty)["quality_status"] == "review"
 

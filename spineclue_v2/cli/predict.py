@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ from ._outputs import add_output_arguments, wanted_formats
 from .renumber import add_known_arguments, add_prior_argument, say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..anatomy.known import Known
     from ..inference.cases import Case
     from ..inference.model import Model, ModelSource
+    from ..results import SpineResult
 
 DESCRIPTION = ("Find, segment and name the vertebrae of CT scans, or vertebral bodies and discs of sagittal lumbar MR. "
                "Without -d or -m the weights that come with the package serve.")
@@ -106,12 +108,12 @@ def run(args: argparse.Namespace) -> int:
     if args.prior is not None:
         read_prior(args.prior)
     source = model_source(args, modality)
-    code = predict_and_report(args, source.load(), known, listed, source)
-    if args.prior is not None and not code:
-        return say(renumber_cases_by_prior(args.o, cases, args.prior, args.i))
-    if args.series_of is not None and not code and len(cases) > 1:
-        return say(number_series(args.o, cases, args.i))
-    return code
+    after: Callable[[], dict[str, SpineResult | str]] | None = None
+    if args.prior is not None:
+        after = partial(renumber_cases_by_prior, args.o, cases, args.prior, args.i)
+    elif args.series_of is not None and len(cases) > 1:
+        after = partial(number_series, args.o, cases, args.i)
+    return predict_and_report(args, source.load(), known, listed, source, after)
 
 
 def cases_and_modality(args: argparse.Namespace) -> tuple[list[Case], str]:
@@ -178,8 +180,12 @@ def trainers_of(args: argparse.Namespace) -> dict[str, str] | None:
 
 
 def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[str, Known] | None = None,
-                       cases: Sequence[Case] | None = None, source: ModelSource | None = None) -> int:
-    """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1."""
+                       cases: Sequence[Case] | None = None, source: ModelSource | None = None,
+                       after: Callable[[], dict[str, SpineResult | str]] | None = None) -> int:
+    """Predict with a loaded model, then say where the results are, what failed and where nothing was found. Exit code 0 or 1.
+
+    `after`: numbers the results again, unless a case failed; {case: its new result, or why it stayed as it was}.
+    """
     from ..anatomy.level_ranges import parse_levels
     from ..inference.pipeline import Options
     from ..inference.predict_folder import cases_without_finding, predict
@@ -194,9 +200,11 @@ def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[st
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
                           (source or model_source(args)) if args.dask else None, known, wanted_formats(args))
     failed = {name: why for name, why in outcome.items() if why}
+    renumbered = after() if after is not None and not failed else {}
     if args.json:
-        print(json.dumps(run_summary(args.o, outcome), indent=2))
-        return 1 if failed else 0
+        unchanged = {name: why for name, why in renumbered.items() if isinstance(why, str)}
+        print(json.dumps(run_summary(args.o, outcome | unchanged), indent=2))
+        return 1 if failed or unchanged else 0
     empty = cases_without_finding(args.o, (name for name in outcome if name not in failed))
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"
     what = "structure" if model.modality == "MR" else "vertebra"
@@ -206,4 +214,4 @@ def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[st
         print("Failed:")
         for name, why in failed.items():
             print(f"  {name:<{width}}  {why}")
-    return 1 if failed else 0
+    return say(renumbered) or (1 if failed else 0)
