@@ -27,14 +27,18 @@ from spineclue_v2.utilities.parallel import WatchedExecutor, run_tasks
 
 @dataclass
 class Batches:
-    """Batch i holds i; the worker that makes batch `deadly` kills itself, batch `wrong` cannot be made anywhere."""
+    """Batch i holds i; the worker that makes batch `deadly` kills itself (`once`: the first one alone, which leaves this file), batch
+    `wrong` cannot be made anywhere."""
 
     deadly: int = -1
     wrong: int = -1
     size: int = 4
+    once: Path | None = None
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
-        if index == self.deadly and get_worker_info() is not None:
+        if index == self.deadly and get_worker_info() is not None and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if index == self.wrong:
             raise InputError("case 'a' is broken")
@@ -45,11 +49,17 @@ def numbers(batches: Iterator[dict[str, torch.Tensor]]) -> list[int]:
     return [int(batch["image"][0]) for batch in batches]
 
 
-def test_a_killed_batch_worker_is_replaced_by_this_process(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_batch_worker_is_replaced(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     lost: list[bool] = []
     with caplog.at_level(logging.WARNING):
-        assert numbers(iterate_batches(Batches(deadly=4), 1, 9, 1, lambda: lost.append(True))) == list(range(1, 9))
-    assert lost == [True] and re.search(r"from batch [1-4] on this process makes them alone", caplog.text)
+        batches = iterate_batches(Batches(deadly=4, once=tmp_path / "died"), 1, 9, 1, lambda: lost.append(True))
+        assert numbers(batches) == list(range(1, 9))
+    assert lost == [True] and re.search(r"from batch [1-4] on a new one makes them", caplog.text)
+
+
+def test_a_batch_that_kills_every_worker_ends_the_run_with_the_reason() -> None:
+    with pytest.raises(RuntimeError, match="exited unexpectedly|killed"):
+        numbers(iterate_batches(Batches(deadly=2), 1, 5, 1))
 
 
 def test_a_batch_that_cannot_be_made_says_why_itself(caplog: pytest.LogCaptureFixture) -> None:

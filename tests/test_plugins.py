@@ -119,7 +119,7 @@ def test_planners_that_do_not_work(tmp_path, tiny, capsys):
         for name, sentence in (("NoPlanner", "Planner 'NoPlanner' is 7; expected a class with a method plan"),
                                ("Gone", "Planner 'Gone' (theirs:Gone of package theirs 1.0) cannot be imported (AttributeError"),
                                ("Twin", "Two planners are called 'Twin' (theirs:NoPlanner of package theirs 1.0 and yours:Twin"),
-                               ("Nobody", "Planner 'Nobody' is unknown; known: Gone, NoPlanner, SSHSNetPaperPlanner, ")):
+                               ("Nobody", "Planner 'Nobody' is unknown; known: FineTunePlanner, Gone, NoPlanner, SSHSNetPaperPlanner, ")):
             assert sentence in refused(capsys, "plan_experiment", "-d", TINY, "-pl", name, "-device", "cpu")
 
 

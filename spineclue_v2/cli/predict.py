@@ -88,6 +88,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..anatomy.known import known_by_case
     from ..anatomy.level_ranges import parse_levels
+    from ..inference.cases import list_cases
     from ..inference.predict_folder import check_formats_of_cases
     from ..inference.prior import read_prior, renumber_cases_by_prior
     from ..inference.series import number_series
@@ -99,8 +100,9 @@ def run(args: argparse.Namespace) -> int:
     if args.o is None:
         raise InputError("No output folder is given; add -o FOLDER.")
     parse_levels(args.levels)
+    if wanted := wanted_formats(args):
+        check_formats_of_cases(wanted, list_cases(args.i, args.series))
     listed, modality = cases_and_modality(args)
-    check_formats_of_cases(wanted_formats(args), listed)
     cases = [case.name for case in listed]
     known = known_by_case(args.known, args.lumbar, args.thoracic, cases)
     if [any(known.values()), args.prior is not None, args.series_of is not None].count(True) > 1:

@@ -39,14 +39,14 @@ def iterate_batches(make: Any, start: int, stop: int, workers: int,
                     on_loss: Callable[[], object] = lambda: None) -> Iterator[dict[str, torch.Tensor]]:
     """Batches `make(start)` to `make(stop - 1)`, a picklable function of the index alone, by `workers` processes (0: by this one).
 
-    Workers that die, or that have no shared memory for their batches, are given up: the rest is made here, from the same index on, which
-    gives the same batches. `on_loss` is called then. A batch that kills a second process, too, is not made here: the error is raised. An
-    error of `make` itself is raised as it is.
+    Workers that have no shared memory for their batches are given up: the rest is made here, from the same index on, which gives the same
+    batches. Workers that die are replaced once; when it happens again the error is raised, for a batch that kills a process would take
+    this one along. `on_loss` is called in either case. An error of `make` itself is raised as it is.
     """
-    index = start
-    if workers and stop > start:
+    index, replaced = start, False
+    while workers and index < stop:
         try:
-            for batch in _loaded(make, start, stop, workers):
+            for batch in _loaded(make, index, stop, workers):
                 yield batch
                 index += 1
             return
@@ -55,14 +55,16 @@ def iterate_batches(make: Any, start: int, stop: int, workers: int,
                 make(index)         # says so in its own words, without the worker's traceback
             if not _is_loss(error):
                 raise
-            lost = error
             on_loss()
-        batch = make(index) if _no_shared_memory(lost) else next(_loaded(make, index, index + 1, 1))
-        logger.warning("A process that makes batches was lost (%s); from batch %d on this process makes them alone, which is slower. %s",
-                       _cause(lost), index, _remedy(lost))
-        del lost                    # its traceback holds the loader with the other workers
-        yield batch
-        index += 1
+            if replaced and not _no_shared_memory(error):
+                raise
+            if _no_shared_memory(error):
+                logger.warning("A process that makes batches was lost (%s); from batch %d on this process makes them alone, which is "
+                               "slower. %s", _cause(error), index, _remedy(error))
+                break
+            replaced = True
+            logger.warning("A process that makes batches was lost (%s); from batch %d on a new one makes them. %s", _cause(error), index,
+                           _remedy(error))
     for rest in range(index, stop):
         yield make(rest)
 
