@@ -44,7 +44,7 @@ def test_a_run_that_was_stopped_and_continued_ends_like_one_that_was_not(tiny, t
     before = signal.getsignal(signal.SIGTERM)
     first = trainer(tiny, stage, folder, **edits)
     stop_after(first, steps)
-    with pytest.raises(Interrupted, match=rf"epoch {steps // 2 + 1} of {stage}.*--c"):
+    with pytest.raises(Interrupted, match=rf"epoch {steps // 2 + 1} of \d+ of {stage}.*--c"):
         first.run()
     assert signal.getsignal(signal.SIGTERM) is before
     assert Checkpoint.load(folder / "checkpoint_latest.pth").meta["epoch"] == steps // 2

@@ -49,11 +49,14 @@ def vertebra_properties(labels: Volume) -> dict[str, dict[str, Any]]:
 def preprocess_case(image: str | Path, label: str | Path, folder: str | Path, case: str, data: Data,
                     verse_value: Mapping[int, int], source_digest: str = "") -> dict[str, Any]:
     """Write CASE.b2nd, CASE_seg.b2nd and last CASE.json into `folder`; returns the JSON's content (see PreprocessedDataset)."""
+    from threadpoolctl import threadpool_limits
+
     folder = Path(folder)
     remove_leftovers(folder, case)
     scan = read_volume(image)
     source_geometry = scan.geometry
-    scan = to_network_space(scan, data)
+    with threadpool_limits(1):  # the last bit of a matrix product, and so now and then a rounded value, goes by the number of threads
+        scan = to_network_space(scan, data)
     segmentation = read_labels(label)
     check_same_grid(source_geometry, segmentation.geometry, case, label)
     segmentation = labels_to_network_space(segmentation, scan.geometry, verse_value)
