@@ -19,6 +19,7 @@ from spineclue_v2.flags import Flag
 from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.volume import Volume, read_labels
 from spineclue_v2.inference.prior import row_of
+from spineclue_v2.inference.renumber import save_again
 from spineclue_v2.inference.row_match import match_rows
 from spineclue_v2.inference.stored_result import read_result
 from spineclue_v2.results import SpineResult
@@ -107,6 +108,19 @@ def test_measures_tables_and_other_formats_follow(tmp_path):
     assert [row["levels"] for row in record(tmp_path)["measures"]["discs"]] == one_up
     assert [line.split(",")[2] for line in (tmp_path / "vertebrae.csv").read_text().splitlines()[1:]] == list(names("T9", COUNT))
     assert names("T9", COUNT)[0] in (tmp_path / "a.mrk.json").read_text()
+
+
+def test_an_interruption_leaves_the_case_as_it_was(stored, monkeypatch):
+    before = content(stored)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spineclue_v2.results.write_json", stop)     # CASE.json is what is written last
+    with pytest.raises(KeyboardInterrupt):
+        read_and_save = read_result(stored, "a").renumbered("lowest=L2")
+        save_again(read_and_save, stored, "a")
+    assert content(stored) == before
 
 
 def test_a_pin_renames_all_files(stored):

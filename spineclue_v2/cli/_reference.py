@@ -48,7 +48,7 @@ Three states follow from them. `execution_status` is `partial` where a file is m
 All of it obeys the JSON Schema `spineclue_v2/schemas/case.schema.json`, which comes with the package
 (`spineclue_v2.export.schema.case_schema()`).
 
-No flag is no proof: flags say what the program can see of its own result.
+Where no flag stands nothing is proved: flags say what the program can see of its own result.
 
 | code | meaning |
 |---|---|
