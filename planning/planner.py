@@ -60,6 +60,7 @@ class SpineCLUEPlanner:
         if rules.can_learn_grades(self.fingerprint.get("grades", {})):
             stages["grade"] = self.grade(segment)
         stages |= plan_other_stages(self, "CT", stages)
+        stages = {stage.name: stages[stage.name] for stage in pipeline_of("CT") if stage.name in stages}
         steps = {name: memory.stage_bytes(name, stage, self.value_bytes) for name, stage in stages.items()}
         budget = {"gpu_memory_target_gb": self.gb, "device": self.device, "machine_class": self.profile.name,
                   "rule": self.tier_choice.rule,

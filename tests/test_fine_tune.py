@@ -79,7 +79,7 @@ def test_all_trains_the_stages_in_order_and_goes_on_where_it_stopped(tiny, tmp_p
     def train(dataset, stage, fold, **how):
         done.append((stage, how["resume"], how["pretrained_weights"]))
         folder = tmp_path / DATASET / f"{stage.capitalize()}Trainer__SpineCLUEPlans__{stage}" / "fold_0"
-        if len(done) == 3:
+        if len(done) == 4:
             folder.mkdir(parents=True)
             (folder / "checkpoint_latest.pth").touch()
             raise KeyboardInterrupt
@@ -90,12 +90,12 @@ def test_all_trains_the_stages_in_order_and_goes_on_where_it_stopped(tiny, tmp_p
     monkeypatch.setattr("spineclue_v2.cross_validation.run_training.train", train)
     assert _common.main("train", [DATASET, "all", "0", "-pretrained_weights", "shipped"]) == _common.INTERRUPTED
     assert "Interrupted in appearance, fold 0" in (said := capsys.readouterr()).err and "--c" in said.err
-    assert done == [("localize", False, "shipped"), ("segment", False, "shipped"), ("appearance", False, "shipped")]
-    assert "Stage 2 of 5: segment" in said.out
+    assert done == [(stage, False, "shipped") for stage in ("localize", "centres", "segment", "appearance")]
+    assert "Stage 3 of 6: segment" in said.out
     done.clear()
-    done += [None, None, None]
+    done += [None, None, None, None]
     assert _common.main("train", [DATASET, "all", "0", "--c"]) == 0
-    assert done[3:] == [("appearance", True, None), ("geometry", False, None), ("identify", False, None)]
+    assert done[4:] == [("appearance", True, None), ("geometry", False, None), ("identify", False, None)]
 
 
 def test_what_belongs_to_one_stage_is_refused_for_all(tiny):

@@ -126,7 +126,7 @@ def test_plans_share_a_folder_exactly_when_their_data_agree(home: Path) -> None:
     folder = home / "preprocessed" / "Dataset501_Lumbar"
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/*")}
     plan = json.loads((folder / "SpineCLUEPlans.json").read_text())
-    edits = (("Batch", "run", "batch_size", 3), ("Deep", "network", "depth", 34), ("Coarse", "data", "spacing_mm", 3.0))
+    edits = (("Batch", "run", "batch_size", 3), ("Deep", "network", "depth", 34), ("Coarse", "data", "spacing_mm", 2.5))
     for name, group, field, value in edits:
         content = json.loads(json.dumps(plan)) | {"plans_name": name}
         content["stages"]["identify"][group][field]["value"] = value

@@ -54,7 +54,8 @@ class BodyFrame:
 class Vertebra:
     """One vertebra of a scan. Positions are LPS millimetres (x, y, z); extents and sizes are (z, y, x) millimetres.
 
-    localize fills `box_centre`, `extent`, `score`, `hits`; segment fills `mask`, `mask_start`, `mask_centroid`,
+    localize fills `box_centre`, `extent`, `score`, `hits` and about where the `body_centre` is; centres puts that one on a peak of its heat
+    map and fills `centre_score`; segment fills `mask`, `mask_start`, `mask_centroid`,
     `body_centre`, `volume_ml`, `touches_border`; identify `probabilities` to `confidence`; grade the rest.
     Fields of stages that have not run are None; `known_*` are the same fields for code that runs after that stage: they raise a
     ValueError instead of giving None.
@@ -78,6 +79,7 @@ class Vertebra:
     height_doubt: str | None = None                      # why a body that could have `heights` has none
     frame: BodyFrame | None = field(default=None, repr=False)  # of the body in `mask`, whether or not its heights are trusted
     trabecular_hu: float | None = None                   # median HU of the middle of the body; contrast raises it
+    centre_score: float | None = None                    # height of the heat map's peak that `body_centre` was put on; None: there is none
     grade_probabilities: tuple[float, float, float, float] | None = None  # of Genant grades 0..3, by the network
     combined_grade_probabilities: tuple[float, float, float, float] | None = None  # by network and heights together
     mask_probability: np.ndarray | None = field(default=None, repr=False)  # uint8 on the crop of `mask`, see on_the_masks_side

@@ -23,7 +23,7 @@ from ..inference.model import Model, folds_of, load_trained, trained_files
 from ..plans.plans import DEFAULT_PLANS_NAME
 from ..stages.identify.fitting import HALVES
 from ..stages.plan_files import load_plans
-from ..training.checkpoint import HALF_PRECISION_RATIO, Checkpoint
+from ..training.checkpoint import Checkpoint
 from ..training.stage_model import CHECKPOINT_NAME
 from ..utilities import paths
 from ..utilities.files import atomic_path, read_json
@@ -89,7 +89,7 @@ def write_shipped(dataset: str | int, fold: int | str, folder: str | Path, plans
 
 def write_shipped_stage(checkpoint_file: Path, target: Path) -> Path:
     """Write one checkpoint of a fold's folder as `target`, as `model.load_shipped` expects it; returns `target`."""
-    checkpoint = _halved(_without_cases(Checkpoint.load(checkpoint_file)))
+    checkpoint = _without_cases(Checkpoint.load(checkpoint_file))
     # The folder's plan, not the one at the start of training: `run` numbers may have been chosen since.
     plans = load_plans(checkpoint_file.parent.parent / "plans.json")
     meta = {k: v for k, v in checkpoint.meta.items() if k != "history"} | {"plans": plans.to_json()}
@@ -118,26 +118,13 @@ def _without_cases(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, meta=meta, extra=extra, optimizer=None, scaler=None)
 
 
-def _halved(checkpoint: Checkpoint) -> Checkpoint:
-    """Weights as fp16. A tensor that goes by two names stays one (`Checkpoint.save` alone would write it twice)."""
-    halves: dict[tuple[Any, ...], torch.Tensor] = {}
-
-    def half(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point() or not tensor.numel() or tensor.abs().max() >= HALF_PRECISION_RATIO:
-            return tensor
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        return halves.setdefault(key, tensor.half())
-
-    return replace(checkpoint, network={name: half(tensor) for name, tensor in checkpoint.network.items()})
-
-
 def _shareable_bytes(file: Path, half: bool) -> bytes:
     """The checkpoint as it is shared. Saved a second time into memory: torch writes the (temporary) file's name into the file."""
     buffer = io.BytesIO()
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / file.name
         checkpoint = _without_cases(Checkpoint.load(file))
-        (_halved(checkpoint) if half else checkpoint).save(target, half)
+        checkpoint.save(target, half)
         torch.save(torch.load(target, weights_only=True), buffer)
     return buffer.getvalue()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OWN = {  # name -> where its Stage is; in the order of prediction
     "localize": "spineclue_v2.stages.localize:STAGE",
+    "centres": "spineclue_v2.stages.centres:STAGE",
     "segment": "spineclue_v2.stages.segment:STAGE",
     "appearance": "spineclue_v2.stages.appearance:STAGE",
     "geometry": "spineclue_v2.stages.geometry:STAGE",

@@ -31,8 +31,10 @@ class Checkpoint:
         """Write by rename; `half` stores floating tensors as fp16 and leaves optimiser and scaler out (for sharing)."""
         def shrink(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             tensors = {k: v.detach().cpu() for k, v in tensors.items()}
-            if half:
-                tensors = {k: _half(v) for k, v in tensors.items()}
+            if half:   # a tensor that goes by two names stays one
+                halves: dict[tuple[Any, ...], torch.Tensor] = {}
+                tensors = {k: halves.setdefault((v.data_ptr(), v.shape, v.stride()) if v.numel() else (k,), _half(v))
+                           for k, v in tensors.items()}
             return tensors
 
         content: dict[str, Any] = {"format": FORMAT, "network_weights": shrink(self.network), "extra": shrink(self.extra),

@@ -44,13 +44,15 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
 
 
 def locate(volume: Volume, networks: Sequence[torch.nn.Module], plan: StagePlan, device: torch.device) -> list[Vertebra]:
-    """Vertebrae of a network space volume in cranio-caudal order with `box_centre`, `extent`, `score`, `hits`."""
+    """Vertebrae of a network space volume in cranio-caudal order with `box_centre`, `extent`, `score`, `hits`, and about where the middle
+    of the body is (`body_centre`)."""
     spacing = plan.data.spacing_mm
     vertebrae = []
     for cluster in search(volume.array, Detectors(networks, plan, device))[2]:
         # Box edges lie on voxel faces, half a voxel before the centre of the first voxel.
-        centre = volume.geometry.index_to_world(cluster.centre / spacing - 0.5)
-        vertebrae.append(Vertebra(float_triple(centre), float_triple(cluster.extent), cluster.score, len(cluster.members)))
+        centre, body = volume.geometry.index_to_world(np.array([cluster.centre, cluster.body]) / spacing - 0.5)
+        vertebrae.append(Vertebra(float_triple(centre), float_triple(cluster.extent), cluster.score, len(cluster.members),
+                                  body_centre=float_triple(body)))
     return vertebrae
 
 

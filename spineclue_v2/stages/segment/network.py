@@ -1,6 +1,8 @@
 """Networks of stage 2: CT windows and a heat map in, background and vertebra logits out."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -14,7 +16,7 @@ CLASSES = 2
 def build_network(network: SegmentNetwork, windows: int) -> nn.Module:
     """The plan's network for `windows` CT channels plus the heat map: (B, windows + 1, z, y, x) -> logits (B, 2, z, y, x)."""
     if network.architecture == "ResEnc":
-        return residual_encoder_unet(network, windows + 1)
+        return residual_encoder_unet(network.features, network.blocks, windows + 1)
     if network.architecture == "TransUNet3D":
         from .transunet import TransUNet3D
 
@@ -22,14 +24,20 @@ def build_network(network: SegmentNetwork, windows: int) -> nn.Module:
     raise InputError(f"Segmentation architecture '{network.architecture}' is unknown; known: ResEnc, TransUNet3D.")
 
 
-def residual_encoder_unet(network: SegmentNetwork, channels: int) -> nn.Module:
-    """nnU-Net's residual-encoder U-Net: resolutions halve between stages, instance norm, leaky ReLU."""
+def residual_encoder_unet(features: Sequence[int], blocks: Sequence[int], channels: int) -> nn.Module:
+    """nnU-Net's residual-encoder U-Net with two classes: resolutions halve between stages, instance norm, leaky ReLU.
+
+    Args:
+        features: channels per resolution.
+        blocks: residual blocks per resolution of the encoder.
+        channels: of the input.
+    """
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
     from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 
-    stages = len(network.features)
+    stages = len(features)
     unet = ResidualEncoderUNet(
-        channels, stages, network.features, nn.Conv3d, [3] * stages, [1] + [2] * (stages - 1), network.blocks, CLASSES,
+        channels, stages, tuple(features), nn.Conv3d, [3] * stages, [1] + [2] * (stages - 1), tuple(blocks), CLASSES,
         [1] * (stages - 1), conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=False)
     unet.apply(InitWeights_He(1e-2))

@@ -15,6 +15,7 @@ from ...preprocessing.crops import crop_start
 from ...training.device import autocast
 from ...utilities.triples import float_triple, int_triple
 from .data import crop_channels
+from .fences import Fence, fence_in, fences_of
 from .network import foreground_probability
 from .openvino import engine_of
 
@@ -57,14 +58,23 @@ def _crops(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.n
     """Foreground probability (z, y, x) of each vertebra's crop and where the crops start (n, 3); crops far off their mask are moved."""
     size = plan.network.crop_size
     centres = volume.geometry.world_to_index(np.array([v.box_centre for v in vertebrae]))
-    probabilities = _probabilities(volume, centres, networks, plan, device, mirror)
+    fences = fences_of(vertebrae, volume.geometry)
+    probabilities = _fenced(_probabilities(volume, centres, networks, plan, device, mirror), centres, fences, size)
     moved = _find_better_centres(centres, probabilities, size, plan.data.spacing_mm)
     again = np.flatnonzero(np.abs(moved - centres).max(1) > 0)
     if len(again):
         centres = moved
-        for index, crop in zip(again, _probabilities(volume, centres[again], networks, plan, device, mirror), strict=True):
+        crops = _probabilities(volume, centres[again], networks, plan, device, mirror)
+        for index, crop in zip(again, _fenced(crops, centres[again], [fences[i] for i in again], size), strict=True):
             probabilities[index] = crop
     return probabilities, np.array([crop_start(c, size) for c in centres])
+
+
+def _fenced(probabilities: list[np.ndarray], centres: np.ndarray, fences: Sequence[Sequence[Fence]], size: tuple[int, ...]
+            ) -> list[np.ndarray]:
+    for crop, centre, own in zip(probabilities, centres, fences, strict=True):
+        fence_in(crop, crop_start(centre, size), own)
+    return probabilities
 
 
 def _settle(vertebrae: Sequence[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan

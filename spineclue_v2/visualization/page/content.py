@@ -8,8 +8,9 @@ from ... import anatomy
 
 LOW_CONFIDENCE = 0.7          # as in the picture: below it a name carries a question mark
 ALTERNATIVE = 0.02            # other levels with less than this are left out
-STAGES = {"read": "read", "localize": "find vertebrae", "segment": "segment", "appearance": "appearance", "geometry": "geometry",
-          "identify": "name", "heights": "heights", "grade": "grade", "hybrid_2d": "label map (2D)", "hybrid_3d": "label map (3D)"}
+STAGES = {"read": "read", "localize": "find vertebrae", "centres": "follow the row", "segment": "segment", "appearance": "appearance",
+          "geometry": "geometry", "identify": "name", "heights": "heights", "grade": "grade", "hybrid_2d": "label map (2D)",
+          "hybrid_3d": "label map (3D)"}
 """Words for the steps of a prediction; another step keeps its own name."""
 LEFT_OUT = ("lines_mm",)      # of measures: for drawing, not for reading
 UNITS = {"value": "unit"}
