@@ -16,7 +16,7 @@ LEAST_STEP_MM = 10.0           # of two centres
 DOWN = 0.3                     # of a step's length goes down at least
 ASIDE, ASIDE_MM = 0.6, 8.0     # a step may go sideways by so much of its length, and by the error
 LONG_STEP_MM, PRICE_MM = 45.0, 50.0   # beyond the first a step passes over vertebrae: each of the second costs 1
-FAINT, FAINT_MM, FAINT_OF = 0.6, 45.0, 4   # of the median of the highest peaks so near: lower ones are no bodies
+FAINT, FAINT_MM, FAINT_OF = 0.65, 45.0, 3  # of the median of the highest peaks so near: lower ones are no bodies
 SHORTEST = 0.33                # of the boxes' height around: two bodies are not closer
 NEAREST = 7
 SURE_PAIR, OWN_PART = 0.55, 0.3        # mean score of two neighbours that have none between them; so near one of them (of the gap) is it
@@ -24,7 +24,7 @@ SUPPORT, SUPPORT_MM = 0.15, 6.0        # a located body adds this to a peak at i
 CROWDED = 0.55                 # of the usual step: closer, two peaks are one body
 NEAR = 0.6                     # of the usual step: a peak so near a located vertebra is that one's
 AGREE = 0.5                    # of the located vertebrae have a peak, else the heat map has not understood this scan
-ROOM = 1.5                     # of the usual step: between nearer peaks there is no other body
+ROOM = 1.7                     # of the usual step: between nearer peaks there is no other body
 FAINT_END = 0.45               # of the heights around: so bright, the map sees something where no peak is
 EMPTY, SURE = 0.15, 0.8        # as before: nothing; of the usual score: the detector is sure of what the map hardly sees
 
@@ -63,8 +63,9 @@ class Located:
         if not 0 < below < len(order):
             return True
         pair = order[below - 1:below + 1]
-        gap = float(np.linalg.norm(self.bodies[pair[0]] - self.bodies[pair[1]]))
-        near = float(np.linalg.norm(self.bodies[pair] - place, axis=1).min())
+        way = self.bodies[pair[1]] - self.bodies[pair[0]]
+        gap = float(np.linalg.norm(way))
+        near = float(np.abs((self.bodies[pair] - place) @ way).min()) / gap      # along the row: boxes tell less of front and back
         return near < OWN_PART * gap or float(self.scores[pair].mean()) < SURE_PAIR
 
     def height_mm(self, place: np.ndarray) -> float:
