@@ -1,6 +1,7 @@
 """Scans of the evidence recipes: coarse CT (5 mm, int16 HU, LPS) with body centres and level names, real ones with patient and fold.
 
-`python -m recipes.evidence_data DATA WORK --folds folds.json` writes every real scan that has points or masks to WORK/real.
+`python -m recipes.evidence_data DATA WORK --folds folds.json` writes every real scan that has points or masks to WORK/real. Other recipes
+ask for another grid with --spacing, in a WORK of their own.
 """
 from __future__ import annotations
 
@@ -34,12 +35,12 @@ class Scan:
     fold: int = -1
 
 
-def coarse_scan(volume: Any) -> Any:
-    """CT on the appearance network's grid."""
+def coarse_scan(volume: Any, spacing_mm: float = SPACING_MM) -> Any:
+    """CT on a coarse grid, by default the appearance network's."""
     from spineclue_v2.plans.data import Data
     from spineclue_v2.preprocessing.resampling import to_network_space
 
-    return to_network_space(volume, Data(SPACING_MM))
+    return to_network_space(volume, Data(spacing_mm))
 
 
 def save_scan(path: Path, volume: Any, names: list[str], centres: np.ndarray, **more: Any) -> None:
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the real scans")
     parser.add_argument("work", type=Path, help="folder of the recipe")
     parser.add_argument("--folds", required=True, type=Path)
+    parser.add_argument("--spacing", type=float, default=SPACING_MM, help="mm")
     args = parser.parse_args()
     from spineclue_v2.imageio.volume import read_volume
     from spineclue_v2.utilities.files import atomic_path
@@ -107,8 +109,8 @@ def main() -> None:
         target = folder / f"{Path(scan).name.removesuffix('.nii.gz')}.npz"
         if not target.exists():
             with atomic_path(target) as temporary:
-                save_scan(temporary, coarse_scan(read_volume(args.data / scan)), names, centres, patient=folds["patient_of_scan"][scan],
-                          fold=folds["scans"][scan])
+                save_scan(temporary, coarse_scan(read_volume(args.data / scan), args.spacing), names, centres,
+                          patient=folds["patient_of_scan"][scan], fold=folds["scans"][scan])
             print(target.name, names, flush=True)
 
 

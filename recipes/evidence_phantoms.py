@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from recipes.evidence_data import SPACING_MM
+
 FIRST_SEED = 7_300_000
 CYCLE = 16
 
@@ -41,7 +43,7 @@ def settings(number: int) -> dict[str, Any]:
     return what
 
 
-def make(folder: Path, number: int) -> None:
+def make(folder: Path, number: int, spacing_mm: float) -> None:
     from recipes.evidence_data import coarse_scan, save_scan
     from spineclue_v2.imageio.grid import ImageGrid
     from spineclue_v2.imageio.volume import Volume
@@ -52,7 +54,7 @@ def make(folder: Path, number: int) -> None:
     volume = Volume(case.ct, ImageGrid(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), case.direction))
     names = list(case.centroids)
     with atomic_path(folder / f"phantom_{number:04d}.npz") as temporary:
-        save_scan(temporary, coarse_scan(volume), names, np.array([case.centroids[name]["body"] for name in names]))
+        save_scan(temporary, coarse_scan(volume, spacing_mm), names, np.array([case.centroids[name]["body"] for name in names]))
 
 
 def main() -> None:
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder of the recipe; the cases lie in its folder phantoms")
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--spacing", type=float, default=SPACING_MM, help="mm")
     args = parser.parse_args()
     import torch
 
@@ -69,7 +72,7 @@ def main() -> None:
     for number in range(args.first, args.first + args.cases):
         if not (folder / f"phantom_{number:04d}.npz").exists():
             try:
-                make(folder, number)
+                make(folder, number, args.spacing)
             except Exception as error:  # one case in some hundreds asks for an impossible range
                 print(number, settings(number), repr(error), flush=True)
 

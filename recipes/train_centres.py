@@ -2,7 +2,7 @@
 
 WORK/real and WORK/phantoms hold coarse scans (`evidence_data`, `evidence_phantoms`, both with `--spacing 3`). Fold K leaves out the
 patients of fold K; `final` learns from all. Each is trained twice: from nothing, then again with a new seed and a smaller rate. Both are
-resumable. WORK/centres/K.pth are files as the package ships them.
+resumable. WORK/weights/K.pth are files as the package ships them.
 """
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--fold", nargs="+", default=["0", "1", "2", "final"])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    folder = args.work / "centres"
+    folder = args.work / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     scans = [known(load_scan(path)) for part in ("real", "phantoms") for path in sorted((args.work / part).glob("*.npz"))]
     for fold in args.fold:

@@ -25,6 +25,7 @@ CROWDED = 0.55                 # of the usual step: closer, two peaks are one bo
 NEAR = 0.6                     # of the usual step: a peak so near a located vertebra is that one's
 AGREE = 0.5                    # of the located vertebrae have a peak, else the heat map has not understood this scan
 ROOM = 1.7                     # of the usual step: between nearer peaks there is no other body
+OFF_MM, OFFSETS_OF = 4.0, 5    # farther from its peak a box is moved; so many others tell how boxes lie about bodies
 FAINT_END = 0.45               # of the heights around: so bright, the map sees something where no peak is
 EMPTY, SURE = 0.15, 0.8        # as before: nothing; of the usual score: the detector is sure of what the map hardly sees
 
@@ -183,14 +184,23 @@ def reconcile(located: Sequence[Vertebra], chain: Sequence[Peak], heat: np.ndarr
     matched = [i for i, k in enumerate(owner) if k is not None]
     if len(matched) < max(1.0, AGREE * len(located)):
         return list(located)
-    offsets = np.array([located[i].box_centre for i in matched]) - np.array([peaks[owner[i]] for i in matched])
+    offsets = np.array([np.array(located[i].box_centre) - bodies[i] for i in matched])
     usual_score = float(np.median([located[i].score for i in matched]))
-    kept = [located[i] if k is None else replace(located[i], body_centre=float_triple(peaks[k]), centre_score=chain[k].height)
-            for i, k in enumerate(owner) if k is not None or _has_room(located[i], usual_score, chain, peaks, heat, geometry)]
-    for k in sorted(set(range(len(peaks))) - {k for k in owner if k is not None}):
-        near = np.argsort([np.linalg.norm(peaks[k] - bodies[i]) for i in matched])[:2]
-        kept.append(Vertebra(float_triple(peaks[k] + offsets[near].mean(0)), located[matched[near[0]]].extent, chain[k].height,
-                             body_centre=float_triple(peaks[k]), centre_score=chain[k].height))
+
+    def on_peak(vertebra: Vertebra | None, k: int) -> Vertebra:
+        """A vertebra on a peak; where localize was far off it, or passed over it, its box lies about it as the nearest boxes lie."""
+        place = float_triple(peaks[k])
+        if vertebra is not None and np.linalg.norm(peaks[k] - vertebra.known_body_centre) <= OFF_MM:
+            return replace(vertebra, body_centre=place, centre_score=chain[k].height)
+        near = np.argsort(np.linalg.norm(bodies[matched] - peaks[k], axis=1))[:OFFSETS_OF]
+        box = float_triple(peaks[k] + np.median(offsets[near], axis=0))
+        if vertebra is not None:
+            return replace(vertebra, box_centre=box, body_centre=place, centre_score=chain[k].height)
+        return Vertebra(box, located[matched[near[0]]].extent, chain[k].height, body_centre=place, centre_score=chain[k].height)
+
+    kept = [located[i] if k is None else on_peak(located[i], k) for i, k in enumerate(owner)
+            if k is not None or _has_room(located[i], usual_score, chain, peaks, heat, geometry)]
+    kept += [on_peak(None, k) for k in sorted(set(range(len(peaks))) - {k for k in owner if k is not None})]
     return sorted(kept, key=lambda v: -v.known_body_centre[2])
 
 

@@ -15,6 +15,8 @@ from ...imageio.grid import ImageGrid
 
 BEYOND = 0.6      # of the way from centre to centre; a body and half a disc end before
 WIDE = 0.6        # of that way: so far to all sides of the line between the centres, which the bodies' arches do not reach
+HALF_WAY = 0.5    # what lies farther is the neighbour's
+SEEN, BALL = 0.5, 1   # mean probability at the own centre, within so many voxels: less, the crop shows another vertebra
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,45 @@ def fences_of(vertebrae: Sequence[Vertebra], geometry: ImageGrid) -> list[list[F
 def fence_in(probability: np.ndarray, start: np.ndarray, fences: Sequence[Fence]) -> None:
     """Set a crop's probability (z, y, x) to 0 in the bodies beyond its fences; `start` (z, y, x): index of its first voxel."""
     for fence in fences:
-        way = fence.other - fence.own
-        length = float(np.linalg.norm(way))
-        if length < 1:
-            continue
-        z, y, x = (np.arange(n) + first - own for n, first, own in zip(probability.shape, start, fence.own, strict=True))
-        along = (z * way[0] / length)[:, None, None] + (y * way[1] / length)[None, :, None] + (x * way[2] / length)[None, None]
-        squares = (z ** 2)[:, None, None] + (y ** 2)[None, :, None] + (x ** 2)[None, None]
-        probability[(along > BEYOND * length) & (squares - along ** 2 < (WIDE * length) ** 2)] = 0
+        probability[_beyond(probability.shape, start, fence, BEYOND)] = 0
+
+
+def hand_over(probabilities: Sequence[np.ndarray], starts: np.ndarray, fences: Sequence[Sequence[Fence]]) -> None:
+    """A crop that shows nothing at its own centre gets what others show there: the network had taken the neighbour for what was meant.
+
+    Args:
+        probabilities: of all crops (equal shapes), not yet fenced in; changed in place.
+        starts: (n, 3) indices of the crops' first voxels.
+        fences: of each crop.
+    """
+    blind = [i for i, own in enumerate(fences) if own and not shows_centre(probabilities[i], starts[i], own[0].own)]
+    for i in blind:
+        for k, others in enumerate(fences):
+            for fence in others:
+                if k in blind or not np.array_equal(fence.other, fences[i][0].own):
+                    continue
+                part = np.where(_beyond(probabilities[k].shape, starts[k], fence, HALF_WAY), probabilities[k], 0)
+                low = np.maximum(starts[i], starts[k])
+                high = np.minimum(starts[i], starts[k]) + np.array(part.shape)
+                if (high > low).all():
+                    here, there = (tuple(slice(int(a), int(b)) for a, b in zip(low - first, high - first, strict=True))
+                                   for first in (starts[i], starts[k]))
+                    np.maximum(probabilities[i][here], part[there], out=probabilities[i][here])
+
+
+def shows_centre(probability: np.ndarray, start: np.ndarray, centre: np.ndarray) -> bool:
+    """Whether a crop (z, y, x) that starts at index `start` shows a vertebra at `centre` (z, y, x), index of the volume."""
+    index = np.rint(centre - start).astype(int)
+    box = probability[tuple(slice(max(0, int(i) - BALL), max(0, int(i) + BALL + 1)) for i in index)]
+    return bool(box.size) and float(box.mean()) >= SEEN
+
+
+def _beyond(shape: tuple[int, ...], start: np.ndarray, fence: Fence, part: float) -> np.ndarray:
+    """Bool (z, y, x): voxels near the line of a fence, farther along it than `part` of its length."""
+    way = fence.other - fence.own
+    length = max(float(np.linalg.norm(way)), 1e-3)
+    z, y, x = (np.arange(n) + first - own for n, first, own in zip(shape, start, fence.own, strict=True))
+    along = (z * way[0] / length)[:, None, None] + (y * way[1] / length)[None, :, None] + (x * way[2] / length)[None, None]
+    squares = (z ** 2)[:, None, None] + (y ** 2)[None, :, None] + (x ** 2)[None, None]
+    beyond: np.ndarray = (along > part * length) & (squares - along ** 2 < (WIDE * length) ** 2)
+    return beyond

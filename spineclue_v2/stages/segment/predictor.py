@@ -15,7 +15,7 @@ from ...preprocessing.crops import crop_start
 from ...training.device import autocast
 from ...utilities.triples import float_triple, int_triple
 from .data import crop_channels
-from .fences import Fence, fence_in, fences_of
+from .fences import Fence, fence_in, fences_of, hand_over, shows_centre
 from .network import foreground_probability
 from .openvino import engine_of
 
@@ -59,22 +59,29 @@ def _crops(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.n
     size = plan.network.crop_size
     centres = volume.geometry.world_to_index(np.array([v.box_centre for v in vertebrae]))
     fences = fences_of(vertebrae, volume.geometry)
-    probabilities = _fenced(_probabilities(volume, centres, networks, plan, device, mirror), centres, fences, size)
+    raw = _probabilities(volume, centres, networks, plan, device, mirror)
+    probabilities = _fenced(raw, centres, fences, size)
     moved = _find_better_centres(centres, probabilities, size, plan.data.spacing_mm)
     again = np.flatnonzero(np.abs(moved - centres).max(1) > 0)
     if len(again):
         centres = moved
-        crops = _probabilities(volume, centres[again], networks, plan, device, mirror)
-        for index, crop in zip(again, _fenced(crops, centres[again], [fences[i] for i in again], size), strict=True):
-            probabilities[index] = crop
+        for index, crop in zip(again, _probabilities(volume, centres[again], networks, plan, device, mirror), strict=True):
+            raw[index] = crop
+        probabilities = _fenced(raw, centres, fences, size)
     return probabilities, np.array([crop_start(c, size) for c in centres])
 
 
-def _fenced(probabilities: list[np.ndarray], centres: np.ndarray, fences: Sequence[Sequence[Fence]], size: tuple[int, ...]
+def _fenced(probabilities: Sequence[np.ndarray], centres: np.ndarray, fences: Sequence[Sequence[Fence]], size: tuple[int, ...]
             ) -> list[np.ndarray]:
-    for crop, centre, own in zip(probabilities, centres, fences, strict=True):
-        fence_in(crop, crop_start(centre, size), own)
-    return probabilities
+    """The crops with each body where its centre is known to be; the same arrays where no centre is known."""
+    if not any(fences):
+        return list(probabilities)
+    starts = np.array([crop_start(centre, size) for centre in centres])
+    fenced = [crop.copy() for crop in probabilities]
+    hand_over(fenced, starts, fences)
+    for crop, start, own in zip(fenced, starts, fences, strict=True):
+        fence_in(crop, start, own)
+    return fenced
 
 
 def _settle(vertebrae: Sequence[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
@@ -83,10 +90,12 @@ def _settle(vertebrae: Sequence[Vertebra], probabilities: list[np.ndarray], star
     shared = _shared_voxels(probabilities, starts)
     whole, scores = shared.diagonal(), [v.score for v in vertebrae]
     dice = 2 * shared / np.maximum(1, whole[:, None] + whole[None])
-    kept = _drop_duplicates(dice, scores, plan.run.overlap_dice, _drop_merged_masks(shared, dice, scores))
+    sure = [i for i, v in enumerate(vertebrae) if v.centre_score is not None and shows_centre(
+        probabilities[i], starts[i], volume.geometry.world_to_index(np.array(v.known_body_centre)))]   # each has a body of its own
+    kept = sorted({*_drop_duplicates(dice, scores, plan.run.overlap_dice, _drop_merged_masks(shared, dice, scores)), *sure})
     while True:
         masks = resolve_ownership([probabilities[i] for i in kept], starts[kept])
-        rest = _find_crop_without_vertebra(kept, dice, whole, [int(mask.sum()) for mask in masks])
+        rest = _find_crop_without_vertebra(kept, dice, whole, [int(mask.sum()) for mask in masks], sure)
         if rest is None:
             break
         kept.remove(rest)
@@ -172,16 +181,17 @@ def _drop_duplicates(dice: np.ndarray, scores: list[float], limit: float, among:
     return sorted(kept)
 
 
-def _find_crop_without_vertebra(kept: list[int], dice: np.ndarray, whole: np.ndarray, owned: list[int]) -> int | None:
+def _find_crop_without_vertebra(kept: list[int], dice: np.ndarray, whole: np.ndarray, owned: list[int], sure: Sequence[int] = ()
+                                ) -> int | None:
     """The crop of `kept` that holds least of its own: neighbours own most of its mask (`whole`, voxels), or what it owns (`owned`, in
-    the order of `kept`) is a splinter of a mask that it shares. None where each holds a vertebra."""
+    the order of `kept`) is a splinter of a mask that it shares. None where each holds a vertebra, as those of `sure` do."""
     share = {i: own / max(1, whole[i]) for i, own in zip(kept, owned, strict=True)}
     size = dict(zip(kept, owned, strict=True))
     for i in kept:
         others = [size[j] for j in kept if dice[i, j] > CONTESTED_DICE]
         if others and size[i] < SPLINTER * max(others):
             share[i] = 0.0
-    least = min(kept, key=lambda i: share[i], default=None)
+    least = min((i for i in kept if i not in sure), key=lambda i: share[i], default=None)
     return least if least is not None and share[least] < OWN_FRACTION else None
 
 

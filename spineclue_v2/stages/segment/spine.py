@@ -20,6 +20,8 @@ from ..base import Context, Findings
 from .predictor import segment
 from .proposals import drop_fragments, propose_missed
 
+FOLLOWED = 0.5     # of the vertebrae lie on a peak of the heat map: the row is known
+
 
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
     """Findings whose vertebrae have masks, in cranio-caudal order, and the crop of the scan that the masks lie on."""
@@ -34,8 +36,12 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
 
 def segment_located(fine: Volume, located: Sequence[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: ImageGrid,
                     mirror: bool = False) -> list[Vertebra]:
-    """Stage 2 on a network space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid."""
-    found = segment(fine, located, networks, plan, device, mirror, partial(propose_missed, geometry=fine.geometry))
+    """Stage 2 on a network space volume, with a second look where a vertebra seems to be missing. `scan`: the scan's own grid.
+
+    Where stage centres has followed the row, it is complete: a second look would only find what is none.
+    """
+    followed = sum(v.centre_score is not None for v in located) >= FOLLOWED * len(located)
+    found = segment(fine, located, networks, plan, device, mirror, None if followed else partial(propose_missed, geometry=fine.geometry))
     return drop_fragments([mark_border(v, fine.geometry, scan) for v in found])
 
 
