@@ -68,8 +68,8 @@ def heat_maps(array: np.ndarray, bodies: np.ndarray, networks: Sequence[torch.nn
     total, weight = np.zeros((2, *shape), np.float32), np.zeros(shape, np.float32)
     for first in range(0, len(starts), plan.run.inference_batch):
         batch = starts[first:first + plan.run.inference_batch]
-        patches = [windows(crop_and_pad(array, start, size, pad_value=plan.data.hu_min), plan.data.windows_hu) for start in batch]
-        images = torch.from_numpy(np.stack(patches)).to(device)
+        patches = [crop_and_pad(array, start, plan.network.patch_size, pad_value=plan.data.hu_min) for start in batch]
+        images = torch.from_numpy(np.stack([windows(patch, plan.data.windows_hu) for patch in patches])).to(device)
         with torch.inference_mode(), autocast(device):
             heat = torch.stack([network(images).float().sigmoid() for network in networks]).mean(0).cpu().numpy()
         for start, patch in zip(batch, heat, strict=True):

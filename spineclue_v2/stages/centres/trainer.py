@@ -54,7 +54,7 @@ class CentresTrainer(BaseTrainer):
         from .predictor import heat_maps
         from .row import best_chain, find_peaks
 
-        per_case = []
+        per_case: list[dict[str, Any]] = []
         for case in self.val_cases or self.train_cases:
             row = case_row(self.dataset, case)
             if not len(row.bodies):

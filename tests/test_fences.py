@@ -1,0 +1,96 @@
+"""Masks end between known centres, and each known centre gets a mask."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from analytic import ThresholdSegmenter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_segment import PLAN
+
+from spineclue_v2.anatomy.vertebra import Vertebra
+from spineclue_v2.imageio.grid import ImageGrid
+from spineclue_v2.imageio.volume import Volume
+from spineclue_v2.stages.segment.fences import Fence, fence_in, fences_of, hand_over, shows_centre
+from spineclue_v2.stages.segment.predictor import segment
+from spineclue_v2.stages.segment.spine import segment_located
+
+CPU = torch.device("cpu")
+GRID = ImageGrid((60, 40, 40), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), np.eye(3))
+
+
+def at(z: float, centre_score: float | None = 0.8, score: float = 0.6) -> Vertebra:
+    place = (40.0, 40.0, 2 * z)
+    return Vertebra(place, (20.0, 20.0, 20.0), score, body_centre=place, centre_score=centre_score)
+
+
+def merged() -> Volume:
+    """Two bodies without a disc between them: z 22..38 around (20, 20), centres at 26 and 35."""
+    array = np.full(GRID.shape, -100, np.int16)
+    array[22:40, 16:25, 16:25] = 600
+    return Volume(array, GRID)
+
+
+def test_fences_stand_between_neighbours_that_are_known():
+    fences = fences_of([at(20), at(44), at(30, centre_score=None), at(35)], GRID)
+    assert [len(own) for own in fences] == [1, 1, 0, 2]
+    assert {float(fence.other[0]) for fence in fences[3]} == {20.0, 44.0} and float(fences[3][0].own[0]) == 35.0
+    assert fences_of([at(20, None)], GRID) == [[]]
+
+
+@given(z=st.integers(4, 12), y=st.integers(-3, 3), x=st.integers(-3, 3))
+@settings(max_examples=30, deadline=None)
+def test_a_fence_leaves_the_own_half_and_what_lies_far_from_the_row(z: int, y: int, x: int):
+    own = np.array([15.0, 15.0, 15.0])
+    crop = np.ones((32, 32, 32), np.float16)
+    fence_in(crop, np.zeros(3, int), [Fence(own, own + (z, y, x))])
+    grid = np.indices(crop.shape).transpose(1, 2, 3, 0)
+    way = np.array([z, y, x], float)
+    along = (grid - own) @ way / (way @ way)
+    across = np.linalg.norm(grid - own - along[..., None] * way, axis=-1)
+    assert (crop[along <= 0.59] == 1).all() and (crop[across >= 0.61 * np.linalg.norm(way)] == 1).all()
+    other = np.rint(own + way).astype(int)
+    assert crop[tuple(other)] == 0 and crop[15, 15, 15] == 1
+
+
+def test_a_crop_that_shows_the_neighbour_gets_its_own_body():
+    a, b = np.array([10.0, 10, 10]), np.array([20.0, 10, 10])
+    both, other = np.zeros((32, 20, 20), np.float16), np.zeros((32, 20, 20), np.float16)
+    both[6:25, 6:15, 6:15] = 0.9
+    other[4:14, 6:15, 6:15] = 0.8                       # the second crop shows the first body
+    starts = np.zeros((2, 3), int)
+    fences = [[Fence(a, b)], [Fence(b, a)]]
+    assert not shows_centre(other, starts[1], b)
+    hand_over([both, other], starts, fences)
+    assert shows_centre(other, starts[1], b) and shows_centre(both, starts[0], a)
+    assert not other[25:].any() and np.array_equal(both[6:25, 6:15, 6:15], np.full((19, 9, 9), 0.9, np.float16))
+
+
+def test_two_bodies_in_one_mask_are_two_vertebrae_where_their_centres_are_known():
+    volume, networks = merged(), [ThresholdSegmenter()]
+    unknown = segment(volume, [at(26, None), at(35, None)], networks, PLAN, CPU)
+    assert len(unknown) == 1                            # of masks that are the same, one stays
+    known = segment(volume, [at(35), at(26)], networks, PLAN, CPU)
+    np.testing.assert_allclose([v.body_centre[2] / 2 for v in known], [35, 26], atol=1.5)
+    masks = np.zeros((2, *GRID.shape), bool)
+    for mask, vertebra in zip(masks, known, strict=True):
+        mask[vertebra.mask_box] = vertebra.mask
+    assert not (masks[0] & masks[1]).any()
+    assert masks[0][35, 20, 20] and masks[1][26, 20, 20] and not masks[0][27, 20, 20] and not masks[1][34, 20, 20]
+
+
+def test_a_known_centre_where_nothing_is_segmented_is_no_vertebra():
+    known = segment(merged(), [at(52), at(35), at(26)], [ThresholdSegmenter()], PLAN, CPU)
+    np.testing.assert_allclose([v.body_centre[2] / 2 for v in known], [35, 26], atol=1.5)
+
+
+def test_a_followed_row_is_not_looked_at_again(monkeypatch):
+    asked = []
+    monkeypatch.setattr("spineclue_v2.stages.segment.spine.propose_missed", lambda *_, **__: asked.append(True) or [])
+    volume = merged()
+    segment_located(volume, [at(35), at(26)], [ThresholdSegmenter()], PLAN, CPU, GRID)
+    assert not asked
+    segment_located(volume, [replace(at(35), centre_score=None)], [ThresholdSegmenter()], PLAN, CPU, GRID)
+    assert asked
