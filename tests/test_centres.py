@@ -15,7 +15,7 @@ from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.plans.data import Data
 from spineclue_v2.stages.centres.data import cut_patch, row_of
 from spineclue_v2.stages.centres.predictor import heat_maps, patch_starts
-from spineclue_v2.stages.centres.row import Peak, best_chain, find_peaks, reconcile, step_price
+from spineclue_v2.stages.centres.row import Peak, best_chain, fill_gaps, find_peaks, reconcile, step_price
 from spineclue_v2.stages.centres.trainer import heat_loss
 
 MM = 3.0
@@ -169,3 +169,22 @@ def test_heat_maps_are_the_same_whatever_the_batch():
     first, second = (heat_maps(array, bodies, [Bright()], p, torch.device("cpu")) for p in (one, many))
     np.testing.assert_allclose(first, second, atol=1e-5)
     assert first.shape == (2, *GRID.shape) and first.max() > 0.9 and first[:, 5].max() < first.max()
+
+
+def test_a_gap_is_filled_where_the_map_is_high_all_the_way():
+    bodies = column([200.0, 180, 160, 120, 100])
+    ridge = heat_of(np.vstack([bodies, column([147.0, 140, 133])]))
+    chain = [Peak(place, 0.9) for place in GRID.world_to_index(bodies)]
+    np.testing.assert_allclose(GRID.index_to_world(np.array([p.place for p in fill_gaps(chain, ridge, MM)]))[:, 2],
+                               [200, 180, 160, 140, 120, 100], atol=5)
+    assert fill_gaps(chain, heat_of(bodies), MM) == chain                            # nothing is seen there
+    dens = [Peak(place, 0.9) for place in GRID.world_to_index(column([200.0, 168, 150, 132]))]
+    assert fill_gaps(dens, np.ones(GRID.shape, np.float32), MM) == dens              # between C1 and C2
+
+
+def test_a_box_beside_a_peak_at_the_end_of_the_chain_is_that_peaks():
+    bodies = column([200.0, 180, 160, 140])
+    heat = heat_of(bodies)
+    chain = best_chain(find_peaks(heat, 0.2, MM), MM)
+    seen = located(np.vstack([bodies, [[60.0, 72, 201]]]))
+    assert len(reconcile(seen, chain, heat, GRID)) == 4

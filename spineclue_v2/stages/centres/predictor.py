@@ -16,10 +16,10 @@ from ...training.device import autocast
 from ...training.stage_model import StageModel
 from ..base import Context, Findings
 from .network import BODY
-from .row import Located, best_chain, find_peaks, reconcile
+from .row import Located, best_chain, fill_gaps, find_peaks, reconcile
 
 REACH_MM = 60.0          # beyond the ends of the row
-STEP = 0.5               # of a patch's length: from one patch to the next
+STEP = 0.34              # of a patch's length: from one patch to the next; each place is seen three times, and as often mirrored
 EDGE_SIGMA = 0.22        # of a patch's edges: the middle of a patch sees most around it and counts most
 LEAST_WEIGHT = 1e-3      # of that; what only the outermost corners saw was hardly looked at
 
@@ -35,6 +35,7 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
     located = Located(bodies, np.array([v.extent[0] for v in findings.vertebrae]),
                       np.array([v.score for v in findings.vertebrae]))
     chain = best_chain(find_peaks(heat, plan.run.least_score, plan.data.spacing_mm), plan.data.spacing_mm, located)
+    chain = fill_gaps(chain, heat, plan.data.spacing_mm)
     return replace(findings, vertebrae=tuple(reconcile(findings.vertebrae, chain, heat, volume.geometry)))
 
 
@@ -71,7 +72,8 @@ def heat_maps(array: np.ndarray, bodies: np.ndarray, networks: Sequence[torch.nn
         patches = [crop_and_pad(array, start, plan.network.patch_size, pad_value=plan.data.hu_min) for start in batch]
         images = torch.from_numpy(np.stack([windows(patch, plan.data.windows_hu) for patch in patches])).to(device)
         with torch.inference_mode(), autocast(device):
-            heat = torch.stack([network(images).float().sigmoid() for network in networks]).mean(0).cpu().numpy()
+            views = [view for network in networks for view in (network(images), network(images.flip(-1)).flip(-1))]
+            heat = torch.stack([view.float().sigmoid() for view in views]).mean(0).cpu().numpy()
         for start, patch in zip(batch, heat, strict=True):
             low, high = np.maximum(start, 0), np.minimum(start + size, shape)
             if (high <= low).any():

@@ -24,6 +24,7 @@ SUPPORT, SUPPORT_MM = 0.15, 6.0        # a located body adds this to a peak at i
 CROWDED = 0.55                 # of the usual step: closer, two peaks are one body
 NEAR = 0.6                     # of the usual step: a peak so near a located vertebra is that one's
 AGREE = 0.5                    # of the located vertebrae have a peak, else the heat map has not understood this scan
+FILL, FILLED = 1.35, 0.85      # of the usual step, and of the heights at its ends: room for a body, and one is seen
 ROOM = 1.7                     # of the usual step: between nearer peaks there is no other body
 OFF_MM, OFFSETS_OF = 4.0, 5    # farther from its peak a box is moved; so many others tell how boxes lie about bodies
 FAINT_END = 0.45               # of the heights around: so bright, the map sees something where no peak is
@@ -134,6 +135,29 @@ def _without_faint(peaks: list[Peak], spacing: float) -> list[Peak]:
     return kept
 
 
+def fill_gaps(chain: Sequence[Peak], heat: np.ndarray, spacing: float) -> list[Peak]:
+    """The chain with a body more where a step has room for it and the map (z, y, x) is as high on the way as at its ends: the two peaks of
+    bodies without a disc between them have become one. The first step is left alone: between C1 and C2 lies the dens."""
+    filled = list(chain[:2])
+    steps = np.linalg.norm(np.diff([peak.place for peak in chain], axis=0), axis=1) * spacing if len(chain) > 1 else np.zeros(0)
+    for i in range(1, len(steps)):
+        upper, lower = chain[i], chain[i + 1]
+        if steps[i] >= FILL * _usual(steps, i):
+            on_the_way = [upper.place + (lower.place - upper.place) * part for part in np.linspace(0.4, 0.6, 5)]
+            heights = [_height(heat, place) for place in on_the_way]
+            best = int(np.argmax(heights))
+            if heights[best] >= FILLED * min(upper.height, lower.height):
+                filled.append(Peak(on_the_way[best], heights[best]))
+        filled.append(lower)
+    return filled
+
+
+def _height(heat: np.ndarray, place: np.ndarray) -> float:
+    """The heat map within a voxel of `place`, in the plane across the row."""
+    z, y, x = np.clip(np.rint(place).astype(int), 0, np.array(heat.shape) - 1)
+    return float(heat[z, max(0, y - 1):y + 2, max(0, x - 1):x + 2].max())
+
+
 def step_price(step: np.ndarray) -> float | None:
     """Penalty of a step (z, y, x) mm, downwards positive; None where no two bodies can lie so."""
     length = float(np.linalg.norm(step))
@@ -235,6 +259,8 @@ def _has_room(vertebra: Vertebra, usual_score: float, chain: Sequence[Peak], pea
     steps = np.linalg.norm(np.diff(peaks, axis=0), axis=1)
     above = int((peaks[:, 2] > place[2]).sum()) - 1
     if 0 <= above < len(steps) and steps[above] <= ROOM * _usual(steps, above):
+        return False
+    if np.abs(peaks[:, 2] - place[2]).min() < CROWDED * np.median(steps):     # boxes tell less of front and back
         return False
     index = np.clip(np.rint(geometry.world_to_index(place)).astype(int), 0, np.array(heat.shape) - 1)
     nearest = np.argsort(np.linalg.norm(peaks - place, axis=1))[:FAINT_OF]

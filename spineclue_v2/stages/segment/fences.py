@@ -13,7 +13,7 @@ import numpy as np
 from ...anatomy.vertebra import Vertebra
 from ...imageio.grid import ImageGrid
 
-BEYOND = 0.6      # of the way from centre to centre; a body and half a disc end before
+BEYOND = 0.55     # of the way from centre to centre; a body and half a disc end before
 WIDE = 0.6        # of that way: so far to all sides of the line between the centres, which the bodies' arches do not reach
 HALF_WAY = 0.5    # what lies farther is the neighbour's
 SEEN, BALL = 0.5, 1   # mean probability at the own centre, within so many voxels: less, the crop shows another vertebra

@@ -13,7 +13,7 @@ from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...preprocessing.crops import crop_start
 from ...training.device import autocast
-from ...utilities.triples import float_triple, int_triple
+from ...utilities.triples import Floats3, float_triple, int_triple
 from .data import crop_channels
 from .fences import Fence, fence_in, fences_of, hand_over, shows_centre
 from .network import foreground_probability
@@ -23,6 +23,8 @@ OWN_FRACTION = 0.5    # whose neighbours own more than the rest of its mask is n
 CONTESTED_DICE, SPLINTER = 0.2, 0.4   # nor is what is this small beside a mask it shares so much with
 COVERED, PART = 0.8, 0.3   # a mask that two others, apart from one another, cover so far, each with so much of it, holds two vertebrae
 LOOKS = 3          # a vertebra found in a gap may show the next gap
+BELIEVED_MM = 4.0  # a mask's body lies no farther from the centre that is known
+PROMPTS_MM = (0.0, 4.0)   # where a known centre is asked for again when the network showed a neighbour instead
 RECENTRE_MM = 6.0  # a mask whose middle lies farther from the crop's middle is segmented again around its own middle
 
 
@@ -39,6 +41,13 @@ def segment(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.
         return []
     probabilities, starts = _crops(volume, vertebrae, networks, plan, device, mirror)
     found = _settle(vertebrae, probabilities, starts, volume, plan)
+    for shift in PROMPTS_MM:
+        lost = [i for i, v in enumerate(vertebrae) if v.centre_score is not None and i not in found]
+        if not lost:
+            break
+        vertebrae = [_prompted(v, shift) if i in lost else v for i, v in enumerate(vertebrae)]
+        probabilities, starts = _crops(volume, vertebrae, networks, plan, device, mirror)
+        found = _settle(vertebrae, probabilities, starts, volume, plan)
     tried: list[Vertebra] = []
     for _ in range(LOOKS):
         more = [] if missed is None else missed(list(found.values()), tried)
@@ -51,6 +60,12 @@ def segment(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.
         if len(found) <= before:
             break
     return list(found.values())
+
+
+def _prompted(vertebra: Vertebra, shift: float) -> Vertebra:
+    """The vertebra with its heat map `shift` mm above where its box's middle would lie from its body's centre, half as far behind it."""
+    body, box = np.array(vertebra.known_body_centre), np.array(vertebra.box_centre)
+    return replace(vertebra, box_centre=float_triple(body + (box - body) * (0.0, 0.5, 0.0) + (0.0, 0.0, shift)))
 
 
 def _crops(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
@@ -236,5 +251,11 @@ def _finish(vertebra: Vertebra, mask: np.ndarray, probability: np.ndarray, start
     to_world = volume.geometry.index_to_world
     return replace(vertebra, mask=np.ascontiguousarray(mask), mask_probability=on_the_masks_side(probability[tight], mask),
                    mask_start=int_triple(origin), mask_centroid=float_triple(to_world(inside.mean(0) + low)),
-                   body_centre=float_triple(to_world(np.asarray(body_centre(mask, (spacing,) * 3)) + origin)),
+                   body_centre=_believed(vertebra, to_world(np.asarray(body_centre(mask, (spacing,) * 3)) + origin)),
                    volume_ml=volume_ml, touches_border=touches, extent=float_triple(n * spacing for n in mask.shape))
+
+
+def _believed(vertebra: Vertebra, in_mask: np.ndarray) -> Floats3:
+    """The middle of the body in the mask (LPS mm), or the heat map's where the two are far apart: then the mask holds less or more."""
+    known = vertebra.body_centre if vertebra.centre_score is not None else None
+    return float_triple(in_mask if known is None or np.linalg.norm(in_mask - known) <= BELIEVED_MM else known)
