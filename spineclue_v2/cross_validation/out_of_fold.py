@@ -94,12 +94,17 @@ class OutOfFold:
                 raise MissingStage(f"Stage {stage} is validated on what {earlier} found in the same cases, but fold {self.fold} of "
                                    f"{earlier} is not trained; run {self._command(earlier)}, then {self._command(stage, '--val')}.")
 
+    def stages_up_to(self, stage: str) -> tuple[str, ...]:
+        """`up_to`, with stage centres where this fold has trained it."""
+        names = up_to(stage)
+        return ("localize", "centres", *names[1:]) if len(names) > 1 and self.checkpoint_file("centres").exists() else names
+
     def _command(self, stage: str, *flags: str) -> str:
         return train_command(self.dataset, stage, self.fold, self.plans_name, self.trainers.get(stage), *flags)
 
     def check_unseen(self, stage: str) -> None:
         """InputError when a stage before `stage` was trained on a patient of the validation cases."""
-        for earlier in up_to(stage)[:-1]:
+        for earlier in self.stages_up_to(stage)[:-1]:
             self._check_unseen(earlier, Checkpoint.load(self.checkpoint_file(earlier)))
 
     def plan(self, stage: str) -> StagePlan:
@@ -191,7 +196,7 @@ class OutOfFold:
     def signature(self, stage: str) -> str:
         """Digest of the weights and settings of `stage` and of all stages before it."""
         parts = []
-        for name in up_to(stage):
+        for name in self.stages_up_to(stage):
             self.model(name)
             parts.append(self._signatures[name])
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
@@ -208,13 +213,22 @@ class OutOfFold:
             return found
         return known
 
+    def followed(self, case: str) -> list[Vertebra]:
+        """What was located, as this fold's heat maps of body centres have it; unchanged where it has none."""
+        located = self.located(case)
+        if "centres" not in self.stages_up_to("segment"):
+            return located
+        from ..stages.centres.predictor import follow_row
+
+        return follow_row(self.volume("centres", case), located, self.model("centres").networks, self.plan("centres"), self.device)
+
     def segmented(self, case: str) -> list[Vertebra]:
         """Stage 2: vertebrae with masks, in cranio-caudal order."""
         known = self._known("segment", case)
         if known is None:
             from ..stages.segment.spine import segment_located
 
-            located, volume = self.located(case), self.volume("segment", case)
+            located, volume = self.followed(case), self.volume("segment", case)
             scan = ImageGrid.from_json(self.data("segment").properties(case)["source_geometry"])
             found = order_cranio_caudal(segment_located(volume, located, self.model("segment").networks, self.plan("segment"),
                                                         self.device, scan))

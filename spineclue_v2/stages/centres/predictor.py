@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...adapters import crop_and_pad
+from ...anatomy.vertebra import Vertebra
 from ...imageio.orientation import oriented_view
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
@@ -30,13 +31,28 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
         return findings
     plan = context.plans.stage("centres")
     volume = around_the_row(findings.volume, np.array([v.known_body_centre for v in findings.vertebrae]), plan)
-    bodies = volume.geometry.world_to_index(np.array([v.known_body_centre for v in findings.vertebrae]))
-    heat = heat_maps(volume.array, bodies, model.networks, plan, context.device)[BODY]
-    located = Located(bodies, np.array([v.extent[0] for v in findings.vertebrae]),
-                      np.array([v.score for v in findings.vertebrae]))
-    chain = best_chain(find_peaks(heat, plan.run.least_score, plan.data.spacing_mm), plan.data.spacing_mm, located)
-    chain = fill_gaps(chain, heat, plan.data.spacing_mm)
-    return replace(findings, vertebrae=tuple(reconcile(findings.vertebrae, chain, heat, volume.geometry)))
+    return replace(findings, vertebrae=tuple(follow_row(volume, findings.vertebrae, model.networks, plan, context.device)))
+
+
+def follow_row(volume: Volume, vertebrae: Sequence[Vertebra], networks: Sequence[torch.nn.Module], plan: StagePlan,
+               device: torch.device) -> list[Vertebra]:
+    """The located vertebrae as the heat maps have them, cranio-caudal.
+
+    Args:
+        volume: int16 HU in the stage's network space; all of the scan, or `around_the_row`.
+        vertebrae: located.
+        networks: one per fold.
+        plan: of stage centres.
+        device: where the networks are.
+    """
+    if not vertebrae:
+        return []
+    spacing = plan.data.spacing_mm
+    bodies = volume.geometry.world_to_index(np.array([v.known_body_centre for v in vertebrae]))
+    heat = heat_maps(volume.array, bodies, networks, plan, device)[BODY]
+    located = Located(bodies, np.array([v.extent[0] for v in vertebrae]), np.array([v.score for v in vertebrae]))
+    chain = fill_gaps(best_chain(find_peaks(heat, plan.run.least_score, spacing), spacing, located), heat, spacing)
+    return reconcile(vertebrae, chain, heat, volume.geometry)
 
 
 def around_the_row(scan: Volume, bodies_xyz: np.ndarray, plan: StagePlan) -> Volume:
