@@ -17,6 +17,20 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return cc3d.largest_k(np.ascontiguousarray(mask, dtype=np.uint8), k=1, connectivity=26).astype(bool)
 
 
+def component_at(mask: np.ndarray, place: np.ndarray, reach: float) -> np.ndarray:
+    """The 26-connected component of a bool mask that comes nearest to `place` (z, y, x) index; the largest one where none comes within
+    `reach` voxels."""
+    import cc3d
+
+    labels = cc3d.connected_components(np.ascontiguousarray(mask, dtype=np.uint8), connectivity=26)
+    inside = np.argwhere(labels)
+    distance = np.linalg.norm(inside - place, axis=1)
+    if not len(inside) or distance.min() > reach:
+        return largest_component(mask)
+    nearest: np.ndarray = labels == labels[tuple(inside[int(distance.argmin())])]
+    return nearest
+
+
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """The mask with every cavity filled that does not reach the array's border (6-connected background)."""
     import cc3d

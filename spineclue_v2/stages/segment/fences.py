@@ -16,7 +16,7 @@ from ...imageio.grid import ImageGrid
 BEYOND = 0.55     # of the way from centre to centre; a body and half a disc end before
 WIDE = 0.6        # of that way: so far to all sides of the line between the centres, which the bodies' arches do not reach
 HALF_WAY = 0.5    # what lies farther is the neighbour's
-SEEN, BALL = 0.5, 1   # mean probability at the own centre, within so many voxels: less, the crop shows another vertebra
+SEEN, BALL = 0.45, 1  # mean probability at the own centre, within so many voxels: less, the crop shows another vertebra
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,13 @@ def fences_of(vertebrae: Sequence[Vertebra], geometry: ImageGrid) -> list[list[F
 
 
 def fence_in(probability: np.ndarray, start: np.ndarray, fences: Sequence[Fence]) -> None:
-    """Set a crop's probability (z, y, x) to 0 in the bodies beyond its fences; `start` (z, y, x): index of its first voxel."""
+    """Set a crop's probability (z, y, x) to 0 in the bodies beyond its fences, where it shows the neighbour's centre, too.
+
+    `start` (z, y, x): index of the crop's first voxel. A mask that ends before the neighbour's centre is left as it is.
+    """
     for fence in fences:
-        probability[_beyond(probability.shape, start, fence, BEYOND)] = 0
+        if shows_centre(probability, start, fence.other):
+            probability[_beyond(probability.shape, start, fence, BEYOND)] = 0
 
 
 def hand_over(probabilities: Sequence[np.ndarray], starts: np.ndarray, fences: Sequence[Sequence[Fence]]) -> None:

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from ...anatomy.morphology import body_centre, fill_holes, largest_component
+from ...anatomy.morphology import body_centre, component_at, fill_holes, largest_component
 from ...anatomy.vertebra import Vertebra, on_the_masks_side
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
@@ -39,21 +40,27 @@ def segment(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.
     """
     if not vertebrae:
         return []
-    probabilities, starts = _crops(volume, vertebrae, networks, plan, device, mirror)
+    look = partial(_look, volume, networks=networks, plan=plan, device=device, mirror=mirror)
+    size, fences = plan.network.crop_size, fences_of(vertebrae, volume.geometry)
+    raw, centres = look(vertebrae, fences)
+    probabilities, starts = _fenced(raw, centres, fences, size)
     found = _settle(vertebrae, probabilities, starts, volume, plan)
     for shift in PROMPTS_MM:
         lost = [i for i, v in enumerate(vertebrae) if v.centre_score is not None and i not in found]
         if not lost:
             break
         vertebrae = [_prompted(v, shift) if i in lost else v for i, v in enumerate(vertebrae)]
-        probabilities, starts = _crops(volume, vertebrae, networks, plan, device, mirror)
+        for i, crop, centre in zip(lost, *look([vertebrae[i] for i in lost], [fences[i] for i in lost]), strict=True):
+            raw[i], centres[i] = crop, centre
+        probabilities, starts = _fenced(raw, centres, fences, size)
         found = _settle(vertebrae, probabilities, starts, volume, plan)
     tried: list[Vertebra] = []
     for _ in range(LOOKS):
         more = [] if missed is None else missed(list(found.values()), tried)
         if not more:
             break
-        own, (further, further_starts) = list(found), _crops(volume, more, networks, plan, device, mirror)
+        own, (further, further_centres) = list(found), look(more, [[] for _ in more])
+        further_starts = np.array([crop_start(c, size) for c in further_centres])
         vertebrae, before, tried = [*(vertebrae[i] for i in own), *more], len(own), tried + more
         probabilities, starts = [*(probabilities[i] for i in own), *further], np.concatenate([starts[own], further_starts])
         found = _settle(vertebrae, probabilities, starts, volume, plan)
@@ -68,35 +75,41 @@ def _prompted(vertebra: Vertebra, shift: float) -> Vertebra:
     return replace(vertebra, box_centre=float_triple(body + (box - body) * (0.0, 0.5, 0.0) + (0.0, 0.0, shift)))
 
 
-def _crops(volume: Volume, vertebrae: Sequence[Vertebra], networks: list[torch.nn.Module], plan: StagePlan, device: torch.device,
-           mirror: bool) -> tuple[list[np.ndarray], np.ndarray]:
-    """Foreground probability (z, y, x) of each vertebra's crop and where the crops start (n, 3); crops far off their mask are moved."""
+def _look(volume: Volume, vertebrae: Sequence[Vertebra], fences: Sequence[Sequence[Fence]], networks: list[torch.nn.Module],
+          plan: StagePlan, device: torch.device, mirror: bool) -> tuple[list[np.ndarray], np.ndarray]:
+    """Foreground probability (z, y, x) of each vertebra's crop, and the crops' middles (n, 3) index; crops far off their mask are moved."""
     size = plan.network.crop_size
     centres = volume.geometry.world_to_index(np.array([v.box_centre for v in vertebrae]))
-    fences = fences_of(vertebrae, volume.geometry)
     raw = _probabilities(volume, centres, networks, plan, device, mirror)
-    probabilities = _fenced(raw, centres, fences, size)
-    moved = _find_better_centres(centres, probabilities, size, plan.data.spacing_mm)
+    moved = _find_better_centres(centres, _fenced(raw, centres, fences, size)[0], size, plan.data.spacing_mm)
     again = np.flatnonzero(np.abs(moved - centres).max(1) > 0)
     if len(again):
-        centres = moved
-        for index, crop in zip(again, _probabilities(volume, centres[again], networks, plan, device, mirror), strict=True):
-            raw[index] = crop
-        probabilities = _fenced(raw, centres, fences, size)
-    return probabilities, np.array([crop_start(c, size) for c in centres])
+        for i, crop in zip(again, _probabilities(volume, moved[again], networks, plan, device, mirror), strict=True):
+            if _shows_no_less(crop, moved[i], raw[i], centres[i], fences[i], size):
+                raw[i], centres[i] = crop, moved[i]
+    return raw, centres
 
 
-def _fenced(probabilities: Sequence[np.ndarray], centres: np.ndarray, fences: Sequence[Sequence[Fence]], size: tuple[int, ...]
-            ) -> list[np.ndarray]:
-    """The crops with each body where its centre is known to be; the same arrays where no centre is known."""
-    if not any(fences):
-        return list(probabilities)
+def _shows_no_less(crop: np.ndarray, centre: np.ndarray, before: np.ndarray, old_centre: np.ndarray, fences: Sequence[Fence],
+                   size: tuple[int, ...]) -> bool:
+    """Whether a crop that was moved onto its mask still shows the centre that is known, as it did before."""
+    if not fences:
+        return True
+    own = fences[0].own
+    return shows_centre(crop, crop_start(centre, size), own) or not shows_centre(before, crop_start(old_centre, size), own)
+
+
+def _fenced(raw: Sequence[np.ndarray], centres: np.ndarray, fences: Sequence[Sequence[Fence]], size: tuple[int, ...]
+            ) -> tuple[list[np.ndarray], np.ndarray]:
+    """The crops with each body where its centre is known to be, and where they start (n, 3); the same arrays where no centre is known."""
     starts = np.array([crop_start(centre, size) for centre in centres])
-    fenced = [crop.copy() for crop in probabilities]
+    if not any(fences):
+        return list(raw), starts
+    fenced = [crop.copy() for crop in raw]
     hand_over(fenced, starts, fences)
     for crop, start, own in zip(fenced, starts, fences, strict=True):
         fence_in(crop, start, own)
-    return fenced
+    return fenced, starts
 
 
 def _settle(vertebrae: Sequence[Vertebra], probabilities: list[np.ndarray], starts: np.ndarray, volume: Volume, plan: StagePlan
@@ -237,7 +250,8 @@ def _finish(vertebra: Vertebra, mask: np.ndarray, probability: np.ndarray, start
         return None
     inner = tuple(slice(int(a - s), int(b - s)) for a, b, s in zip(low, high, start, strict=True))
     mask, probability = mask[inner], probability[inner]
-    mask = fill_holes(largest_component(mask))
+    own = None if vertebra.centre_score is None else volume.geometry.world_to_index(np.array(vertebra.known_body_centre)) - low
+    mask = fill_holes(largest_component(mask) if own is None else component_at(mask, own, BELIEVED_MM / plan.data.spacing_mm))
     spacing = plan.data.spacing_mm
     volume_ml = float(mask.sum()) * spacing ** 3 / 1000
     if volume_ml < plan.run.min_volume_ml:
