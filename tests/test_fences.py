@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_segment import PLAN
 
+from spineclue_v2.anatomy.morphology import component_at
 from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.volume import Volume
@@ -45,7 +46,7 @@ def test_fences_stand_between_neighbours_that_are_known():
 def test_a_fence_leaves_the_own_half_and_what_lies_far_from_the_row(z: int, y: int, x: int):
     own = np.array([15.0, 15.0, 15.0])
     crop = np.ones((32, 32, 32), np.float16)
-    fence_in(crop, np.zeros(3, int), [Fence(own, own + (z, y, x))])
+    fence_in(crop, np.zeros(3, int), [Fence(own, own + (z, y, x))])     # it shows everything
     grid = np.indices(crop.shape).transpose(1, 2, 3, 0)
     way = np.array([z, y, x], float)
     along = (grid - own) @ way / (way @ way)
@@ -94,3 +95,35 @@ def test_a_followed_row_is_not_looked_at_again(monkeypatch):
     assert not asked
     segment_located(volume, [replace(at(35), centre_score=None)], [ThresholdSegmenter()], PLAN, CPU, GRID)
     assert asked
+
+
+def apart() -> Volume:
+    """Two bodies with a disc between them: z 12..20 and 30..38 around (20, 20)."""
+    array = np.full(GRID.shape, -100, np.int16)
+    array[12:21, 16:25, 16:25] = array[30:39, 16:25, 16:25] = 600
+    return Volume(array, GRID)
+
+
+def test_a_prompt_that_shows_the_neighbour_is_asked_again_at_the_body():
+    astray = replace(at(34), box_centre=(40.0, 40.0, 2 * 17.0))         # where the other one is
+    found = segment(apart(), [astray, at(16)], [ThresholdSegmenter()], PLAN, CPU)
+    np.testing.assert_allclose([v.body_centre[2] / 2 for v in found], [34, 16], atol=1.5)
+    assert len(segment(apart(), [replace(astray, centre_score=None), at(16)], [ThresholdSegmenter()], PLAN, CPU)) == 1
+
+
+def test_a_mask_that_ends_before_the_neighbours_centre_is_left_as_it_is():
+    crop = np.zeros((32, 20, 20), np.float16)
+    crop[4:18, 6:15, 6:15] = 0.9                                         # beyond the fence, but the neighbour at 24 is not in it
+    before = crop.copy()
+    fence_in(crop, np.zeros(3, int), [Fence(np.array([10.0, 10, 10]), np.array([24.0, 10, 10]))])
+    assert np.array_equal(crop, before)
+
+
+def test_the_piece_at_the_centre_is_the_mask():
+    mask = np.zeros((20, 20, 20), bool)
+    mask[2:5, 2:5, 2:5] = True
+    mask[8:18, 8:18, 8:18] = True
+    assert component_at(mask, np.array([3.0, 3, 3]), 2.0).sum() == 27
+    assert component_at(mask, np.array([3.0, 3, 6]), 2.0).sum() == 27      # two voxels beside it
+    assert component_at(mask, np.array([0.0, 19, 0]), 2.0).sum() == 1000   # near neither: the largest
+    assert not component_at(np.zeros((3, 3, 3), bool), np.zeros(3), 2.0).any()
