@@ -113,7 +113,7 @@ def test_a_prompt_that_shows_the_neighbour_is_asked_again_at_the_body():
 
 def test_a_mask_that_ends_before_the_neighbours_centre_is_left_as_it_is():
     crop = np.zeros((32, 20, 20), np.float16)
-    crop[4:18, 6:15, 6:15] = 0.9                                         # beyond the fence, but the neighbour at 24 is not in it
+    crop[4:19, 6:15, 6:15] = 0.9                                         # beyond half the way, but the neighbour at 24 is not in it
     before = crop.copy()
     fence_in(crop, np.zeros(3, int), [Fence(np.array([10.0, 10, 10]), np.array([24.0, 10, 10]))])
     assert np.array_equal(crop, before)

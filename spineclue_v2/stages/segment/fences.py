@@ -14,6 +14,7 @@ from ...anatomy.vertebra import Vertebra
 from ...imageio.grid import ImageGrid
 
 BEYOND = 0.55     # of the way from centre to centre; a body and half a disc end before
+FAR = 0.68        # of the way: here the neighbour's body has begun, whatever the disc
 WIDE = 0.6        # of that way: so far to all sides of the line between the centres, which the bodies' arches do not reach
 HALF_WAY = 0.5    # what lies farther is the neighbour's
 SEEN, BALL = 0.45, 1  # mean probability at the own centre, within so many voxels: less, the crop shows another vertebra
@@ -46,13 +47,14 @@ def fences_of(vertebrae: Sequence[Vertebra], geometry: ImageGrid) -> list[list[F
 
 
 def fence_in(probability: np.ndarray, start: np.ndarray, fences: Sequence[Fence]) -> None:
-    """Set a crop's probability (z, y, x) to 0 in the bodies beyond its fences, where it shows the neighbour's centre, too.
+    """Set a crop's probability (z, y, x) to 0 in the bodies beyond its fences; `start` (z, y, x): index of the crop's first voxel.
 
-    `start` (z, y, x): index of the crop's first voxel. A mask that ends before the neighbour's centre is left as it is.
+    A mask that holds the neighbour's centre ends between both. One that does not knows better where its own body ends, but it never
+    reaches into the neighbour's.
     """
     for fence in fences:
-        if shows_centre(probability, start, fence.other):
-            probability[_beyond(probability.shape, start, fence, BEYOND)] = 0
+        part = BEYOND if shows_centre(probability, start, fence.other) else FAR
+        probability[_beyond(probability.shape, start, fence, part)] = 0
 
 
 def hand_over(probabilities: Sequence[np.ndarray], starts: np.ndarray, fences: Sequence[Sequence[Fence]]) -> None:
