@@ -205,8 +205,8 @@ def _predict_cases(upload: Path, results: Path, options: Mapping[str, Any], mode
     if len(cases) > 1:
         update_index(results, outcome)
     summary = run_summary(results, outcome)
-    for case_summary in summary["cases"].values():
-        case_summary["files"] = {kind: Path(path).name for kind, path in case_summary.get("files", {}).items()}
+    for part in (summary, *summary["cases"].values()):
+        part["files"] = {kind: str(Path(path).relative_to(results)) for kind, path in part.get("files", {}).items()}
     return {key: value for key, value in summary.items() if key != "output"}
 
 
