@@ -83,7 +83,8 @@ def test_measures_of_any_kind_become_tables():
     record = blocks().to_dict() | {"measures": {
         "alignment": [{"name": "lordosis", "value": 41.26, "unit": "deg", "levels": ["L1", "L5"], "lines_mm": [[[0, 0, 0], [1, 1, 1]]],
                        "confidence": 0.9999, "position": "lying"},
-                      {"name": "pelvic tilt", "value": None, "unit": "deg", "levels": ["S1"], "note": "not given: no heads", "position": "lying"}],
+                      {"name": "pelvic tilt", "value": None, "unit": "deg", "levels": ["S1"], "note": "not given: no heads",
+                       "position": "lying"}],
         "disc_height_mm": [{"name": "L1/L2", "value": 0.5, "note": EVIL}], "strange": 5, "nothing": []}}
     first, second = page_content(record)["measures"]
     assert (first.title, second.title) == ("Alignment", "Disc height (mm)") and "lies" in first.note
@@ -95,7 +96,8 @@ def test_measures_of_any_kind_become_tables():
 
 def test_measures_of_vertebrae_and_discs_have_one_row_each():
     def row(name: str, value: float | None, **more: object) -> dict[str, object]:
-        return {"name": name, "value": value, "unit": "mm", "levels": ["L1", "L2"], "confidence": 0.9, "position": "lying", "note": ""} | more
+        record = {"name": name, "value": value, "unit": "mm", "levels": ["L1", "L2"], "confidence": 0.9, "position": "lying", "note": ""}
+        return record | more
 
     discs = [row("listhesis", -2.5, disc="L1/L2"), row("height", 8.0, disc="L1/L2"), row("height", 7.0, disc="L2/L3"),
              row("listhesis", None, disc="L2/L3", note="not given: rough end plates")]
@@ -111,7 +113,8 @@ def test_measures_of_vertebrae_and_discs_have_one_row_each():
 
 def test_structures_of_an_mr_have_their_table():
     def row(name: str, kind: str, height: float, **more: object) -> dict[str, object]:
-        return {"structure": name, "kind": kind, "label": 3, "volume_ml": 9.5, "centroid_mm": (1.0, 2.0, height), "touches_border": False} | more
+        at = {"centroid_mm": (1.0, 2.0, height), "touches_border": False}
+        return {"structure": name, "kind": kind, "label": 3, "volume_ml": 9.5} | at | more
 
     record = {"status": "ok", "stage": "hybrid_3d", "plans": {}, "versions": {}, "seconds": {}, "numbering_anchored": True, "structures": [
         row("S", "body", 0.0, confidence=0.99), row("L5", "body", 30.0, confidence=0.61),

@@ -34,7 +34,8 @@ def page_content(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"is_mr": "structures" in record, "rows": rows, "summary": summary(record), "badges": badges(record),
             "graded": any(row["grade"] for row in rows), "measured": any(row["heights"] for row in rows),
             "numbering": numbering(record), "evidence": evidence(record), "flags": list(record.get("flags", ())),
-            "notes": [note for note in record.get("notes", ()) if note not in said], "remarks": [REMARKS.get(remark.split(":")[0], remark) for remark in record.get("remarks", ())],
+            "notes": [note for note in record.get("notes", ()) if note not in said],
+            "remarks": [REMARKS.get(remark.split(":")[0], remark) for remark in record.get("remarks", ())],
             "measures": measure_tables(record.get("measures", {})),
             "made": made(record), "seconds": seconds(record)}
 
@@ -53,7 +54,8 @@ def _summary_of_structures(structures: Sequence[Mapping[str, Any]]) -> str:
     kinds: dict[str, list[str]] = {"body": [], "disc": [], "other structure": []}
     for row in sorted(structures, key=lambda row: -(row.get("centroid_mm") or (0, 0, 0))[2]):
         kinds[row["kind"] if row.get("kind") in kinds else "other structure"].append(row.get("structure", "?"))
-    parts = [f"{len(names)} {kind if len(names) == 1 else {'body': 'bodies'}.get(kind, kind + 's')}" for kind, names in kinds.items() if names]
+    several = {"body": "bodies", "disc": "discs", "other structure": "other structures"}
+    parts = [f"{len(names)} {kind if len(names) == 1 else several[kind]}" for kind, names in kinds.items() if names]
     if len(kinds["body"]) > 1:
         parts[0] += f", {kinds['body'][0]} to {kinds['body'][-1]}"
     return ", ".join(parts) or "No structure found"
@@ -67,7 +69,8 @@ def badges(record: Mapping[str, Any]) -> list[dict[str, str]]:
         found.append({"kind": "good", "text": "Numbering anchored"} if anchored else {"kind": "doubt", "text": "Numbering not anchored"})
     if record.get("structures"):
         counted = record.get("numbering_anchored")
-        found.append({"kind": "good", "text": "Counted from the sacrum"} if counted else {"kind": "doubt", "text": "No sacrum to count from"})
+        found.append({"kind": "good", "text": "Counted from the sacrum"} if counted else
+                     {"kind": "doubt", "text": "No sacrum to count from"})
     if record.get("review_required"):
         found.append({"kind": "stop", "text": "Review required"})
     if record.get("incomplete"):
@@ -162,7 +165,8 @@ def _structure(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "key": row.get("label"), "colour": _colour(name.split("/")[0], "/" in name), "confidence": confidence,
             "unsure": confidence is not None and confidence < LOW_CONFIDENCE,
             "others": [], "volume": row.get("volume_ml"), "heights": None, "loss": None, "hu": None, "grade": None, "grade_by": "",
-            "height": row.get("height_mm"), "signal": row.get("signal_to_csf"), "kind": row.get("kind", ""), "marks": ["truncated by the border of the scan"] if row.get("touches_border") else [],
+            "height": row.get("height_mm"), "signal": row.get("signal_to_csf"), "kind": row.get("kind", ""),
+            "marks": ["truncated by the border of the scan"] if row.get("touches_border") else [],
             "centre": row.get("centroid_mm")}
 
 

@@ -35,10 +35,10 @@ GROUPS = {
     "alignment": _Group("Alignment", "Thoracic kyphosis is positive as kyphosis, all other sagittal angles as lordosis."),
     "vertebrae": _Group("Angles of the vertebrae", "Positive: higher in front; higher on the right; front turned to the patient's left.",
                         "Level"),
-    "discs": _Group("Discs", "Angles are positive where they open to the front. Listhesis is positive where the upper vertebra lies in front; "
-                             "some 3 mm lie within the error of masks.", "Disc"),
-    "bone": _Group("Density of bone", "Mean in front of the basivertebral veins; the table of the vertebrae has the median over more of the "
-                                      "body. Contrast raises both, tube voltage and scanner shift them.", "Level",
+    "discs": _Group("Discs", "Angles are positive where they open to the front. Listhesis is positive where the upper vertebra lies in "
+                             "front; some 3 mm lie within the error of masks.", "Disc"),
+    "bone": _Group("Density of bone", "Mean over the region in the middle of the body whose median is the trabecular HU above, of whole "
+                                      "bodies with clear end plates. Contrast raises it, tube voltage and scanner shift it.", "Level",
                    (("sd", "standard deviation", "HU"), ("volume_ml", "region", "ml"))),
 }
 """Groups of `measures` that have a form of their own."""
