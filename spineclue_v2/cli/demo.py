@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"Numbering anchored: {'yes' if result.record['numbering_anchored'] else 'no'}; "
           f"{result.record['seconds']['total']:.1f} s from reading the scan to the drawn picture.")
     page = result.picture.with_suffix(".html")
-    print(f"Page:    {page}" if page.is_file() else f"Picture: {result.picture}")
-    print(f"Labels:  {result.labels}\nScan:    {result.scan}")
+    if page.is_file():
+        print(f"Page:    {page}")
+    print(f"Picture: {result.picture}\nLabels:  {result.labels}\nScan:    {result.scan}")
     return 0
