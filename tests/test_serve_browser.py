@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from page_case import blocks, browser, violations
 
+from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.serving.jobs import Job, Jobs, Limits
-from spineclue_v2.visualization.page.case_page import case_page
+from spineclue_v2.visualization.page.case_page import write_case_page
+from spineclue_v2.visualization.page.preview import make_preview
 
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -32,7 +34,8 @@ class Runner:
         if job.name.startswith("bad"):
             raise ValueError("broken")
         job.results.mkdir()
-        (job.results / "scan.html").write_text(case_page(blocks().to_dict(), "scan"), encoding="utf-8")
+        found = blocks()
+        write_case_page(job.results / "scan.html", found.to_dict(), "scan", make_preview(found.scan, Volume(found.labels, found.grid)))
         (job.results / "scan.nii.gz").write_bytes(b"labels")
         levels = MR_LEVELS if job.name.startswith("mr") else ["T12", "L1", "L2", "L3"]
         return {"cases": {"scan": {"status": "ok", "levels": levels, "numbering_anchored": False, "review_required": True}}}
@@ -72,7 +75,7 @@ def test_a_scan_is_chosen_watched_and_looked_at(chromium, service, tmp_path):
     page, trouble = context.new_page(), []
     page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith((address, "data:")) else trouble.append(request.url))
+    page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:")) else trouble.append(request.url))
     page.goto(f"{address}/?token={TOKEN}")
     assert TOKEN not in page.url and violations(page) == []
     for name, said in (("scan.nii.gz", "scan: T12 to L3, numbering not anchored, please review"),
@@ -88,6 +91,7 @@ def test_a_scan_is_chosen_watched_and_looked_at(chromium, service, tmp_path):
         assert said in page.locator("#step").inner_text() and violations(page) == []
         if name.startswith("scan"):
             page.get_by_role("link", name="Look: scan.html").click()
+            page.wait_for_selector("html[data-ready]")  # the views are drawn, under the headers of the service
             assert page.get_by_role("heading", level=1).inner_text() == "scan" and page.locator("tbody tr[data-item]").count() == 4
             page.go_back()
     assert trouble == []

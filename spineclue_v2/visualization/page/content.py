@@ -13,8 +13,8 @@ STAGES = {"read": "read", "localize": "find vertebrae", "centres": "follow the r
           "geometry": "geometry", "identify": "name", "heights": "heights", "grade": "grade", "hybrid_2d": "label map (2D)",
           "hybrid_3d": "label map (3D)"}
 """Words for the steps of a prediction; another step keeps its own name."""
-CLASSIFIERS = {"shape": "Their shape", "geometry": "Their positions and sizes", "appearance": "The CT around them"}
-"""What a classifier looks at, as the beginning of "... alone reads T1 to T12"."""
+CLASSIFIERS = {"shape": "Shape of the vertebrae", "geometry": "Geometry of the bodies", "appearance": "Surroundings in the CT"}
+"""What a classifier looks at, as the beginning of "... alone: T1 to T12, agrees"."""
 REMARKS = {
     "heights": "Heights are those of the body in the mask. Missing height compares them with the neighbours or with the body's own back. "
                "A grade that heights imply follows Genant's limits (20, 25, 40 %) and says nothing of the cause.",
