@@ -49,8 +49,8 @@ def test_the_page_says_what_the_record_says():
     text = visible(case_page(blocks().to_dict(), "patient 7"))
     for expected in ("patient 7", "4 vertebrae, T12 to L3", "Numbering not anchored", "40 %", "T11 31 %", "20.0 / 18.0 / 24.0", "22 %",
                      "151", "wedge", "Slices are thick", "Use thinner slices", "observed 6.0", "limit 5.0", "one level higher",
-                     "this numbering", "60 %", "another numbering", "4 %", "not possible", "sacrum below L5 (0.97)", "Geometry of the bodies",
-                     "4 of 4 differently", "1 detection taken for no vertebra", "find vertebrae", "2.00 s"):
+                     "this numbering", "60 %", "another numbering", "4 %", "not possible", "sacrum below L5 (0.97)",
+                     "Geometry of the bodies", "4 of 4 differently", "1 detection taken for no vertebra", "find vertebrae", "2.00 s"):
         assert expected in re.sub(r"\s+", " ", text), expected
     for level in LEVELS:
         assert re.search(rf">{level}( \?)?</button>", case_page(blocks().to_dict(), "p"))
