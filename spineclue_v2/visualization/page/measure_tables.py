@@ -47,7 +47,7 @@ GROUPS = {
 def measure_tables(measures: Mapping[str, Any]) -> list[Table]:
     """A table for each group of `measures` in a CASE.json that is a list of records; groups of any other name and form, too."""
     tables = []
-    for name, records in measures.items():
+    for name, records in sorted(measures.items(), key=lambda entry: entry[0] == "discs"):  # a wide table after the pair of narrow ones
         if isinstance(records, Sequence) and not isinstance(records, str) and records and all(isinstance(r, Mapping) for r in records):
             group = GROUPS.get(name, _Group(words(name), ""))
             tables.append(_by_row(group, records) if group.by else _one_a_row(group, records))
@@ -87,7 +87,7 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
     if key == "confidence" and isinstance(value, float):
         return percent(value)
     text = plain(value)
-    return f"{text} {UNITS.get(unit, unit)}" if key == "value" and text and unit else text
+    return f"{text}\N{NO-BREAK SPACE}{UNITS.get(unit, unit)}" if key == "value" and text and unit else text
 
 
 def _reason(row: Mapping[str, Any]) -> str:
