@@ -7,7 +7,10 @@
 # PyPI's torch for Linux brings CUDA's libraries, several GB. For a small image, name the index with PyTorch's CPU wheels:
 #   docker build --build-arg PIP_EXTRA_INDEX_URL=URL -t spineclue_v2 .
 # Whoever passes this image on passes on ultralytics, too: AGPL-3.0, see NOTICE.
-FROM python:3.11-slim
+# Another base needs Debian's packages, Python 3.10 or newer with pip, and both under the names `python` and `pip`.
+ARG BASE=python:3.11-slim
+# hadolint ignore=DL3006
+FROM ${BASE}
 
 # OpenCV, which ultralytics imports, needs both. Debian keeps no old versions that could be asked for.
 # hadolint ignore=DL3008

@@ -166,7 +166,8 @@ def install(checkout: Path, target: Path, python: str) -> Path:
         line = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target), place]
         done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{checkout} cannot be installed: {done.stderr.strip()}")
+        raise SystemExit(f"{checkout} cannot be installed beside {python}; its setuptools may be older than pyproject.toml asks for "
+                         f"(pip install -U setuptools). pip says:\n{done.stderr.strip()}")
     return target
 
 

@@ -32,23 +32,23 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="draw CASE.png too")
     args = parser.parse_args()
     from spineclue_v2 import SpineCLUE
-    from spineclue_v2.inference.predict_folder import list_cases, predict_case
+    from spineclue_v2.inference.predict_folder import Wanted, list_cases, predict_case
 
     cases = list_cases(args.i)
     with tempfile.TemporaryDirectory() as out:
         if args.cost:
             for folds in (args.f[:1], args.f[:2]):
                 model = SpineCLUE.from_pretrained(args.m, folds, "cpu").model
-                predict_case(cases[0], Path(out), model, report=False)
+                predict_case(cases[0], Path(out), model, wanted=Wanted(report=False))
                 began = time.process_time()
                 for case in cases:
-                    predict_case(case, Path(out), model, report=False)
+                    predict_case(case, Path(out), model, wanted=Wanted(report=False))
                 sys.stdout.write(f"folds {' '.join(folds)}: {(time.process_time() - began) / len(cases):.2f} CPU s per scan\n")
             return
         model = SpineCLUE.from_pretrained(args.m, args.f, "cpu").model
         memory, found = [], 0
         for number in range(args.predictions):
-            result = predict_case(cases[number % len(cases)], Path(out), model, report=args.report)
+            result = predict_case(cases[number % len(cases)], Path(out), model, wanted=Wanted(report=args.report))
             found += len(result.vertebrae)
             memory.append(resident_mb())
             if number % max(1, args.predictions // 10) == 0:

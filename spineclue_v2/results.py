@@ -172,10 +172,6 @@ class SpineResult(LabelledSpine):
         if self.measures:
             files |= export_measures(self, self._label_volume(), folder, name)
             seconds["measures"] = seconds.get("measures", 0.0) + time.perf_counter() - started
-        if also:
-            writing = time.perf_counter()
-            files |= write_formats(also, self, self._label_volume(), folder, name)
-            seconds["formats"] = time.perf_counter() - writing
         if report:
             drawing = time.perf_counter()
             for kind, picture, draw in self._pictures(folder, name):
@@ -187,6 +183,10 @@ class SpineResult(LabelledSpine):
                     files[kind] = picture
             files |= replace(self, flags=flags)._write_pages(folder, name)
             seconds["report"] = time.perf_counter() - drawing
+        if also:  # after the pictures, one of which BIDS takes
+            writing = time.perf_counter()
+            files |= write_formats(also, self, self._label_volume(), folder, name)
+            seconds["formats"] = time.perf_counter() - writing
         seconds["total"] = seconds.get("total", 0.0) + time.perf_counter() - started
         files["record"] = folder / f"{name}.json"
         write_json(files["record"], replace(self, seconds=seconds, flags=flags).to_dict())

@@ -56,6 +56,12 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+def violations(page: Any) -> list[str]:
+    """What axe-core finds against the page; the test is skipped where it is not installed."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    return [f"{rule['id']}: {rule['nodes'][0]['html'][:120]}" for rule in axe.Axe().run(page).response["violations"]]
+
+
 @contextmanager
 def opened(chromium: Any, path: Path, **options: Any) -> Iterator[tuple[Any, list[str]]]:
     """The page of a file, and what went wrong on it so far: errors, and requests that leave the file system."""

@@ -21,6 +21,7 @@ def instructions(name: str) -> list[str]:
 
 def test_the_image_runs_a_command_as_somebody_who_is_not_root():
     assert json.loads(instructions("ENTRYPOINT")[-1]) == ["python", "-m", "spineclue_v2.cli"]
+    assert instructions("FROM") == ["${BASE}"] and instructions("ARG")[0].startswith("BASE=python:3.")
     command, *arguments = json.loads(instructions("CMD")[-1])
     assert command in command_names() and build_parser(command).parse_args(arguments).o.startswith("/tmp/")
     assert instructions("USER")[-1].split(":")[0] not in ("root", "0")

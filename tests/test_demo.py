@@ -15,7 +15,7 @@ def test_the_demo_labels_a_spine_it_never_saw(tmp_path, capsys):
     assert _common.main("demo", ["-o", str(tmp_path / "demo"), "-device", "cpu"]) == 0
     shown = capsys.readouterr().out
     picture = tmp_path / "demo" / "result" / "demo.png"
-    assert str(picture) in shown and picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture) in shown and str(picture.with_suffix(".html")) in shown and picture.read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "demo" / "result" / "demo.json").read_text())
     assert record["status"] == "ok"
     figures = json.loads((tmp_path / "demo" / "summary.json").read_text())["spineclue"]

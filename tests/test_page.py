@@ -23,8 +23,9 @@ from spineclue_v2.stages.identify.plan import Penalties
 from spineclue_v2.stages.identify.shifts import SHIFTS, shift_probabilities, shift_record
 from spineclue_v2.visualization.page import preview
 from spineclue_v2.visualization.page import write as page_writing
-from spineclue_v2.visualization.page.case_page import case_page, percent
-from spineclue_v2.visualization.page.content import page_content, plain, words
+from spineclue_v2.visualization.page.case_page import case_page
+from spineclue_v2.visualization.page.content import page_content, summary
+from spineclue_v2.visualization.page.measure_tables import percent, plain, words
 from spineclue_v2.visualization.page.preview import make_preview, nifti_gz
 
 PAGE = Path(page_writing.__file__).parent
@@ -48,8 +49,8 @@ def test_the_page_says_what_the_record_says():
     text = visible(case_page(blocks().to_dict(), "patient 7"))
     for expected in ("patient 7", "4 vertebrae, T12 to L3", "Numbering not anchored", "40 %", "T11 31 %", "20.0 / 18.0 / 24.0", "22 %",
                      "151", "wedge", "Slices are thick", "Use thinner slices", "observed 6.0", "limit 5.0", "one level higher",
-                     "this numbering", "60 %", "another numbering", "4 %", "not possible", "sacrum below L5 (0.97)", "geometry",
-                     "4 of 4 differently", "1 detection taken for no vertebra", "find vertebrae", "2.00 s"):
+                     "this numbering", "60 %", "another numbering", "4 %", "not possible", "sacrum below L5 (0.97)",
+                     "Geometry of the bodies", "4 of 4 differently", "1 detection taken for no vertebra", "find vertebrae", "2.00 s"):
         assert expected in re.sub(r"\s+", " ", text), expected
     for level in LEVELS:
         assert re.search(rf">{level}( \?)?</button>", case_page(blocks().to_dict(), "p"))
@@ -80,19 +81,50 @@ def test_the_bundled_viewer_is_the_stated_one_and_holds_no_program_that_pages_do
 
 def test_measures_of_any_kind_become_tables():
     record = blocks().to_dict() | {"measures": {
-        "alignment": [{"name": "lordosis", "value": 41.26, "unit": "°", "levels": ["L1", "L5"], "lines_mm": [[[0, 0, 0], [1, 1, 1]]]}],
+        "alignment": [{"name": "lordosis", "value": 41.26, "unit": "deg", "levels": ["L1", "L5"], "lines_mm": [[[0, 0, 0], [1, 1, 1]]],
+                       "confidence": 0.9999, "position": "lying"},
+                      {"name": "pelvic tilt", "value": None, "unit": "deg", "levels": ["S1"], "note": "not given: no heads",
+                       "position": "lying"}],
         "disc_height_mm": [{"name": "L1/L2", "value": 0.5, "note": EVIL}], "strange": 5, "nothing": []}}
-    tables = page_content(record)["measures"]
-    assert [table["title"] for table in tables] == ["Alignment", "Disc height (mm)"]
-    assert tables[0]["columns"] == ["Name", "Value", "Levels"] and tables[0]["rows"] == [["lordosis", "41.3 °", "L1, L5"]]
-    assert EVIL not in case_page(record, "p") and "41.3 °" in case_page(record, "p")
+    first, second = page_content(record)["measures"]
+    assert (first.title, second.title) == ("Alignment", "Disc height (mm)") and "lies" in first.note
+    assert [name for name, _ in first.columns] == ["Name", "Value", "Levels", "Confidence"]
+    assert first.rows == [["lordosis", "41.3\N{NO-BREAK SPACE}°", "L1, L5", "> 99.9 %"]] and first.missing == [("pelvic tilt", "no heads")]
+    text = case_page(record, "p")
+    assert EVIL not in text and "41.3\N{NO-BREAK SPACE}°" in text and "pelvic tilt (no heads)" in text
+
+
+def test_measures_of_vertebrae_and_discs_have_one_row_each():
+    def row(name: str, value: float | None, **more: object) -> dict[str, object]:
+        record = {"name": name, "value": value, "unit": "mm", "levels": ["L1", "L2"], "confidence": 0.9, "position": "lying", "note": ""}
+        return record | more
+
+    discs = [row("listhesis", -2.5, disc="L1/L2"), row("height", 8.0, disc="L1/L2"), row("height", 7.0, disc="L2/L3"),
+             row("listhesis", None, disc="L2/L3", note="not given: rough end plates")]
+    bone = [row("density", 102.0, unit="HU", levels=["L1"], sd=35.5, volume_ml=2.99)]
+    record = blocks().to_dict() | {"measures": {"discs": discs, "bone": bone}}
+    density, table = page_content(record)["measures"]
+    assert table.columns == [("Disc", ""), ("Listhesis", "mm"), ("Height", "mm")]
+    assert table.rows == [["L1/L2", "-2.5", "8.0"], ["L2/L3", "–", "7.0"]] and table.missing == [("L2/L3 listhesis", "rough end plates")]
+    assert density.rows == [["L1", "102.0", "35.5", "3.0"]] and density.columns[0] == ("Level", "")
+    assert [unit for _, unit in density.columns] == ["", "HU", "HU", "ml"]
+    assert '<th scope="row">L1/L2</th>' in case_page(record, "p")
 
 
 def test_structures_of_an_mr_have_their_table():
-    record = {"status": "ok", "stage": "hybrid_3d", "plans": {}, "versions": {}, "seconds": {}, "structures": [
-        {"structure": "L4/L5", "kind": "disc", "label": 3, "volume_ml": 9.5, "centroid_mm": (1.0, 2.0, 3.0), "touches_border": True}]}
+    def row(name: str, kind: str, height: float, **more: object) -> dict[str, object]:
+        at = {"centroid_mm": (1.0, 2.0, height), "touches_border": False}
+        return {"structure": name, "kind": kind, "label": 3, "volume_ml": 9.5} | at | more
+
+    record = {"status": "ok", "stage": "hybrid_3d", "plans": {}, "versions": {}, "seconds": {}, "numbering_anchored": True, "structures": [
+        row("S", "body", 0.0, confidence=0.99), row("L5", "body", 30.0, confidence=0.61),
+        row("L5/S", "disc", 15.0, touches_border=True, height_mm=8.26, signal=120.0, signal_to_csf=0.413)]}
+    assert [entry["name"] for entry in page_content(record)["rows"]] == ["L5", "L5/S", "S"], "from head to foot"
     text = visible(case_page(record, "mr"))
-    assert "1 structure" in text and "L4/L5" in text and "9.5" in text and "truncated" in text and "anchored" not in text
+    assert "2 bodies, L5 to S, 1 disc" in text and "9.5" in text and "truncated" in text and "Counted from the sacrum" in text
+    assert "61 %" in text and "L5 ?" in text and "8.3" in text and "0.41" in text and "anchored" not in text
+    assert "No sacrum to count from" in visible(case_page(record | {"numbering_anchored": False}, "mr"))
+    assert summary({"structures": []}) == "No structure found"
 
 
 @pytest.mark.parametrize("p, said", [(0.0, "0 %"), (0.0004, "< 0.1 %"), (0.013, "1.3 %"), (0.5, "50 %"), (0.995, "99.5 %"),
@@ -102,7 +134,7 @@ def test_percentages_claim_no_certainty(p, said):
 
 
 def test_cells_and_titles_read_as_words():
-    assert [plain(v) for v in (None, True, 0.1234, 12.34, ["a", 1], {"k": 2})] == ["", "yes", "0.123", "12.3", "a, 1", "k: 2"]
+    assert [plain(v) for v in (None, True, 0.1234, 12.34, ["a", 1], {"k": 2})] == ["", "yes", "0.1", "12.3", "a, 1", "k: 2"]
     assert words("disc_height_mm") == "Disc height (mm)" and words("mean_hu") == "Mean (HU)"
 
 

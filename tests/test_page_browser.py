@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_case import blocks, browser, opened
+from page_case import blocks, browser, opened, violations
 
 from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.visualization.page.batch_index import card, index_page
 from spineclue_v2.visualization.page.case_page import write_case_page
 from spineclue_v2.visualization.page.preview import make_preview
-
-try:
-    import axe_playwright_python.sync_playwright as axe
-except ImportError:  # it is no requirement of the tests
-    axe = None
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c4944415408d763f8cfc000000301010018dd8db000"
                       "00000049454e44ae426082")
@@ -50,12 +45,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ready(page: Any) -> Any:
     page.wait_for_selector("html[data-ready]", timeout=60_000)
     return page
-
-
-def violations(page: Any) -> list[str]:
-    if axe is None:
-        pytest.skip("axe-playwright-python is not installed")
-    return [f"{rule['id']}: {rule['nodes'][0]['html'][:120]}" for rule in axe.Axe().run(page).response["violations"]]
 
 
 def test_mouse_and_keys_move_all_views(chromium, pages):

@@ -2,16 +2,27 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from io import StringIO
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from page_case import blocks
+from test_predict import NAMES, spine, trained, trained_once  # noqa: F401
+from test_predict import run as predict
 
+from spineclue_v2.export.folder_tables import write_tables
+from spineclue_v2.imageio.volume import ImageGrid, Volume, write_volume
 from spineclue_v2.inference.progress import RunProgress
 from spineclue_v2.inference.run_summary import run_summary
+from spineclue_v2.results import MRResult
 from spineclue_v2.utilities.files import write_json
 from spineclue_v2.visualization.page.batch_index import FAILED, card, cards, doubt, index_page, update_index
+
+ROOT = Path(__file__).parents[1]
 
 
 class Terminal(StringIO):
@@ -84,3 +95,54 @@ def test_doubt_puts_review_before_nothing_before_unanchored_before_unsure():
 def test_links_of_odd_names_lead_to_their_files():
     text = index_page([card(blocks().to_dict(), 'a b#1%?"')], {}, "r")
     assert 'href="a%20b%231%25%3F%22.html"' in text and 'src="thumbnails/a%20b%231%25%3F%22.jpg"' in text
+
+
+def named_in_outputs(case: str) -> set[str]:
+    """Every file and folder that the reference of outputs names in the first cells of its tables, for a case of this name."""
+    text = (ROOT / "documentation" / "reference" / "outputs.md").read_text(encoding="utf-8")
+    page = text.split("## Relabelling")[0].replace("CASE", case)
+    cells = [cell for line in page.splitlines() if line.startswith("| ") for cell in line.split("|")[1:4]]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def listed(summary: dict[str, Any]) -> set[Path]:
+    return {Path(path) for part in (summary, *summary["cases"].values()) for path in part.get("files", {}).values()}
+
+
+def check_all_are_named(folder: Path, summary: dict[str, Any], case: str) -> None:
+    """Each file of a run is in the summary, is there, and has its place in the reference."""
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    known = listed(summary)
+    assert {path for path in files if path not in known and not known & set(path.parents)} == set() and all(path.exists() for path in known)
+    named = named_in_outputs(case)
+    places = {str(path.relative_to(folder)) for path in listed({**summary, "cases": {case: summary["cases"][case]}})}
+    places = {place if not place.startswith("derivatives/") else Path(place).name for place in places}
+    assert {place for place in places if place not in named and f"{place}/" not in named} == set()
+
+
+def test_every_file_of_a_run_is_listed_and_documented(trained, tmp_path, capsys):  # noqa: F811
+    for number, name in enumerate(("X", "two")):
+        write_volume(spine(NAMES[:2 + number])[0], tmp_path / "scans" / f"{name}.nii.gz")
+    (tmp_path / "scans" / "bad.nii.gz").write_bytes(b"no scan")
+    out = tmp_path / "out"
+    assert predict("-i", tmp_path / "scans", "-o", out, "-m", trained, "-f", 0, "-device", "cpu", "--json", "--disable_progress_bar",
+                   "--save_probabilities", "--bids", "--crops", "upright", "--also", "seg.nrrd", "mrk.json", "crops") == 1
+    summary = json.loads(capsys.readouterr().out)
+    check_all_are_named(out, summary, "X")
+    assert {"measures", "parts", "evidence", "bids", "bids_picture", "crops"} <= set(summary["cases"]["X"]["files"])
+    assert {"index", "failed", "cases.csv", "colours_slicer"} <= set(summary["files"])
+
+
+def test_the_files_of_an_mr_are_documented(tmp_path):
+    grid = ImageGrid((20, 40, 40), (4.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[6:12, 10:30, 10:30] = 24
+    scan = Volume(labels * 3, grid)
+    MRResult((), False, grid=grid, scan=scan, label_volume=Volume(labels, grid), classes={"L5": 24}, stage="hybrid_2d").save(tmp_path, "X")
+    write_tables(tmp_path)
+    summary = run_summary(tmp_path, {"X": None})
+    check_all_are_named(tmp_path, summary, "X")
+    page = (ROOT / "documentation" / "reference" / "outputs.md").read_text(encoding="utf-8")
+    exceptions = next(line for line in page.splitlines() if line.startswith("Of an MR come "))
+    case = {Path(path).name for kind, path in summary["cases"]["X"]["files"].items() if kind != "thumbnail"}
+    assert case == {name.replace("CASE", "X") for name in re.findall(r"`(CASE[^`]*)`", exceptions)}

@@ -25,5 +25,8 @@ def run(args: argparse.Namespace) -> int:
           f"identification rate {figures['id_rate']:.3f}, mean Dice {figures['dice']:.3f}.")
     print(f"Numbering anchored: {'yes' if result.record['numbering_anchored'] else 'no'}; "
           f"{result.record['seconds']['total']:.1f} s from reading the scan to the drawn picture.")
+    page = result.picture.with_suffix(".html")
+    if page.is_file():
+        print(f"Page:    {page}")
     print(f"Picture: {result.picture}\nLabels:  {result.labels}\nScan:    {result.scan}")
     return 0

@@ -211,9 +211,17 @@ def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[st
     said = f"{len(outcome) - len(failed) - len(empty)} of {len(outcome)} scans are labelled in {args.o}"
     what = "structure" if model.modality == "MR" else "vertebra"
     print(f"{said}; no {what} was found in {len(empty)}: {', '.join(empty)}." if empty else f"{said}.")
+    _say_where_to_look(args.o, [name for name in outcome if name not in failed])
     if failed:
         width = max(map(len, failed))
         print("Failed:")
         for name, why in failed.items():
             print(f"  {name:<{width}}  {why}")
     return say(renumbered) or (1 if failed else 0)
+
+
+def _say_where_to_look(output: str, done: Sequence[str]) -> None:
+    """The page of the one case, or the index of several; nothing where no page was written."""
+    page = Path(output) / ("index.html" if len(done) > 1 else f"{''.join(done)}.html")
+    if done and page.is_file():
+        print(f"Look at it in a browser: {page}")

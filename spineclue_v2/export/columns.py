@@ -97,9 +97,11 @@ CASE = (
     Column("case", "text", "", "name of the case", at("case")),
     Column("status", "text", "", "ok, or that nothing was found", at("status")),
     Column("vertebrae", "whole", "", "how many were found; of MR: structures", lambda record: len(_found(record))),
-    Column("levels", "text", "", "their names from head to foot, with spaces between", lambda record: " ".join(_levels(record))),
+    Column("levels", "text", "", "their names from head to foot, with spaces between; of MR as in `CASE.json`",
+           lambda record: " ".join(_levels(record))),
     Column("numbering_anchored", "truth", "", "whether the numbering as a whole can be trusted", at("numbering_anchored")),
-    Column("margin", "number", "log", "by how much the numbering wins against its shift by one level", at("margin")),
+    Column("margin", "number", "log", "log weight of the numbering less that of its best shift by one level; on another scale than "
+           "probabilities", at("margin")),
     Column("lowest_confidence", "number", "probability", "of the least sure level", _least),
     Column("incomplete", "text", "", "where the spine goes on and no vertebra was found", lambda r: "; ".join(r.get("incomplete") or ())),
     Column("review_required", "truth", "", "whether a flag asks for a person", at("review_required")),

@@ -106,7 +106,7 @@ def _masks(vertebrae: Sequence[Vertebra]) -> list[Flag]:
     if cut:
         are = "is" if len(cut) == 1 else "are"
         found.append(Flag("cut_vertebrae", "result", "info", f"{_list(cut)} {are} cut by the border of the scan.", len(cut), 0,
-                          "Leave their sizes out of statistics."))
+                          "Leave the size of a cut vertebra out of statistics."))
     able = [v for v in vertebrae if not v.touches_border and (v.heights is not None or v.height_doubt is not None)]
     doubtful = [v for v in able if v.height_doubt is not None]
     if doubtful and len(doubtful) >= DOUBTFUL * len(able):

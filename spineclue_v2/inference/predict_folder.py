@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .pipeline import Options, stages_of
 from .predict_scan import check_mr_options, predict_scan, provenance
 from .progress import RunProgress
 
-__all__ = ["Case", "case_name", "cases_without_finding", "list_cases", "predict", "predict_case"]
+__all__ = ["Case", "case_name", "cases_without_finding", "list_cases", "predict", "predict_case", "Wanted"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,15 @@ INDEX = "index.html"
 LEAST_FREE_BYTES = 20_000_000  # one case of a large scan with its picture
 
 _LOADING = threading.Lock()  # threads of one worker begin together: the first loads the model, the others wait for it
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is written of a case beside labels and record: probabilities for ensembles, pictures and page, further formats by name."""
+
+    probabilities: bool = False
+    report: bool = True
+    also: tuple[str, ...] = ()
 
 
 def predict(source: str | Path | Sequence[Case], output: str | Path, model: Model, options: Options | None = None,
@@ -57,14 +66,15 @@ def predict(source: str | Path | Sequence[Case], output: str | Path, model: Mode
     check_formats_of_cases(also, cases)
     _check_output(output, cases)
     cases = cases[part_id::num_parts]
+    wanted = Wanted(save_probabilities, report, tuple(also))
     outcome: dict[str, str | None] = {}
     own = {case.name: replace(options or Options(), known=(known or {}).get(case.name, Known())) for case in cases}
     if model.modality == "MR":
         for chosen in own.values():
             check_mr_options(chosen, save_probabilities, "--")
     if executor is not None and not single:
-        outcome = _predict_elsewhere(cases, output, model, own, continue_prediction, save_probabilities, report,
-                                     progress and sys.stderr.isatty(), executor, model_source or ModelSource(), also)
+        outcome = _predict_elsewhere(cases, output, model, own, continue_prediction, wanted, progress and sys.stderr.isatty(), executor,
+                                     model_source or ModelSource())
         _write_tables(output)
         _write_index(output, outcome, report)
         return outcome
@@ -72,13 +82,13 @@ def predict(source: str | Path | Sequence[Case], output: str | Path, model: Mode
     describe = cache(lambda: _describe(output, model, given, shown))  # once, after the first scan was predicted
     with RunProgress(len(cases), progress) as bar:
         for case in cases:
-            if continue_prediction and _complete(output, case.name, model.modality == "MR", save_probabilities, report, also):
+            if continue_prediction and _complete(output, case.name, model.modality == "MR", wanted):
                 outcome[case.name] = None
                 bar.end()
                 continue
             seconds = None
             try:
-                seconds = predict_case(case, output, model, own[case.name], save_probabilities, report, describe, bar, also).seconds
+                seconds = predict_case(case, output, model, own[case.name], wanted, describe, bar).seconds
                 outcome[case.name] = None
             except InputError as error:
                 if single:
@@ -122,46 +132,41 @@ def _write_tables(output: Path) -> None:
 
 
 def _predict_elsewhere(cases: list[Case], output: Path, model: Model, options: Mapping[str, Options], continue_prediction: bool,
-                       save_probabilities: bool, report: bool, progress: bool, executor: Executor,
-                       source: ModelSource, also: Sequence[str]) -> dict[str, str | None]:
+                       wanted: Wanted, progress: bool, executor: Executor, source: ModelSource) -> dict[str, str | None]:
     """The same through an executor; what the output was made with is written before the first case is sent out."""
     mr = model.modality == "MR"
-    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, save_probabilities, report, also))]
+    waiting = [case for case in cases if not (continue_prediction and _complete(output, case.name, mr, wanted))]
     if waiting:
         _describe(output, model, replace(options[cases[0].name], known=Known()), cases[0].path.parent)
     tasks: dict[Hashable, tuple[Any, ...]] = {
-        case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options[case.name], save_probabilities, report,
-                    tuple(also))
-        for case in waiting}
+        case.name: (replace(case, path=case.path.absolute()), output.absolute(), source, options[case.name], wanted) for case in waiting}
     _, failures = run_tasks(_predict_remote, tasks, executor, description="predicting", progress=progress)
     return {case.name: failures.get(case.name) for case in cases}
 
 
-def _predict_remote(case: Case, output: Path, source: ModelSource, options: Options | None, save_probabilities: bool, report: bool,
-                    also: Sequence[str]) -> None:
+def _predict_remote(case: Case, output: Path, source: ModelSource, options: Options | None, wanted: Wanted) -> None:
     with _LOADING:
         model = model_of(source)
-    predict_case(case, output, model, options, save_probabilities, report, also=also)
+    predict_case(case, output, model, options, wanted)
 
 
-def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, save_probabilities: bool = False,
-                 report: bool = True, on_predicted: Callable[[], object] | None = None, bar: RunProgress | None = None,
-                 also: Sequence[str] = ()) -> SpineResult:
+def predict_case(case: Case, output: Path, model: Model, options: Options | None = None, wanted: Wanted = Wanted(),
+                 on_predicted: Callable[[], object] | None = None, bar: RunProgress | None = None) -> SpineResult:
     """Predict one case and write its files; CASE.json last. `on_predicted` is called when there is a result and nothing written yet."""
     started = time.perf_counter()
     if bar is not None:
         bar.begin(case.name, ["read", *(stage.name for stage in stages_of(model)), "report"])
     volume = read_volume(case.path, series=case.series, modality=model.modality)
     read = time.perf_counter() - started
-    check_volume(also, volume, case.name)
-    keep_scan = report or any(FORMATS[name].scan for name in also)
+    check_volume(wanted.also, volume, case.name)
+    keep_scan = wanted.report or any(FORMATS[name].scan for name in wanted.also)
     progress = bar.step if bar is not None else None
     result = predict_scan(volume, model, options, progress, str(case.path), {"read": read}, keep_scan=keep_scan)
     if on_predicted is not None:
         on_predicted()  # a scan that is refused leaves nothing behind
     if bar is not None:
         bar.step("report")
-    result.save(output, case.name, report, save_probabilities, describe=False, also=also)
+    result.save(output, case.name, wanted.report, wanted.probabilities, describe=False, also=wanted.also)
     return result.without_scan()
 
 
@@ -170,12 +175,12 @@ def cases_without_finding(output: str | Path, names: Iterable[str]) -> list[str]
     return [name for name in names if read_json(Path(output) / f"{name}.json", "prediction").get("status") != "ok"]
 
 
-def _complete(output: Path, name: str, mr: bool, save_probabilities: bool, report: bool, also: Sequence[str]) -> bool:
+def _complete(output: Path, name: str, mr: bool, wanted: Wanted) -> bool:
     """Whether every file that is asked for is there."""
-    endings = [".json", ".nii.gz"] + [".png"] * report + ([] if mr else ["_ctd.json"] + [".npz"] * save_probabilities)
+    endings = [".json", ".nii.gz"] + [".png"] * wanted.report + ([] if mr else ["_ctd.json"] + [".npz"] * wanted.probabilities)
     if not all((output / f"{name}{ending}").exists() for ending in endings):
         return False
-    return not also or not missing_files(also, output, name, bool(cases_without_finding(output, [name])))
+    return not wanted.also or not missing_files(wanted.also, output, name, bool(cases_without_finding(output, [name])))
 
 
 def _check_output(output: Path, cases: list[Case]) -> None:

@@ -174,7 +174,7 @@ def _predict_cases(upload: Path, results: Path, options: Mapping[str, Any], mode
     from ..export.folder_tables import write_tables
     from ..inference.cases import list_cases
     from ..inference.pipeline import Options
-    from ..inference.predict_folder import check_formats_of_cases, predict_case
+    from ..inference.predict_folder import Wanted, check_formats_of_cases, predict_case
     from ..inference.progress import RunProgress
     from ..inference.run_summary import run_summary
     from ..utilities.parallel import sentence
@@ -193,7 +193,7 @@ def _predict_cases(upload: Path, results: Path, options: Mapping[str, Any], mode
             seconds: Mapping[str, float] | None = None
             outcome[case.name] = None
             try:
-                seconds = predict_case(case, results, model, chosen, bar=bar, also=also).seconds
+                seconds = predict_case(case, results, model, chosen, Wanted(also=also), bar=bar).seconds
             except Exception as error:
                 if not isinstance(error, InputError):
                     logger.exception("Case %s failed.", case.name)
@@ -205,8 +205,8 @@ def _predict_cases(upload: Path, results: Path, options: Mapping[str, Any], mode
     if len(cases) > 1:
         update_index(results, outcome)
     summary = run_summary(results, outcome)
-    for case_summary in summary["cases"].values():
-        case_summary["files"] = {kind: Path(path).name for kind, path in case_summary.get("files", {}).items()}
+    for part in (summary, *summary["cases"].values()):
+        part["files"] = {kind: str(Path(path).relative_to(results)) for kind, path in part.get("files", {}).items()}
     return {key: value for key, value in summary.items() if key != "output"}
 
 

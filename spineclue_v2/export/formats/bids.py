@@ -12,6 +12,7 @@ from ...utilities.files import atomic_path, write_json
 from ...version import __version__
 from .base import Exportable
 
+DESCRIPTION = "dataset_description.json"
 _ENTITY = re.compile(r"[a-zA-Z]+-[a-zA-Z0-9]+")
 _SUFFIXES = ("ct", "T1w", "T2w", "bold", "PD")
 
@@ -20,8 +21,8 @@ def write_bids(result: Exportable, labels: Volume, folder: Path, case: str) -> P
     """Mask, centroids and, where the picture was drawn, snapshot of a case; `dataset_description.json` once. Returns the mask's path."""
     root = folder / "derivatives"
     mask, centroids, snapshot = bids_files(folder, case)
-    if not (root / "dataset_description.json").is_file():
-        write_json(root / "dataset_description.json", {
+    if not (root / DESCRIPTION).is_file():
+        write_json(root / DESCRIPTION, {
             "Name": "Vertebrae", "BIDSVersion": "1.9.0", "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "spineclue_v2", "Version": __version__}]})
     write_volume(labels, mask)

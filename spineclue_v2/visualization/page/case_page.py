@@ -11,6 +11,7 @@ from typing import Any
 
 from ...utilities.files import atomic_path
 from .content import page_content
+from .measure_tables import percent
 from .preview import Preview, nifti_gz
 
 FOLDER = Path(__file__).parent
@@ -52,18 +53,6 @@ def environment() -> Any:
     found = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.filters |= {"percent": percent}
     return found
-
-
-def percent(probability: float) -> str:
-    """Without false certainty: never 0 or 100 where it is not so."""
-    if probability <= 0:
-        return "0 %"
-    if probability < 0.001:
-        return "< 0.1 %"
-    if probability > 0.9995:
-        return "> 99.9 %"
-    value = 100 * probability
-    return f"{value:.1f} %" if value < 2 or value > 98 else f"{value:.0f} %"
 
 
 def script_hash(script: str) -> str:

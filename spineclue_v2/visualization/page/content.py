@@ -1,10 +1,11 @@
 """What a page says of a case, from the record in its CASE.json alone: sentences, bars and cells, ready to be placed."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ... import anatomy
+from .measure_tables import measure_tables, plain
 
 LOW_CONFIDENCE = 0.7          # as in the picture: below it a name carries a question mark
 ALTERNATIVE = 0.02            # other levels with less than this are left out
@@ -12,9 +13,13 @@ STAGES = {"read": "read", "localize": "find vertebrae", "centres": "follow the r
           "geometry": "geometry", "identify": "name", "heights": "heights", "grade": "grade", "hybrid_2d": "label map (2D)",
           "hybrid_3d": "label map (3D)"}
 """Words for the steps of a prediction; another step keeps its own name."""
-LEFT_OUT = ("lines_mm",)      # of measures: for drawing, not for reading
-UNITS = {"value": "unit"}
-"""Columns of measures whose unit stands in another column."""
+CLASSIFIERS = {"shape": "Shape of the vertebrae", "geometry": "Geometry of the bodies", "appearance": "Surroundings in the CT"}
+"""What a classifier looks at, as the beginning of "... alone: T1 to T12, agrees"."""
+REMARKS = {
+    "heights": "Heights are those of the body in the mask. Missing height compares them with the neighbours or with the body's own back. "
+               "A grade that heights imply follows Genant's limits (20, 25, 40 %) and says nothing of the cause.",
+    "trabecular_hu": "Trabecular HU is the median in the middle of the body. Contrast raises it, tube voltage and scanner shift it."}
+"""Remarks of a record in the words of the page, by the key that they explain."""
 
 
 def page_content(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,25 +29,36 @@ def page_content(record: Mapping[str, Any]) -> dict[str, Any]:
         record: content of CASE.json, of a CT or an MR. Keys that it lacks leave their part empty.
     """
     rows = [_vertebra(vertebra, others) for vertebra, others in _with_others(record)]
-    rows = rows or [_structure(row) for row in record.get("structures", ())]
+    rows = rows or sorted(map(_structure, record.get("structures", ())), key=lambda row: -(row["centre"] or (0, 0, 0))[2])
     said = {flag.get("message") for flag in record.get("flags", ())}
     return {"is_mr": "structures" in record, "rows": rows, "summary": summary(record), "badges": badges(record),
             "graded": any(row["grade"] for row in rows), "measured": any(row["heights"] for row in rows),
             "numbering": numbering(record), "evidence": evidence(record), "flags": list(record.get("flags", ())),
-            "notes": [note for note in record.get("notes", ()) if note not in said], "remarks": list(record.get("remarks", ())),
-            "measures": [table for name, found in record.get("measures", {}).items() if (table := measure_table(name, found))],
+            "notes": [note for note in record.get("notes", ()) if note not in said],
+            "remarks": [REMARKS.get(remark.split(":")[0], remark) for remark in record.get("remarks", ())],
+            "measures": measure_tables(record.get("measures", {})),
             "made": made(record), "seconds": seconds(record)}
 
 
 def summary(record: Mapping[str, Any]) -> str:
-    """"12 vertebrae, T1 to T12" """
+    """"12 vertebrae, T1 to T12"; of an MR "7 bodies, T12 to S, 7 discs" """
     if "structures" in record:
-        number = len(record["structures"])
-        return f"{number} structure{'s' * (number != 1)}" if number else "No structure found"
+        return _summary_of_structures(record["structures"])
     names = [vertebra.get("level") or "?" for vertebra in record.get("vertebrae", ())]
     if len(names) < 2:
         return f"1 vertebra, {names[0]}" if names else "No vertebra found"
     return f"{len(names)} vertebrae, {names[0]} to {names[-1]}"
+
+
+def _summary_of_structures(structures: Sequence[Mapping[str, Any]]) -> str:
+    kinds: dict[str, list[str]] = {"body": [], "disc": [], "other structure": []}
+    for row in sorted(structures, key=lambda row: -(row.get("centroid_mm") or (0, 0, 0))[2]):
+        kinds[row["kind"] if row.get("kind") in kinds else "other structure"].append(row.get("structure", "?"))
+    several = {"body": "bodies", "disc": "discs", "other structure": "other structures"}
+    parts = [f"{len(names)} {kind if len(names) == 1 else several[kind]}" for kind, names in kinds.items() if names]
+    if len(kinds["body"]) > 1:
+        parts[0] += f", {kinds['body'][0]} to {kinds['body'][-1]}"
+    return ", ".join(parts) or "No structure found"
 
 
 def badges(record: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -51,6 +67,10 @@ def badges(record: Mapping[str, Any]) -> list[dict[str, str]]:
     if record.get("vertebrae"):
         anchored = record.get("numbering_anchored")
         found.append({"kind": "good", "text": "Numbering anchored"} if anchored else {"kind": "doubt", "text": "Numbering not anchored"})
+    if record.get("structures"):
+        counted = record.get("numbering_anchored")
+        found.append({"kind": "good", "text": "Counted from the sacrum"} if counted else
+                     {"kind": "doubt", "text": "No sacrum to count from"})
     if record.get("review_required"):
         found.append({"kind": "stop", "text": "Review required"})
     if record.get("incomplete"):
@@ -73,7 +93,7 @@ def numbering(record: Mapping[str, Any]) -> dict[str, Any] | None:
     else:
         sentence = ("The numbering is not anchored: all names together may be shifted up or down. Check them against the ribs, the sacrum "
                     "or C2.")
-    return {"sentence": sentence, "anchored": anchored, "bars": bars, "margin": record.get("margin")}
+    return {"sentence": sentence, "anchored": anchored, "bars": bars}
 
 
 def _shift_words(shift: int) -> str:
@@ -89,49 +109,8 @@ def evidence(record: Mapping[str, Any]) -> dict[str, Any]:
     for sentence in said.get("alone", ()):
         name, _, reads = sentence.partition(": ")
         span, _, against = reads.partition(", ")
-        classifiers.append({"name": name, "span": span, "against": against})
+        classifiers.append({"name": CLASSIFIERS.get(name, name), "span": span, "against": against})
     return {"classifiers": classifiers, "landmarks": list(said.get("landmarks", ())), "rejected": said.get("rejected", 0)}
-
-
-def measure_table(name: str, records: Any) -> dict[str, Any] | None:
-    """Flat records as a table: `title`, `columns` and `rows` of texts; None for what is no list of records."""
-    if not isinstance(records, Sequence) or isinstance(records, str) or not all(isinstance(row, Mapping) for row in records) or not records:
-        return None
-    columns = list(dict.fromkeys(key for row in records for key in row if key not in LEFT_OUT and key not in UNITS.values()))
-    columns = [c for c in columns if any(row.get(c) not in (None, "", [], ()) for row in records)]
-
-    def cell(row: Mapping[str, Any], column: str) -> str:
-        text = plain(row.get(column))
-        unit = row.get(UNITS.get(column, ""))
-        return f"{text} {unit}" if text and unit else text
-
-    return {"title": words(name), "columns": [words(column) for column in columns],
-            "rows": [[cell(row, column) for column in columns] for row in records]}
-
-
-def words(name: str) -> str:
-    """A key as words: "disc_height_mm" -> "Disc height (mm)"."""
-    text = str(name)
-    for unit in ("mm", "ml", "hu", "deg"):
-        if text.lower().endswith(f"_{unit}"):
-            text = f"{text[:-len(unit) - 1]} ({ {'hu': 'HU', 'deg': '°'}.get(unit, unit)})"
-    text = text.replace("_", " ").strip()
-    return text[:1].upper() + text[1:]
-
-
-def plain(value: Any) -> str:
-    """A value as the text of a cell."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {plain(entry)}" for key, entry in value.items())
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return ", ".join(plain(entry) for entry in value)
-    return str(value)
 
 
 def made(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -176,15 +155,18 @@ def _vertebra(vertebra: Mapping[str, Any], others: Mapping[str, float]) -> dict[
     marks = [text for wanted, text in said if wanted and text]
     return {"name": level or "?", "key": vertebra.get("label"), "colour": _colour(level), "confidence": confidence, "unsure": unsure,
             "others": likely, "volume": vertebra.get("volume_ml"),
-            "heights": heights.get("measured_mm"), "loss": None if loss is None else max(loss), "hu": vertebra.get("trabecular_hu"),
+            "heights": heights.get("measured_mm"), "loss": None if loss is None else max(0.0, *loss), "hu": vertebra.get("trabecular_hu"),
             "grade": grade, "grade_by": by, "marks": marks, "centre": vertebra.get("body_centre_mm")}
 
 
 def _structure(row: Mapping[str, Any]) -> dict[str, Any]:
     name = row.get("structure", "?")
-    return {"name": name, "key": row.get("label"), "colour": _colour(name.split("/")[0], "/" in name), "confidence": None, "unsure": False,
+    confidence = row.get("confidence")
+    return {"name": name, "key": row.get("label"), "colour": _colour(name.split("/")[0], "/" in name), "confidence": confidence,
+            "unsure": confidence is not None and confidence < LOW_CONFIDENCE,
             "others": [], "volume": row.get("volume_ml"), "heights": None, "loss": None, "hu": None, "grade": None, "grade_by": "",
-            "kind": row.get("kind", ""), "marks": ["truncated by the border of the scan"] if row.get("touches_border") else [],
+            "height": row.get("height_mm"), "signal": row.get("signal_to_csf"), "kind": row.get("kind", ""),
+            "marks": ["truncated by the border of the scan"] if row.get("touches_border") else [],
             "centre": row.get("centroid_mm")}
 
 

@@ -27,8 +27,14 @@ function link(href, text) {
 
 function finish(job) {
   const cases = Object.entries(job.summary.cases);
+  const found = (levels) => {          // of an MR bodies and discs, which are in no order
+    const whole = levels.filter((level) => !level.includes("/")), discs = levels.length - whole.length;
+    if (discs) return `${whole.length} bodies and ${discs} discs`;
+    return whole.length === 1 ? whole[0] : `${whole[0]} to ${whole[whole.length - 1]}`;
+  };
   const parts = cases.map(([name, one]) => one.reason ? `${name}: ${one.reason}` :
-    `${name}: ${one.levels.length ? one.levels[0] + " to " + one.levels[one.levels.length - 1] : one.status}` +
+    `${name}: ${one.levels.length ? found(one.levels) : one.status}` +
+    (one.numbering_anchored === false && one.levels.length ? ", numbering not anchored" : "") +
     (one.review_required ? ", please review" : ""));
   end("Done", parts.join("; "), false);
   const base = `/scans/${job.id}/`, pages = job.files.filter((name) => name.endsWith(".html"));
