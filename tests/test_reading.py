@@ -363,7 +363,8 @@ def test_archives_are_folders(tmp_path):
     assert [case.name for case in cases] == ["extra", "p1_s1", "p2_s1"]
     assert [read_volume(case.path).array.shape for case in cases] == [SHAPE, SHAPE, (9, 10, 11)]
     one = zipped(tmp_path / "one.zip", folder / "p2")
-    assert [case.name for case in list_cases(tmp_path)] == ["many_extra", "many_p1_s1", "many_p2_s1", "one", "in_p1_s1", "in_p2_s1"]
+    assert [case.name for case in list_cases(tmp_path)] == ["in_extra", "many_extra", "many_p1_s1", "many_p2_s1", "one",
+                                                           "in_p1_s1", "in_p2_s1"]
     assert read_volume(one).array.shape == (9, 10, 11)
 
 
