@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from benchmarks.dicom_files import hu, write_series
 
+from benchmarks.dicom_files import hu, write_series
 from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.volume import read_volume
 from spineclue_v2.inference.cases import list_cases
@@ -90,8 +90,8 @@ def test_two_endings_in_one_folder_are_refused(tmp_path, scan):
 
 
 def test_results_of_an_earlier_run_are_left_out_at_any_depth(tmp_path, scan, caplog):
-    root = laid(tmp_path / "in", scan, "a_0000.nii.gz", "out/a.nii.gz", "out/a_parts.nii.gz", "out/a.seg.nrrd", "out/a_crops/a_L1_ct.nii.gz",
-                "out/other.nii.gz")
+    root = laid(tmp_path / "in", scan, "a_0000.nii.gz", "out/a.nii.gz", "out/a_parts.nii.gz", "out/a.seg.nrrd", "out/other.nii.gz",
+                "out/a_crops/a_L1_ct.nii.gz")
     (root / "out" / "a.json").write_text(RECORD)
     assert names(root) == ["a", "out_other"]
     assert "out/a.nii.gz is a result of an earlier run (so are 3 more); left out" in caplog.text
