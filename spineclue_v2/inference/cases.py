@@ -5,15 +5,18 @@ import hashlib
 import logging
 import os
 import sys
+import unicodedata
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from ..errors import InputError
 from ..imageio.archives import is_archive, real_path
 from ..imageio.dicom_headers import is_dicom
-from ..imageio.dicom_series import DicomFolder, Series, choose_series, is_dicom_folder, look_through
+from ..imageio.dicom_series import DicomFolder, Series, choose_series, files_below, is_dicom_folder, look_through
 from ..imageio.volume import FILE_ENDINGS
 from .scan_files import joined_name, scan_files, without_ending
 
@@ -21,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 KINDS = f"{', '.join(FILE_ENDINGS)}, .zip, or DICOM folders"
 ALL = "all"
+RESERVED = ("plans", "predict_args", "index")     # plans.json, predict_args.json and index.html are the run's
+LONGEST_NAME = 150        # bytes; endings and folders come on top, and file systems take 255
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,20 @@ def list_cases(source: str | Path, series: Sequence[str] = (), modality: str | N
             raise InputError(f"Input {source} does not exist.")
         cases = _cases_of(source, series, modality)
     if not cases:
-        raise InputError(f"{where} holds no scan ({KINDS}).")
+        raise InputError(f"{where} holds no scan ({KINDS}){_held_instead(text)}.")
     return _distinct(cases, where, Path(source))
+
+
+def _held_instead(source: str) -> str:
+    """Some of the files that lie where no scan does, for a sentence: Analyze pairs, archives within archives, papers."""
+    path, names = Path(source), list[str]()
+    if is_archive(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+    elif path.is_dir():
+        names = [str(file.relative_to(path)) for file in islice(files_below(path), SHOWN + 1)]
+    shown = ", ".join(printable(name) for name in names[:SHOWN])
+    return f"; what it holds is {shown}{', ...' if len(names) > SHOWN else ''}" if names else ""
 
 
 def _case(path: Path) -> Case:
@@ -177,11 +195,13 @@ def _series_cases(source: Path, chosen: Sequence[Series]) -> list[Case]:
 
 
 def _distinct(cases: list[Case], where: str, root: Path) -> list[Case]:
-    """The cases with names that occur once: those of different folders that would share one get a code of their own path.
+    """The cases with names that files can have and that occur once: those of different folders that would share one get a code of their
+    own path.
 
     The code rests on the path alone, so that a case is called the same whatever else lies there when it is looked for again. InputError
     for files of one folder, which differ by their endings or by nnU-Net's `_0000` alone.
     """
+    cases = [replace(case, name=_usable(case, root)) for case in cases]
     counts = Counter(case.name for case in cases)
     doubled = [case for case in cases if counts[case.name] > 1]
     places = Counter((case.name, case.path.parent) for case in doubled)
@@ -190,6 +210,16 @@ def _distinct(cases: list[Case], where: str, root: Path) -> list[Case]:
             files = ", ".join(dict.fromkeys(printable(other.path.name) for other in doubled if other.name == case.name))
             raise InputError(f"{where}: {files} would both become case '{case.name}'; rename one.")
     return [replace(case, name=f"{case.name}-{_code(case, root)}") if counts[case.name] > 1 else case for case in cases]
+
+
+def _usable(case: Case, root: Path) -> str:
+    """The case's name where files can be called so: a name that is too long keeps its end behind a code, and names of the run's own files
+    get a word more."""
+    name = "".join("_" if unicodedata.category(letter) == "Cc" else letter for letter in case.name)
+    if name in RESERVED:
+        return f"{name}_scan"
+    encoded = name.encode()
+    return f"{_code(case, root)}-{encoded[-LONGEST_NAME:].decode(errors='ignore')}" if len(encoded) > LONGEST_NAME else name
 
 
 def _code(case: Case, root: Path) -> str:

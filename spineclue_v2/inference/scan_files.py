@@ -29,7 +29,7 @@ def scan_files(folder: Path, archives: bool = True) -> list[Path]:
 
     Left out, with a warning each: results of this program, and what its name or folder calls a label map, unless there is nothing else.
     """
-    found = [path.relative_to(folder) for path in files_below(folder) if path.name.lower().endswith(FILE_ENDINGS)]
+    found = [path.relative_to(folder) for path in files_below(folder, dangling=True) if path.name.lower().endswith(FILE_ENDINGS)]
     found = _without_results(folder, found)
     labels = [path for path in found if is_label_name(path)]
     if 0 < len(labels) < len(found):
