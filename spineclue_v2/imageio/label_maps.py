@@ -6,6 +6,7 @@ import numpy as np
 from ..errors import InputError
 
 MOST_LABELS = 100         # values of a label map; a scan has hundreds
+BYTE, FEWEST_LARGE = 255, 5    # maps with larger values name more than a phantom of two materials has
 LEAST_BACKGROUND = 0.2    # of the voxels of a label map are 0
 FIRST_LOOK = 20_000       # voxels that tell most scans from label maps
 ROUNDING = 2e-4           # as in `read_labels`
@@ -28,4 +29,6 @@ def label_values(array: np.ndarray) -> np.ndarray | None:
         values = np.unique(look)
         if len(values) > MOST_LABELS or values[0] < 0 or np.abs(values - np.round(values)).max() > ROUNDING:
             return None
+    if values[-1] > BYTE and len(values) < FEWEST_LARGE:
+        return None
     return values if float((array == 0).mean()) >= LEAST_BACKGROUND else None
