@@ -128,7 +128,10 @@ def tilted_by_dcm2niix(plain: Volume, folder: Path) -> str:
     made.mkdir()
     for path in series.iterdir():
         ds = pydicom.dcmread(path)
-        ds.GantryDetectorTilt = TILT      # dcm2niix goes by this, and not by the positions alone
+        # dcm2niix straightens what is signed and states its tilt.
+        values = np.frombuffer(ds.PixelData, "<u2").astype(np.int32) + int(ds.RescaleIntercept)
+        ds.GantryDetectorTilt, ds.PixelRepresentation, ds.RescaleIntercept = TILT, 1, "0"
+        ds.PixelData = values.astype("<i2").tobytes()
         ds.save_as(path)
     by_dcm2niix(series, made)
     ours = straightened(read_volume(series, modality="CT"))

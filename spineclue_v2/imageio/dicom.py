@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,10 +132,14 @@ def _one_stack(headers: list[SliceHeader]) -> tuple[list[SliceHeader], list[Slic
 def _fit_together(one: SliceHeader, other: SliceHeader) -> bool:
     if one.shape != other.shape or (one.position is None) != (other.position is None):
         return False
-    for first, second, tolerance in ((one.spacing, other.spacing, SAME_SPACING_MM), (one.orientation, other.orientation, SAME_COSINE)):
-        if (first is None) != (second is None) or first is not None and np.abs(np.subtract(first, second)).max() > tolerance:
-            return False
-    return True
+    return _near(one.spacing, other.spacing, SAME_SPACING_MM) and _near(one.orientation, other.orientation, SAME_COSINE)
+
+
+def _near(one: Any, other: Any, tolerance: float) -> bool:
+    """Whether two lists of numbers, or none, are the same within `tolerance`."""
+    if one is None or other is None:
+        return one is other
+    return bool(np.abs(np.subtract(one, other)).max() <= tolerance)
 
 
 def _in_order(source: Path, headers: list[SliceHeader]) -> tuple[list[SliceHeader], list[Flag]]:
@@ -143,7 +148,7 @@ def _in_order(source: Path, headers: list[SliceHeader]) -> tuple[list[SliceHeade
         normal = np.cross(*headers[0].orientation)
         if np.linalg.norm(normal) < 0.5:
             raise InputError(f"The DICOM series in {source} has an orientation whose axes lie almost on one line; fix the header.")
-        if np.ptp([header.position for header in headers], axis=0).max() < SAME_PLACE_MM:
+        if np.ptp([_place(header) for header in headers], axis=0).max() < SAME_PLACE_MM:
             raise InputError(f"The DICOM series in {source} states one and the same position for all its {len(headers)} slices; export it "
                              "again.")
         return sorted(headers, key=lambda h: (round(float(np.dot(_place(h), normal)), 4), h.number)), []
