@@ -128,13 +128,16 @@ def tilt(degrees: float | None) -> Maker:
     return make
 
 
-def air_around(volume: Volume, folder: Path) -> Path:
-    """No variant of the file: the same scan in a wider field of view, 24 voxels of air in front and behind. What this changes is the
-    measure for the sheared variants, whose fields of view are wider as well."""
-    axial = volume.reoriented("LPS")
-    array = np.pad(axial.array, ((0, 0), (24, 24), (0, 0)), constant_values=AIR)
-    write_volume(Volume(array, axial.geometry.cropped((0, -24, 0), array.shape)), folder / "scan.nii.gz")
-    return folder / "scan.nii.gz"
+def air(slices: int, rows: int) -> Maker:
+    """No variant of the file: the same scan in a larger field of view, with so many voxels of air above and below, in front and behind.
+    How much the networks mind it is the measure for variants with other fields of view."""
+    def make(volume: Volume, folder: Path) -> Path:
+        axial = volume.reoriented("LPS")
+        array = np.pad(axial.array, ((slices, slices), (rows, rows), (0, 0)), constant_values=AIR)
+        write_volume(Volume(array, axial.geometry.cropped((-slices, -rows, 0), array.shape)), folder / "scan.nii.gz")
+        return folder / "scan.nii.gz"
+
+    return make
 
 
 def shear(volume: Volume, folder: Path) -> Path:
@@ -152,7 +155,7 @@ VARIANTS: dict[str, Maker] = {
     "forms": forms, "micrometres": micrometres, "offset": offset, "series": series(), "nested": series(nested="A/B/C"),
     "per_slice": series(per_slice), "rle": packed("1.2.840.10008.1.2.5"), "jpeg2000": packed("1.2.840.10008.1.2.4.90"),
     "multi_frame": multi_frame, "zip": archive, "tilt_12": tilt(12), "tilt_20": tilt(20), "tilt_whole": tilt(None), "shear": shear,
-    "air_around": air_around,
+    "air_24_rows": air(0, 24), "air_2_rows": air(0, 2), "air_4_slices": air(4, 0),
 }
 
 

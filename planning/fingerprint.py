@@ -18,6 +18,8 @@ from spineclue_v2.anatomy import IGNORED, NAME_OF_LABEL, ORDER_INDEX, VERTEBRA_L
 from spineclue_v2.anatomy.label_boxes import beside_ignored, label_boxes
 from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
+from spineclue_v2.imageio.hounsfield import training_ct
+from spineclue_v2.imageio.modality import modality_of_values
 from spineclue_v2.imageio.orientation import check_same_grid, oriented_view
 from spineclue_v2.imageio.volume import Volume, read_labels, read_volume
 from spineclue_v2.preprocessing.sides import lung_beside
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "dataset_fingerprint.json"
 CACHE_NAME = "fingerprint_cases.json"
-VERSION = 6                     # raise when a measurement or a check changes: remembered cases are done again
+VERSION = 7                     # raise when a measurement or a check changes: remembered cases are done again
 QUANTILES = 401                 # of the foreground HU, per case
 SHAPE_MM = 1.5                  # masks are looked at on about this grid
 MAX_FOREGROUND = 200_000        # foreground voxels per case whose HU are kept for the quantiles
@@ -87,7 +89,9 @@ def load_fingerprint(dataset_folder: str | Path) -> dict[str, Any]:
 def measure_case(image: str | Path, label: str | Path, case: str, verse_value: Mapping[int, int],
                  digest: str = "") -> dict[str, Any]:
     """One read of a case -> its record: grid, foreground HU, per vertebra sizes and positions (mm, (z, y, x), LPS), findings."""
-    scan = read_volume(image)
+    scan, doubt = training_ct(read_volume(image), Path(image).name)
+    if not doubt and (found := modality_of_values(scan.array)).name == "MR":
+        doubt = f"values that look like MR ({found.evidence}); a CT dataset expects HU"
     labels = read_labels(label)
     check_same_grid(scan.geometry, labels.geometry, case, label)
     record: dict[str, Any] = {"digest": digest, "shape": list(scan.geometry.shape), "spacing": list(scan.geometry.spacing),
@@ -96,7 +100,7 @@ def measure_case(image: str | Path, label: str | Path, case: str, verse_value: M
     record["fov_mm"] = [round(float(v), 2) for v in scan.geometry.extent_mm]
     boxes = label_boxes(labels.array)
     unknown = sorted(set(boxes) - set(verse_value))
-    findings = []
+    findings = [Finding(case, "warning", "values", f"{Path(image).name}: {doubt}")] if doubt else []
     if unknown:
         findings.append(Finding(case, "error", "labels", f"values {unknown} are not in dataset.json"))
     ignored = next((value for value, verse in verse_value.items() if verse == IGNORED), None)

@@ -15,6 +15,7 @@ from spineclue_v2.anatomy import IGNORE_NAME
 from spineclue_v2.anatomy.structures import canonical_values, in_order, kind
 from spineclue_v2.dataset.raw import RawDataset
 from spineclue_v2.errors import InputError
+from spineclue_v2.imageio.label_maps import refuse_label_map
 from spineclue_v2.imageio.orientation import check_same_grid
 from spineclue_v2.imageio.volume import read_labels, read_volume
 from spineclue_v2.utilities.files import write_json
@@ -87,6 +88,7 @@ def measure_mr_case(image: str | Path, label: str | Path | None, case: str, name
     """Shape and spacing (slice, row, column) in the stages' orientation, and ml of each labelled structure. `ignored`: value of nnU-Net's
     label "ignore", where the dataset has it."""
     scan = read_volume(image)
+    refuse_label_map(scan.array, Path(image).name)
     geometry = scan.geometry.reoriented(ORIENTATION)[0]
     record: dict[str, Any] = {"shape": list(geometry.shape), "spacing": [float(s) for s in geometry.spacing], "structures": {}}
     if label is not None:

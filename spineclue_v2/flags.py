@@ -26,7 +26,7 @@ CODES: dict[str, str] = {
     "offset_assumed": "All values look like HU + 1024; 1024 was subtracted.",
     "thick_slices": "Slices are so far apart that levels and masks are unreliable.",
     "modality_assumed": "Whether the scan is CT or MR was told by its values, since its file does not say.",
-    "modality_contradicted": "The scan looks like another modality than the user said.",
+    "modality_contradicted": "The scan looks like another modality than the user said, or does not show that it is that one.",
     "counted_from_sacrum": "Levels of an MR are counted from the sacrum; how many lumbar vertebrae the whole spine has is not known.",
     "no_sacrum": "No sacrum was found in an MR, so its levels may all be shifted.",
     "unsure_level": "The level of a vertebra in an MR is less sure than it should be.",

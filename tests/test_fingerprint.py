@@ -168,6 +168,35 @@ def test_labels_on_another_grid_and_unreadable_files_stop(tmp_path: Path) -> Non
         extract_fingerprint(raw, tmp_path / "pp", progress=False)
 
 
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda ct: ct + 1024, "a_0000.nii.gz: All values look like HU . 1024"),
+    (lambda ct: np.clip((ct + 200) / 4, 0, 255).astype(np.int16), r"a_0000.nii.gz: values 0 to \d+, a picture of one window"),
+    (lambda ct: np.abs(ct) * 2 + 100, "a_0000.nii.gz: values that look like MR"),
+])
+def test_scans_that_are_no_ct_in_hu_are_named(tmp_path: Path, change: Any, said: str) -> None:
+    import re
+
+    ct, labels, _ = spine(LUMBAR[:2])
+    body = np.random.default_rng(2).normal(40, 120, ct.array.shape)
+    body[: len(body) // 3] -= 1000
+    body = np.where(labels.array > 0, 400, body).clip(-1023, 1500).astype(np.int16)
+    write_dataset(tmp_path / "Dataset501_A", {"a": (Volume(change(body).astype(np.int16), ct.geometry), labels),
+                                              "b": (Volume(body, ct.geometry), labels)})
+    raw = RawDataset(tmp_path / "Dataset501_A")
+    checks = {case: [f["detail"] for f in measure_case(raw.image(case), raw.label(case), case, raw.verse_value)["findings"]
+                     if f["check"] == "values"] for case in "ab"}
+    assert len(checks["a"]) == 1 and re.search(said, checks["a"][0]) and checks["b"] == []
+
+
+@pytest.mark.parametrize(("array", "said"), [(lambda labels: labels, "is a label map"),
+                                             (lambda labels: labels / 25.0, "normalised values")])
+def test_images_that_hu_windows_make_nothing_of_stop_the_planning(tmp_path: Path, array: Any, said: str) -> None:
+    _, labels, _ = spine(LUMBAR[:2])
+    write_dataset(tmp_path / "Dataset501_A", {"a": (Volume(array(labels.array).astype(np.float32), labels.geometry), labels)})
+    with pytest.raises(InputError, match=f"case 'a', .*{said}"):
+        extract_fingerprint(RawDataset(tmp_path / "Dataset501_A"), tmp_path / "pp", progress=False)
+
+
 def test_variants_are_no_gaps() -> None:
     assert (
         missing_levels(["T11", "L1"]) == [] and missing_levels(["T12", "T13", "L1"]) == [] and missing_levels(["L5", "L6"]) == []

@@ -49,7 +49,8 @@ def test_a_dicom_tag_counts_more_than_values(tmp_path: Path) -> None:
     scan = read_volume(tmp_path / "PT", series="1.2.826.0.1.3680043.8.498.1")
     with pytest.raises(InputError, match="is of modality PT; expected CT or MR; say --modality"):
         check_modality(scan, "series", "CT")
-    assert check_modality(scan, "series", "CT", "ct") == ()
+    (flag,) = check_modality(scan, "series", "CT", "ct")
+    assert flag.code == "modality_contradicted" and flag.severity == "review" and "looks like PT" in flag.message
 
 
 def test_a_folder_of_mr_series_alone_becomes_cases_of_mr_and_ct_goes_first(tmp_path: Path) -> None:
@@ -71,6 +72,8 @@ def test_a_model_of_the_other_modality_is_refused_unless_the_user_insists(array:
         check_modality(volume(array), "scan.nii", model)
     (flag,) = check_modality(volume(array), "scan.nii", model, model.lower())
     assert flag.code == "modality_contradicted" and flag.severity == "review"
+    (flag,) = check_modality(volume(np.where(RNG.random(MR.shape) < 0.05, -100, MR).astype(np.int16)), "scan.nii", model, model.lower())
+    assert flag.severity == "info" and "do not show it" in flag.message
     with pytest.raises(InputError, match=f"said to be {other} and the model labels {model}"):
         check_modality(volume(array), "scan.nii", model, other.lower())
 
@@ -88,7 +91,13 @@ def test_the_first_scan_that_can_be_told_decides_for_a_folder(tmp_path: Path) ->
     for path, array in zip(paths[1:], (doubtful, MR), strict=True):
         write_volume(volume(array), path)
     listed = [Case(path.name, path) for path in paths]
-    assert modality_of_cases(listed) == "MR" and modality_of_cases(listed[:1]) == "CT"
+    assert modality_of_cases(listed) == "MR"
+    write_volume(volume((MR > 900).astype(np.int16) * 20), tmp_path / "d.nii.gz")
+    labels = [Case("d", tmp_path / "d.nii.gz")]
+    assert modality_of_cases(labels + listed[:1]) == "CT"               # each fails by itself, for its own reason
+    for single, reason in ((listed[:1], "a.nii.gz is no intact|a.nii.gz is no NIfTI"), (labels, "d.nii.gz is a label map .*_relabel -i ")):
+        with pytest.raises(InputError, match=reason):
+            modality_of_cases(single)
     with pytest.raises(InputError, match="b.nii.gz is CT or MR cannot be told .*--modality ct or --modality mr"):
         modality_of_cases(listed[:2])
 

@@ -4,9 +4,9 @@ Positions are exact: where the slices are moved against each other (a tilted gan
 """
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from .scanned import Scanned
 __all__ = ["is_dicom_folder", "read_dicom"]
 
 SAME_PLACE_MM = 0.01
+SAME_SPACING_MM, SAME_COSINE = 0.001, 0.01    # slices of one stack differ by less
 UNEVEN = 0.2            # of the step: beyond it a slice is missing
 WOBBLE = 0.05           # of the step (lateral: of a pixel): beyond it the reader is told
 LARGEST_SCALING = 1e6
@@ -95,7 +96,7 @@ def _check_headers(source: Path, chosen: Series, found: DicomFolder) -> list[Sli
     if near := [path for path in found.damaged if path.parent in places]:
         raise InputError(f"{source} holds the image {near[0].name} that cannot be read; is it truncated? Copy it again.")
     headers = list(chosen.slices)
-    if not all(header.grey for header in headers):
+    if not any(header.grey for header in headers):
         raise InputError(f"The DICOM series in {source} is in colour; expected a CT.")
     for header in headers:
         numbers = [*(header.position or ()), *(n for axis in header.orientation or () for n in axis), *(header.spacing or ())]
@@ -114,16 +115,31 @@ def _check_headers(source: Path, chosen: Series, found: DicomFolder) -> list[Sli
 
 
 def _one_stack(headers: list[SliceHeader]) -> tuple[list[SliceHeader], list[SliceHeader]]:
-    """Slices that fit together, and those that do not: scout views, and all but the most frequent shape, spacing and orientation."""
-    def stack(header: SliceHeader) -> tuple[object, ...]:
-        axes = tuple(round(n, 2) + 0.0 for axis in header.orientation or () for n in axis)
-        return header.shape, tuple(round(n, 3) for n in header.spacing or ()), axes, header.position is not None
-
-    usable = [header for header in headers if not header.localizer] or headers
-    main = Counter(map(stack, usable)).most_common(1)[0][0]
-    kept = [header for header in usable if stack(header) == main]
+    """Slices that fit together, and those that do not: scout views, pictures in colour, and all but the most frequent shape, spacing and
+    orientation, whose numbers may be rounded differently from slice to slice."""
+    usable = [header for header in headers if header.grey and not header.localizer] or [header for header in headers if header.grey]
+    stacks: list[list[SliceHeader]] = []
+    for header in usable:
+        stack = next((stack for stack in stacks if _fit_together(header, stack[0])), None)
+        if stack is None:
+            stacks.append(stack := [])
+        stack.append(header)
+    kept = max(stacks, key=len)
     chosen = set(map(id, kept))
     return kept, [header for header in headers if id(header) not in chosen]
+
+
+def _fit_together(one: SliceHeader, other: SliceHeader) -> bool:
+    if one.shape != other.shape or (one.position is None) != (other.position is None):
+        return False
+    return _near(one.spacing, other.spacing, SAME_SPACING_MM) and _near(one.orientation, other.orientation, SAME_COSINE)
+
+
+def _near(one: Any, other: Any, tolerance: float) -> bool:
+    """Whether two lists of numbers, or none, are the same within `tolerance`."""
+    if one is None or other is None:
+        return one is other
+    return bool(np.abs(np.subtract(one, other)).max() <= tolerance)
 
 
 def _in_order(source: Path, headers: list[SliceHeader]) -> tuple[list[SliceHeader], list[Flag]]:
@@ -132,6 +148,9 @@ def _in_order(source: Path, headers: list[SliceHeader]) -> tuple[list[SliceHeade
         normal = np.cross(*headers[0].orientation)
         if np.linalg.norm(normal) < 0.5:
             raise InputError(f"The DICOM series in {source} has an orientation whose axes lie almost on one line; fix the header.")
+        if np.ptp([_place(header) for header in headers], axis=0).max() < SAME_PLACE_MM:
+            raise InputError(f"The DICOM series in {source} states one and the same position for all its {len(headers)} slices; export it "
+                             "again.")
         return sorted(headers, key=lambda h: (round(float(np.dot(_place(h), normal)), 4), h.number)), []
     message = "The DICOM files do not state where the slices lie; they were put in order by number, and taken for axial from the feet up."
     flag = Flag("no_orientation", _STATED, "review", message, what_to_do="Check left and right, head and feet, or export the series again.")

@@ -47,6 +47,8 @@ class PixelReader:
 
     def _decode(self, header: SliceHeader) -> np.ndarray:
         dataset = self._dataset
+        if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+            raise InputError(f"{header.path} stores its pixels as floating point numbers, as parametric maps do; expected whole numbers.")
         if "PixelData" not in dataset:
             raise InputError(f"{header.path} holds no pixels; is it truncated? Copy it again.")
         syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)

@@ -4,6 +4,7 @@ Files are grouped by the series they name, wherever they lie: PATIENT/STUDY/SERI
 """
 from __future__ import annotations
 
+import filecmp
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,8 @@ from .dicom_headers import Damaged, SliceHeader, headers_of, is_dicom
 from .grid_checks import FILE_ENDINGS, MIN_SLICES
 
 MAX_DEPTH = 12
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+COMPARED = 3    # images of one place in two folders that are compared byte by byte
 MAX_FILES = 200_000
 UNKNOWN_MODALITIES = ("", "OT")
 """Of pictures without a modality: they may be CT. Every other modality is what it says."""
@@ -44,10 +47,16 @@ class Series:
         """Slices that are no scout views."""
         return sum(not header.localizer for header in self.slices)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether its slices say where they lie; screenshots and secondary captures do not."""
+        return sum(header.position is not None and header.orientation is not None for header in self.slices) >= MIN_SLICES
+
     def fits(self, modality: str | None) -> bool:
-        """Whether it can be a scan of `modality` (None: of CT or MR) with enough slices."""
+        """Whether it can be a scan of `modality` (None: of CT or MR) with enough slices in grey."""
         wanted = ("CT", "MR") if modality is None else (modality,)
-        return self.modality in (*wanted, *UNKNOWN_MODALITIES) and self.usable_slices >= MIN_SLICES
+        grey = sum(header.grey for header in self.slices)
+        return self.modality in (*wanted, *UNKNOWN_MODALITIES) and min(self.usable_slices, grey) >= MIN_SLICES
 
     def describe(self) -> str:
         return f"{self.modality or 'no modality'}, {len(self.slices)} slices"
@@ -63,8 +72,11 @@ class DicomFolder:
     damaged: tuple[Path, ...]
 
 
-def files_below(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
-    """Regular files of a folder tree in a fixed order; hidden ones are left out, links to folders are followed once."""
+def files_below(folder: Path, depth: int = MAX_DEPTH, dangling: bool = False) -> Iterator[Path]:
+    """Regular files of a folder tree in a fixed order; hidden ones are left out, links to folders are followed once.
+
+    `dangling`: links whose file is missing, too (files of git-annex that were not fetched).
+    """
     seen: set[tuple[int, int]] = set()
     count = 0
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -77,7 +89,7 @@ def files_below(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and (path.is_file() or dangling and path.is_symlink() and not path.exists()):
                 count += 1
                 if count > MAX_FILES:
                     raise InputError(f"{folder} holds more than {MAX_FILES} files; give the folder of the scans themselves.")
@@ -92,14 +104,32 @@ def look_through(folder: Path, files: Iterable[Path] | None = None) -> DicomFold
         if path.name.lower().endswith(FILE_ENDINGS):
             continue
         headers = headers_of(path)
-        if isinstance(headers, Damaged):
+        if isinstance(headers, Damaged) or (path.suffix.lower() in DICOM_ENDINGS and path.stat().st_size == 0):
             damaged.append(path)
         elif headers:
             found[headers[0].series].extend(headers)
         elif path.name.upper() != "DICOMDIR" and is_dicom(path):
             others.append(path)
-    series = [Series(uid, headers[0].study, tuple(headers), _common_folder(headers)) for uid, headers in found.items()]
+    series = [Series(uid, part[0].study, tuple(part), _common_folder(part)) for uid, headers in found.items() for part in _apart(headers)]
     return DicomFolder(folder, tuple(sorted(series, key=lambda s: -len(s.slices))), tuple(others), tuple(damaged))
+
+
+def _apart(headers: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
+    """Slices under one series UID: folder by folder where folders hold different images of one place, as of two patients whose UIDs an
+    anonymiser made equal (or left out). Copies of the same images, and a series that is spread over folders, stay together."""
+    folders: defaultdict[Path, list[SliceHeader]] = defaultdict(list)
+    for header in headers:
+        folders[header.path.parent].append(header)
+    first: dict[object, SliceHeader] = {}
+    doubles = []
+    for header in headers:
+        place = header.number if header.position is None else tuple(round(n, 2) for n in header.position)
+        other = first.setdefault((place, header.orientation, header.frame), header)
+        if other.path.parent != header.path.parent:
+            doubles.append((other.path, header.path))
+    if any(not filecmp.cmp(one, other, shallow=False) for one, other in doubles[:COMPARED]):
+        return list(folders.values())
+    return [list(headers)]
 
 
 def is_dicom_folder(folder: Path) -> bool:
@@ -113,7 +143,8 @@ def is_dicom_folder(folder: Path) -> bool:
 def choose_series(found: DicomFolder, wanted: str | None, modality: str | None) -> tuple[Series, tuple[Series, ...]]:
     """The series that is meant, and the others that would have done as well.
 
-    `wanted`: the UID a user asked for, or its end; else the one with the most slices among those of `modality`. Raises InputError where
+    `wanted`: the UID a user asked for, or its end; else the one with the most slices among those of `modality`, first among those that say
+    where they lie. Raises InputError where
     there is none, or several that end so.
     """
     where = found.path
@@ -128,10 +159,12 @@ def choose_series(found: DicomFolder, wanted: str | None, modality: str | None) 
                              "(--list shows them).")
         return matching[0], ()
     fitting = [s for s in found.series if s.fits(modality)]
-    stated = [s for s in fitting if s.modality not in UNKNOWN_MODALITIES]
-    fitting = stated or fitting
+    for better in ([s for s in fitting if s.modality not in UNKNOWN_MODALITIES], [s for s in fitting if s.in_place]):
+        fitting = [s for s in fitting if s in better] or fitting
     if not fitting:
         right = [s for s in found.series if modality is None or s.modality in (modality, *UNKNOWN_MODALITIES)]
+        if right and not any(header.grey for s in right for header in s.slices):
+            raise InputError(f"The DICOM series in {where} is in colour; expected a CT.")
         if right:
             raise InputError(f"{where} holds a DICOM series of {right[0].usable_slices} slices; expected {MIN_SLICES} or more.")
         raise InputError(f"{where} holds {', '.join(s.describe() for s in found.series[:3])}; expected "

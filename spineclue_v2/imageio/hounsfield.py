@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..flags import Flag
+from .label_maps import label_values, refuse_label_map
 from .volume import Volume
 
 STORED_OFFSET = 1024
@@ -18,7 +19,6 @@ SOFT_TISSUE_HU = (-150, 250)
 SAMPLES = 2_000_000
 LEAST_SPREAD = 60         # z-scores span 20; air to soft tissue 1000 HU, fat to bone 400
 EIGHT_BITS = 255
-MOST_LABELS = 100         # values of a label map; a CT has hundreds
 LEAST_SHARE = 0.5         # of the voxels that are not background
 
 
@@ -35,17 +35,14 @@ def checked_ct(volume: Volume, what: str, offset: float | None = None) -> Volume
     """
     if offset is not None and not np.isfinite(offset):
         raise InputError(f"The intensity offset is {offset}; expected a number.")
+    refuse_label_map(volume.array, what)
     if offset:
         message = f"{offset:g} was added to all values, as asked for."
         volume = _moved(volume, offset, Flag("intensity_offset", "read", "info", message, offset))
     sample = volume.array.ravel()[:: max(1, volume.array.size // SAMPLES)]
     low, high = float(volume.array.min()), float(volume.array.max())
     if low >= 0 and high <= EIGHT_BITS or high - low < LEAST_SPREAD:
-        values = np.unique(sample)
-        whole = bool((values == np.round(values)).all())
-        if whole and low >= 0 and len(values) <= MOST_LABELS and float((sample == 0).mean()) > 0.2:
-            raise InputError(f"{what} holds {len(values)} whole values, {low:g} to {high:g}, with a background of 0: a label map; expected "
-                             "a CT in Hounsfield units.")
+        whole = bool((sample == np.round(sample)).all())
         kind = "an 8-bit picture of one window" if whole and high > 1 else "normalised values"
         raise InputError(f"{what} holds values {low:g} to {high:g}: {kind}; expected a CT in Hounsfield units (air -1000, water 0). Export "
                          "the scan again without windowing or scaling.")
@@ -56,6 +53,18 @@ def checked_ct(volume: Volume, what: str, offset: float | None = None) -> Volume
                     "values are HU).")
         return _moved(volume, -STORED_OFFSET, flag)
     return volume
+
+
+def training_ct(volume: Volume, what: str) -> tuple[Volume, str]:
+    """A scan of a training dataset as prediction would see it (HU + 1024 put right), and a sentence on what is doubtful; "" for nothing.
+
+    Raises InputError for what windows in HU make one value of: label maps and normalised values.
+    """
+    low, high = float(volume.array.min()), float(volume.array.max())
+    if high - low >= LEAST_SPREAD and low >= 0 and high <= EIGHT_BITS and label_values(volume.array) is None:
+        return volume, f"values {low:g} to {high:g}, a picture of one window and no HU; spineclue_predict will refuse such scans"
+    checked = checked_ct(volume, what)
+    return checked, next((flag.message for flag in checked.flags if flag not in volume.flags), "")
 
 
 def looks_stored(sample: np.ndarray) -> bool:

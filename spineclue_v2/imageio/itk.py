@@ -12,8 +12,10 @@ from ..errors import InputError
 from .grid import ImageGrid
 from .grid_checks import check_grid, check_placement, reason_of
 from .header_checks import check_header, stored_bytes
-from .nifti import shear_flags
+from .nifti import shear_flags, unplaced_flag
 from .scanned import Scanned
+
+PLACING_FIELDS = ("space directions", "transformmatrix", "rotation", "orientation")
 
 
 def read_with_itk(path: Path) -> Scanned:
@@ -40,7 +42,8 @@ def read_with_itk(path: Path) -> Scanned:
                         np.array(image.GetDirection(), dtype=float).reshape(3, 3))
     geometry = unit_columns(geometry)
     check_placement(path, geometry)
-    return Scanned(array, geometry, tuple(shear_flags(geometry)))
+    placed = any(field in fields for field in PLACING_FIELDS)
+    return Scanned(array, geometry, (*(() if placed else (unplaced_flag(),)), *shear_flags(geometry)))
 
 
 def unit_columns(geometry: ImageGrid) -> ImageGrid:

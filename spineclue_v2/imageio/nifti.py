@@ -119,9 +119,7 @@ def nifti_geometry(path: object, header: Any, shape: tuple[int, int, int]) -> tu
     forms = _forms(header, scale)
     affine = forms.sform if forms.sform_code > 0 else forms.qform if forms.qform_code > 0 else None
     if affine is None:
-        message = ("The header does not state how the patient lies; its axes are taken for the standard ones (to the left, to the back, to "
-                   "the head).")
-        flags.append(Flag("no_orientation", "read", "review", message, what_to_do="Check left and right, or convert the scan again."))
+        flags.append(unplaced_flag())
         affine = RAS_TO_LPS @ np.diag([*(np.asarray(header["pixdim"][1:4], dtype=float) * scale), 1.0])  # as ITK does
     if not np.isfinite(affine).all():
         raise InputError(f"{path} has an orientation matrix that is not finite; fix the header.")
@@ -132,6 +130,12 @@ def nifti_geometry(path: object, header: Any, shape: tuple[int, int, int]) -> tu
     geometry = ImageGrid.from_affine(RAS_TO_LPS @ affine, shape, forms)
     check_placement(path, geometry)
     return geometry, flags + _contradictions(header, scale, forms, shape, steps) + shear_flags(geometry)
+
+
+def unplaced_flag() -> Flag:
+    message = ("The header does not state how the patient lies; its axes are taken for the standard ones (to the left, to the back, to the "
+               "head).")
+    return Flag("no_orientation", "read", "review", message, what_to_do="Check left and right, or convert the scan again.")
 
 
 def unit_of(header: Any) -> tuple[float, list[Flag]]:

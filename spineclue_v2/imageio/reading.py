@@ -16,6 +16,8 @@ from .itk import itk_silent, read_with_itk
 from .nifti import read_nifti
 from .scanned import Scanned
 
+LFS_POINTER = b"version https://git-lfs"
+
 
 def read_scan(path: Path, series: str | None = None, modality: str | None = None) -> Scanned:
     """Array (z, y, x) as stored (rescaled where the header says so) and grid of a scan: a file, a folder with DICOM series at any depth, a
@@ -26,8 +28,13 @@ def read_scan(path: Path, series: str | None = None, modality: str | None = None
             if path.is_dir() or (path.is_file() and not path.name.lower().endswith(FILE_ENDINGS) and is_dicom(path)):
                 folder = path.parent if path.name.upper() == "DICOMDIR" else path
                 return read_dicom(folder, series, modality)
+            if path.is_symlink() and not path.exists():
+                raise InputError(f"{path} is a link to {os.readlink(path)}, which does not exist; fetch that file (git-annex, DataLad), or "
+                                 "mend the link.")
             if not path.exists():
                 raise InputError(f"{path} does not exist.")
+            if path.is_file() and _begins_with(path, LFS_POINTER):
+                raise InputError(f"{path} is a pointer of Git LFS and not the file itself; fetch it (git lfs pull).")
             if not path.name.lower().endswith(FILE_ENDINGS):
                 raise InputError(f"{path} is of no known format; expected {', '.join(FILE_ENDINGS)}, .zip, or a DICOM file or folder.")
             if ".nii" in path.name.lower():
@@ -40,6 +47,11 @@ def read_scan(path: Path, series: str | None = None, modality: str | None = None
         if path == shown:
             raise
         raise InputError(str(error).replace(str(path), str(shown))) from error.__cause__
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(start)) == start
 
 
 @contextmanager

@@ -1,26 +1,32 @@
 """Which scans an input names: files, folders, DICOM trees, archives, lists of paths; and what the cases are called."""
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import os
 import sys
+import unicodedata
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from ..errors import InputError
 from ..imageio.archives import is_archive, real_path
 from ..imageio.dicom_headers import is_dicom
-from ..imageio.dicom_series import DicomFolder, Series, choose_series, is_dicom_folder, look_through
+from ..imageio.dicom_series import DicomFolder, Series, choose_series, files_below, is_dicom_folder, look_through
 from ..imageio.volume import FILE_ENDINGS
+from .scan_files import joined_name, scan_files, without_ending
 
 logger = logging.getLogger(__name__)
 
 KINDS = f"{', '.join(FILE_ENDINGS)}, .zip, or DICOM folders"
-MAX_RECORD_BYTES = 64 << 20
 ALL = "all"
+RESERVED = ("plans", "predict_args", "index")     # plans.json, predict_args.json and index.html are the run's
+LONGEST_NAME = 150        # bytes; endings and folders come on top, and file systems take 255
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -50,30 +56,44 @@ def list_cases(source: str | Path, series: Sequence[str] = (), modality: str | N
         cases = _apart([case for path in dict.fromkeys(_listed(text)) for case in _listed_cases(path, series, modality)])
         where = "The list on standard input" if text == "-" else f"The list {text[1:]}"
     else:
-        where, source = f"Input folder {source}", Path(source)
+        source = Path(source)
+        where = f"{'The archive' if is_archive(source) else 'Input folder'} {source}"
         if not real_path(source).exists():
             raise InputError(f"Input {source} does not exist.")
         cases = _cases_of(source, series, modality)
     if not cases:
-        raise InputError(f"{where} holds no scan ({KINDS}).")
-    return _distinct(cases, where)
+        raise InputError(f"{where} holds no scan ({KINDS}){_held_instead(text)}.")
+    return _distinct(cases, where, Path(source))
+
+
+def _held_instead(source: str) -> str:
+    """Some of the files that lie where no scan does, for a sentence: Analyze pairs, archives within archives, papers."""
+    path, names = Path(source), list[str]()
+    if is_archive(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+    elif path.is_dir():
+        names = [str(file.relative_to(path)) for file in islice(files_below(path), SHOWN + 1)]
+    shown = ", ".join(printable(name) for name in names[:SHOWN])
+    return f"; what it holds is {shown}{', ...' if len(names) > SHOWN else ''}" if names else ""
 
 
 def _case(path: Path) -> Case:
     return Case(case_name(path), path)
 
 
-def _listed_cases(path: Path, series: Sequence[str], modality: str | None) -> list[Case]:
-    """Cases of one path of a list, named after that path; one that cannot be looked into is a case that fails by itself."""
+def _listed_cases(path: Path, series: Sequence[str], modality: str | None, name: str = "") -> list[Case]:
+    """Cases of one path of a list, named after that path (or `name`); one that cannot be looked into is a case that fails by itself."""
+    name = name or case_name(path)
     if not path.exists():
-        return [_case(path)]
+        return [Case(name, path)]
     try:
         found = _cases_of(path, series, modality)
     except InputError:
-        return [_case(path)]
+        return [Case(name, path)]
     if len(found) == 1:
-        return [replace(found[0], name=case_name(path))]
-    return [replace(case, name=f"{case_name(path)}_{case.name}") for case in found] or [_case(path)]
+        return [replace(found[0], name=name)]
+    return [replace(case, name=f"{name}_{case.name}") for case in found] or [Case(name, path)]
 
 
 def _apart(cases: list[Case]) -> list[Case]:
@@ -104,30 +124,13 @@ def _cases_of(source: Path, series: Sequence[str], modality: str | None) -> list
     real = real_path(source)
     if real.is_file():
         return [Case(case_name(source), source.parent if source.name.upper() == "DICOMDIR" else source)]
+    cases = list[Case]()
+    for path in scan_files(real, archives=real == source) if not series else ():
+        name = _cut_channel(printable(joined_name(path)))
+        cases += _listed_cases(source / path, (), modality, name) if is_archive(real / path) else [Case(name, source / path)]
     if is_dicom_folder(real) and not series:
-        return _directory_cases(source, real, modality)
-    entries = sorted(e for e in real.iterdir() if not e.name.startswith("."))
-    files = [e for e in entries if e.is_file() and e.name.lower().endswith(FILE_ENDINGS)]
-    cases = [] if series else [Case(case_name(e), source / e.name) for e in files if not _is_own_result(e)]
-    archives = [] if series or real != source else [e for e in entries if is_archive(e)]
-    for archive in archives:
-        cases += _listed_cases(archive, (), modality)
+        return cases + _directory_cases(source, real, modality)
     return cases + _tree_cases(source, real, series, modality, bool(cases))
-
-
-def _is_own_result(path: Path) -> bool:
-    """Whether a file is a label map that this program wrote: a record of a prediction lies beside it."""
-    record = path.with_name(_without_ending(path.name) + ".json")
-    try:
-        if not record.is_file() or record.stat().st_size > MAX_RECORD_BYTES:
-            return False
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    own = isinstance(content, dict) and {"status", "versions", "plans", "seconds"} <= set(content)
-    if own:
-        logger.warning("%s is a label map of an earlier run; it is no scan and left out.", path.name)
-    return own
 
 
 def _directory_cases(source: Path, real: Path, modality: str | None) -> list[Case]:
@@ -142,7 +145,7 @@ def _directory_cases(source: Path, real: Path, modality: str | None) -> list[Cas
     chosen = [max(several, key=lambda s: len(s.slices)) for several in studies.values()]
     chosen.sort(key=lambda s: str(s.slices[0].path))
     logger.warning("%s holds scans of %d studies; each becomes a case.", source.name, len(chosen))
-    files = [_without_ending(s.slices[0].path.name) for s in chosen]
+    files = [without_ending(s.slices[0].path.name) for s in chosen]
     single = all(len({header.path for header in s.slices}) == 1 for s in chosen) and len(set(files)) == len(files)
     return [Case(files[i] if single else f"{case_name(source)}_{i + 1}", source, s.uid) for i, s in enumerate(chosen)]
 
@@ -191,13 +194,37 @@ def _series_cases(source: Path, chosen: Sequence[Series]) -> list[Case]:
             for i, (name, count, one) in enumerate(zip(names, counts, chosen, strict=True))]
 
 
-def _distinct(cases: list[Case], where: str) -> list[Case]:
+def _distinct(cases: list[Case], where: str, root: Path) -> list[Case]:
+    """The cases with names that files can have and that occur once: those of different folders that would share one get a code of their
+    own path.
+
+    The code rests on the path alone, so that a case is called the same whatever else lies there when it is looked for again. InputError
+    for files of one folder, which differ by their endings or by nnU-Net's `_0000` alone.
+    """
+    cases = [replace(case, name=_usable(case, root)) for case in cases]
     counts = Counter(case.name for case in cases)
-    doubled = sorted(name for name, count in counts.items() if count > 1)
-    if doubled:
-        files = ", ".join(dict.fromkeys(printable(case.path.name) for case in cases if case.name == doubled[0]))
-        raise InputError(f"{where}: {files} would both become case '{doubled[0]}'; rename one.")
-    return cases
+    doubled = [case for case in cases if counts[case.name] > 1]
+    places = Counter((case.name, case.path.parent) for case in doubled)
+    for case in doubled:
+        if places[case.name, case.path.parent] > 1:
+            files = ", ".join(dict.fromkeys(printable(other.path.name) for other in doubled if other.name == case.name))
+            raise InputError(f"{where}: {files} would both become case '{case.name}'; rename one.")
+    return [replace(case, name=f"{case.name}-{_code(case, root)}") if counts[case.name] > 1 else case for case in cases]
+
+
+def _usable(case: Case, root: Path) -> str:
+    """The case's name where files can be called so: a name that is too long keeps its end behind a code, and names of the run's own files
+    get a word more."""
+    name = "".join("_" if unicodedata.category(letter) == "Cc" else letter for letter in case.name)
+    if name in RESERVED:
+        return f"{name}_scan"
+    encoded = name.encode()
+    return f"{_code(case, root)}-{encoded[-LONGEST_NAME:].decode(errors='ignore')}" if len(encoded) > LONGEST_NAME else name
+
+
+def _code(case: Case, root: Path) -> str:
+    path = case.path.relative_to(root) if case.path.is_relative_to(root) else case.path
+    return hashlib.sha256(os.fsencode(path) + (case.series or "").encode()).hexdigest()[:8]
 
 
 def case_name(path: Path) -> str:
@@ -205,19 +232,12 @@ def case_name(path: Path) -> str:
     # Links keep their own name: what they point to may be called after its hash.
     name = os.path.basename(os.path.abspath(path))
     if not path.is_dir():
-        name = _without_ending(name)
+        name = without_ending(name)
     return _cut_channel(printable(name))
 
 
 def _cut_channel(name: str) -> str:
     return name[:-5] if name.endswith("_0000") and len(name) > 5 else name
-
-
-def _without_ending(name: str) -> str:
-    for ending in (*FILE_ENDINGS, ".zip", ".dcm", ".dicom", ".ima"):
-        if name.lower().endswith(ending) and len(name) > len(ending):
-            return name[:-len(ending)]
-    return name
 
 
 def printable(name: str) -> str:
@@ -244,8 +264,8 @@ def series_rows(source: str | Path, modality: str | None = "CT") -> list[dict[st
         rows.append({"series": one.uid, "what": " ".join(part for part in (one.modality or "?", printable(first.text), spacing) if part),
                      "slices": str(len(one.slices)), "usable": "yes" if one.fits(modality) else "no",
                      "folder": printable(str(_shown_folder(one, found)))})
-    scans = [e for e in sorted(real.iterdir()) if e.is_file() and e.name.lower().endswith((*FILE_ENDINGS, ".zip"))] if real.is_dir() else []
-    return rows + [{"series": "-", "what": printable(e.name), "slices": "", "usable": "file", "folder": "."} for e in scans]
+    return rows + [{"series": "-", "what": printable(path.name), "slices": "", "usable": "file", "folder": printable(str(path.parent))}
+                   for path in (scan_files(real) if real.is_dir() else [])]
 
 
 def _shown_folder(series: Series, found: DicomFolder) -> Path:

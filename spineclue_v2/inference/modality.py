@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from ..errors import InputError
 from ..flags import Flag
@@ -17,16 +17,18 @@ CHOICES = (*(name.lower() for name in MODALITIES), AUTO)
 REMEDY = "if it is {0} all the same, say --modality {1} (Python: modality=\"{1}\")"
 
 
-def modality_of_cases(cases: Iterable[Case]) -> str:
+def modality_of_cases(cases: Sequence[Case]) -> str:
     """"CT" or "MR": what the first of these scans is that can be read and told; CT where none can be read, which its reader will say.
 
-    Raises InputError where scans can be read but none can be told.
+    Raises InputError where scans can be read but none can be told, and where a single one cannot be read or is a label map.
     """
     doubt: InputError | None = None
     for case in cases:
         try:
             found = modality_of_path(case.path, case.series)
         except InputError:
+            if len(cases) == 1:
+                raise
             continue
         if found.name == "MR":
             logger.info("%s is taken for MR (%s); say --modality ct if it is CT.", case.path, found.evidence)
@@ -57,10 +59,12 @@ def check_modality(volume: Volume, source: str, model: str, said: str = AUTO) ->
                          "and -m out for the package's own.")
     found = find_modality(volume)
     if said != AUTO:
-        if found.name in MODALITIES and found.name != model:
-            message = f"The scan was labelled as {model}, as was asked for, though it looks like {found.name} ({found.evidence})."
-            return (Flag("modality_contradicted", "read", "review", message, found.name, model, "Check that the scan is what was said."),)
-        return ()
+        if found.name == model:
+            return ()
+        looks = f"it looks like {found.name}" if found.name else "its values do not show it"
+        message = f"The scan was labelled as {model}, as was asked for, though {looks} ({found.evidence})."
+        return (Flag("modality_contradicted", "read", "review" if found.name else "info", message, found.name or "unknown", model,
+                     "Check that the scan is what was said."),)
     if found.by_tag and found.name not in MODALITIES:
         raise InputError(doubtful(source, found))
     if found.name and found.name != model:

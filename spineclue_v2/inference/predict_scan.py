@@ -1,6 +1,7 @@
 """One scan in memory to one result, CT or MR: the call that the commands and the Python interface share."""
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 from ..errors import InputError
 from ..export.run_files import Provenance
 from ..imageio.hounsfield import checked_ct
+from ..imageio.label_maps import refuse_label_map
 from ..imageio.volume import Volume
 from ..results import SpineResult
 from .level_selection import select_levels
@@ -15,6 +17,8 @@ from .modality import check_modality
 from .model import Model
 from .mr_pipeline import check_mr_scan, predict_mr
 from .pipeline import Options, Progress, predict_volume
+
+logger = logging.getLogger(__name__)
 
 
 def predict_scan(volume: Volume, model: Model, options: Options | None = None, progress: Progress | None = None, source: str = "",
@@ -36,9 +40,15 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
     """
     options, started = options or Options(), time.perf_counter()
     what = source or "The scan"
+    said = set(volume.flags)
     if model.modality == "CT":
         volume = checked_ct(volume, what, options.intensity_offset)
+    else:
+        refuse_label_map(volume.array, what)
     volume = replace(volume, flags=(*volume.flags, *check_modality(volume, what, model.modality, options.modality)))
+    for flag in volume.flags:
+        if flag not in said and flag.severity != "info":
+            logger.warning("%s: %s", what, flag.message)
     if model.modality == "MR":
         check_mr_options(options)
         check_mr_scan(volume, what)

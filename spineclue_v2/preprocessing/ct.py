@@ -12,6 +12,7 @@ import numpy as np
 from ..anatomy import IGNORED, NAME_OF_LABEL, ORDER_INDEX, morphology
 from ..anatomy.label_boxes import beside_ignored, label_boxes
 from ..dataset.raw import RawDataset
+from ..imageio.hounsfield import training_ct
 from ..imageio.orientation import check_same_grid
 from ..imageio.volume import Volume, read_labels, read_volume
 from ..plans.data import Data
@@ -53,7 +54,7 @@ def preprocess_case(image: str | Path, label: str | Path, folder: str | Path, ca
 
     folder = Path(folder)
     remove_leftovers(folder, case)
-    scan = read_volume(image)
+    scan, _ = training_ct(read_volume(image), str(image))     # what it finds doubtful the fingerprint says
     source_geometry = scan.geometry
     with threadpool_limits(1):  # the last bit of a matrix product, and so now and then a rounded value, goes by the number of threads
         scan = to_network_space(scan, data)

@@ -3,9 +3,13 @@
 The affine A of a sheared grid is split into A = Q R (QR decomposition): Q has right angles, and R is upper triangular. On the grid with the
 axes Q and the spacings diag(R) slice k is slice k of the scan, moved and sheared inside its plane and not interpolated across slices. So a
 tilted gantry costs one interpolation in the plane, and none where the slices are moved by whole pixels.
+
+What the networks find depends more on the field of view than on that interpolation, so the new field ends where the scan's content does:
+padding (voxels of the lowest value up to the edge) is none, and a spline that swings beside an edge makes none.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +20,8 @@ from ..imageio.volume import Volume
 from ..utilities.triples import float_triple
 
 CT_AIR = -1024.0
-RINGING = 0.02     # of the range of values: a spline swings by this much beside an edge
+FAINT = 0.02       # of the range of values above the lowest: air and padding, which no field of view is kept for
+SLIVER = 1 / 8     # of the fullest line of a slice: the field does not grow for a tip that rounding leaves
 
 
 def straightened(volume: Volume, fill: float = CT_AIR) -> Volume:
@@ -27,15 +32,24 @@ def straightened(volume: Volume, fill: float = CT_AIR) -> Volume:
     """
     if not volume.geometry.is_sheared:
         return volume
-    target, kind = straight_grid(volume.geometry), np.dtype(np.float32 if volume.array.dtype.kind == "f" else np.int16)
-    background = max(fill, float(volume.array.min()))
-    array = _in_planes(volume, target, kind, background, smooth=True)
+    source, grid = volume.array, volume.geometry
+    target, kind = straight_grid(grid), np.dtype(np.float32 if source.dtype.kind == "f" else np.int16)
+    background, highest = max(fill, float(source.min())), float(source.max())
+    array, reached = np.empty(target.shape, kind), [np.zeros(n, bool) for n in target.shape[1:]]
+    for k, (plane, first, steps) in enumerate(_planes(grid, target)):
+        content, outer = _extended(source[plane], background)
+        index, inside = _nearest(first, steps, content.shape, target.shape[1:])
+        array[k] = _spline(content, first, steps, target.shape[1:], kind)
+        array[k][~inside | outer[index]] = background
+        held = inside & (source[plane][index] > background + FAINT * (highest - background))
+        for axis, lines in enumerate(reached):
+            count = held.sum(axis=1 - axis)
+            lines |= count > SLIVER * count.max()
     start, stop = [0, 0, 0], list(array.shape)
-    inside = array > background + RINGING * (float(volume.array.max()) - background)
-    for axis in (1, 2):
-        reached = np.flatnonzero(inside.any(axis=(0, 3 - axis)))
-        if reached.size >= MIN_SLICES:
-            start[axis], stop[axis] = int(reached[0]), int(reached[-1]) + 1
+    for axis, lines in enumerate(reached, 1):
+        places = np.flatnonzero(lines)
+        if places.size >= MIN_SLICES:
+            start[axis], stop[axis] = int(places[0]), int(places[-1]) + 1
     trimmed = Volume(array, target).cropped(start, stop)
     return Volume(np.ascontiguousarray(trimmed.array), trimmed.geometry, volume.flags)
 
@@ -44,7 +58,11 @@ def sheared_labels(labels: Volume, geometry: ImageGrid) -> Volume:
     """A label map on `straight_grid(geometry)` brought back to the sheared grid `geometry`: the nearest voxel's label."""
     if not geometry.is_sheared:
         return labels
-    return replace(labels, array=_in_planes(labels, geometry, labels.array.dtype, 0, smooth=False), geometry=geometry)
+    array = np.zeros(geometry.shape, labels.array.dtype)
+    for k, (plane, first, steps) in enumerate(_planes(labels.geometry, geometry)):
+        index, inside = _nearest(first, steps, labels.array.shape[1:], geometry.shape[1:])
+        array[k] = np.where(inside, labels.array[plane][index], 0)
+    return replace(labels, array=array, geometry=geometry)
 
 
 def straight_grid(geometry: ImageGrid) -> ImageGrid:
@@ -69,28 +87,50 @@ def _split(geometry: ImageGrid) -> tuple[np.ndarray, np.ndarray]:
     return axes * signs, signs[:, None] * upper
 
 
-def _in_planes(volume: Volume, target: ImageGrid, kind: np.dtype, background: float, smooth: bool) -> np.ndarray:
-    """`volume` on `target`, slice by slice: both grids have the same slices, moved and sheared in their planes."""
-    from scipy.ndimage import affine_transform
-
-    result = np.empty(target.shape, kind)
-    # In voxels (z, y, x) of the volume per voxel of the target.
-    first = volume.geometry.world_to_index(target.index_to_world((0, 0, 0)))
-    steps = (volume.geometry.world_to_index(target.index_to_world(np.eye(3))) - first).T
-    rows, columns = np.arange(target.shape[1]), np.arange(target.shape[2])
-    last = np.array(volume.array.shape) - 0.5
+def _planes(source: ImageGrid, target: ImageGrid) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """For each slice of `target` the slice of `source` at its place, the pixel there (y, x) of its first pixel, and the 2 x 2 steps in
+    (y, x) per pixel: both grids have the same slices, moved and sheared in their planes."""
+    first = source.world_to_index(target.index_to_world((0, 0, 0)))
+    steps = (source.world_to_index(target.index_to_world(np.eye(3))) - first).T
     for k in range(target.shape[0]):
         place = first + steps[:, 0] * k
-        plane = volume.array[min(max(round(float(place[0])), 0), volume.array.shape[0] - 1)]
-        turned: np.ndarray = affine_transform(plane.astype(np.float32), steps[1:, 1:], place[1:], target.shape[1:],
-                                              order=3 if smooth else 0, mode="nearest")
-        # A voxel reaches half a voxel beyond its centre, and the outermost are voxels like the others.
-        y = place[1] + steps[1, 1] * rows
-        x = place[2] + steps[2, 1] * rows[:, None] + steps[2, 2] * columns
-        turned[(y < -0.5) | (y > last[1])] = background
-        turned[(x < -0.5) | (x > last[2])] = background
-        if kind.kind != "f":
-            limits = np.iinfo(kind)
-            np.clip(np.rint(turned, out=turned), limits.min, limits.max, out=turned)
-        result[k] = turned
-    return result
+        yield min(max(round(float(place[0])), 0), source.shape[0] - 1), place[1:], steps[1:, 1:]
+
+
+def _extended(plane: np.ndarray, background: float) -> tuple[np.ndarray, np.ndarray]:
+    """`plane` as float32 with its outermost content repeated over the padding around it, and where that padding is.
+
+    Padding are the voxels at the lowest value between the content and the edge, column by column, and columns at the edge without content.
+    """
+    content, rows, columns = plane > background, np.arange(plane.shape[0])[:, None], np.arange(plane.shape[1])
+    held = np.flatnonzero(content.any(axis=0))
+    if held.size == 0:
+        return plane.astype(np.float32), np.zeros(plane.shape, bool)
+    low, high = content.argmax(axis=0), plane.shape[0] - 1 - content[::-1].argmax(axis=0)
+    outer = (rows < low) | (rows > high) | (columns < held[0]) | (columns > held[-1])
+    nearest = np.clip(columns, held[0], held[-1])
+    return plane[np.clip(rows, low[nearest], high[nearest]), nearest].astype(np.float32), outer
+
+
+def _nearest(first: np.ndarray, steps: np.ndarray, shape: Sequence[int], wanted: Sequence[int]
+             ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """The nearest pixel (y, x) of a plane of `shape` for each of a plane of `wanted` pixels, and whether it lies in it.
+
+    A pixel reaches half a pixel beyond its centre, and the outermost are pixels like the others.
+    """
+    rows, columns = np.arange(wanted[0])[:, None], np.arange(wanted[1])
+    y = np.rint(first[0] + steps[0, 0] * rows + steps[0, 1] * columns).astype(int)
+    x = np.rint(first[1] + steps[1, 0] * rows + steps[1, 1] * columns).astype(int)
+    inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
+    return (np.clip(y, 0, shape[0] - 1), np.clip(x, 0, shape[1] - 1)), inside
+
+
+def _spline(plane: np.ndarray, first: np.ndarray, steps: np.ndarray, shape: Sequence[int], kind: np.dtype) -> np.ndarray:
+    """The cubic spline through a plane (float32) on other pixels; whole numbers are rounded and limited to their type."""
+    from scipy.ndimage import affine_transform
+
+    turned: np.ndarray = affine_transform(plane, steps, first, tuple(shape), order=3, mode="nearest")
+    if kind.kind != "f":
+        limits = np.iinfo(kind)
+        np.clip(np.rint(turned, out=turned), limits.min, limits.max, out=turned)
+    return turned
