@@ -108,7 +108,8 @@ class SpineResult(LabelledSpine):
         notes = tuple(dict.fromkeys((*self.notes, *(flag.message for flag in found.flags))))
         seconds = self.seconds | {"measures": time.perf_counter() - started}
         flags = (*(flag for flag in self.flags if flag.stage != "measures"), *found.flags)
-        return replace(self, measures=found.records, bodies=found.bodies, flags=flags, notes=notes, seconds=seconds)
+        return replace(self, vertebrae=found.vertebrae, measures=found.records, bodies=found.bodies, flags=flags, notes=notes,
+                       seconds=seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `CASE.json`: points are LPS mm (x, y, z), `extent_mm` is (z, y, x), numbers unknown to a stage are None."""

@@ -146,7 +146,7 @@ def test_the_command_measures_a_label_map(tmp_path: Path, capsys: pytest.Capture
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"spine_measures.csv", "spine_measures.json", "spine_measures.png",
                                                               "spine_parts.nii.gz"}
     rows = list(csv.DictReader((tmp_path / "out" / "spine_measures.csv").open()))
-    assert tuple(rows[0]) == COLUMNS and {r["group"] for r in rows} == {"alignment", "vertebrae", "discs", "bone"}
+    assert tuple(rows[0]) == COLUMNS and {r["group"] for r in rows} == {"alignment", "vertebrae", "heights", "discs", "bone"}
     assert read_labels(tmp_path / "out" / "spine_parts.nii.gz").geometry.same_grid(made.labels.geometry)
 
 

@@ -13,14 +13,21 @@ from .labelled_spine import LabelledSpine
 
 MEASURE_ENDINGS = ["_measures.csv", "_parts.nii.gz", "_measures.png"]
 
-COLUMNS = ("group", "name", "levels", "disc", "value", "unit", "confidence", "position", "convexity", "apex", "sd", "volume_ml", "note")
+COLUMNS = ("group", "name", "levels", "disc", "value", "unit", "confidence", "position", "convexity", "apex", "sd", "volume_ml",
+           "where", "measured_mm", "expected_mm", "loss", "interval", "reference", "grade_probabilities", "shape", "note")
 
 
 def measure_rows(measures: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """All records as flat rows with the same keys, COLUMNS; `levels` as one text."""
+    """All records as flat rows with the same keys, COLUMNS; lists as one text, their values apart by spaces."""
     for group, records in measures.items():
         for record in records:
-            yield {"group": group} | {name: record.get(name) for name in COLUMNS[1:]} | {"levels": " ".join(record["levels"])}
+            yield {"group": group} | {name: _flat(record.get(name)) for name in COLUMNS[1:]}
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}:{entry}" for key, entry in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def write_measures_table(path: Path, measures: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -1,6 +1,7 @@
 """Measures of label maps that exist: results of a prediction, or any map with VerSe's label values."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..anatomy import LABEL_OF_NAME, VERTEBRA_LABELS
 from ..errors import InputError
+from ..export.case_record import vertebra_entry
 from ..export.measure_files import MEASURE_ENDINGS, export_measures
 from ..flags import review_required
 from ..imageio.orientation import check_same_grid
@@ -88,10 +90,18 @@ def measure_case(case: LabelledCase, output: str | Path | None = None) -> SpineR
     if "vertebrae" in record and folder.resolve() == case.labels.parent.resolve():
         flags = [*(f for f in record.get("flags", ()) if f.get("stage") != "measures"), *(flag.to_dict() for flag in result.flags)]
         wanted = bool(record.get("review_required")) or review_required(result.flags)
-        write_json(folder / f"{case.name}.json", record | {"measures": result.measures, "flags": flags, "review_required": wanted})
+        write_json(folder / f"{case.name}.json", record | {"vertebrae": _with_heights(record["vertebrae"], result),
+                                                           "measures": result.measures, "flags": flags, "review_required": wanted})
     else:
         write_json(folder / f"{case.name}_measures.json", {"measures": result.measures, "flags": [f.to_dict() for f in result.flags]})
     return result
+
+
+def _with_heights(entries: Sequence[dict[str, Any]], result: SpineResult) -> list[dict[str, Any]]:
+    """The record's vertebrae; those whose heights were never measured (of an ensemble, say) get what was measured now."""
+    found = {v.level: vertebra_entry(v) for v in result.vertebrae}
+    return [entry if entry.get("heights") or entry.get("height_doubt") or entry.get("level") not in found
+            else entry | {key: found[entry["level"]][key] for key in ("heights", "height_doubt")} for entry in entries]
 
 
 def measured(labels: Volume, record: dict[str, Any] | None = None, scan: Volume | None = None) -> SpineResult:

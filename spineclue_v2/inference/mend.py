@@ -24,6 +24,7 @@ SMALLEST_PART_ML = 0.2      # a part that is cut off at a neck has at least this
 LOOSE_MM = 4.0              # a piece that touches nothing belongs to its value within this distance of it; beyond it is a stray
 ROUNDS = 8
 AT_END_MM = 5.0             # tools leave the scan's last slices empty
+LITTLE = 0.1                # of the usual volume: what the border leaves of a vertebra is too little for a classifier
 SLIVER_ML = 0.05            # less of a vertebra at the border is nothing
 
 
@@ -229,12 +230,13 @@ def mended_bodies(source: LabelSource, smallest_ml: float, ignore: Collection[in
                 ids[_moved(body.box, low)][body.mask] = len(values) - 1
     mended, done = mend_values(ids, view.spacing, range(1, len(values)))
     large, small = [], []
+    usual_ml = float(np.median(np.bincount(mended.ravel(), minlength=len(values))[1:])) * voxel_ml
     for number, box in label_boxes(mended).items():
         body = Body(int_triple([s.start for s in box] + low), mended[box] == number, values[number])
         volume = float(body.mask.sum()) * voxel_ml
         near = int(np.ceil(AT_END_MM / view.spacing[0]))
         at_end = body.start[0] < near or body.start[0] + body.mask.shape[0] > view.array.shape[0] - near
-        if volume >= smallest_ml:
+        if volume >= max(smallest_ml, LITTLE * usual_ml if at_end and source.schemes else 0.0):
             large.append(body)
         elif at_end and source.schemes and volume >= SLIVER_ML:
             small.append(body)

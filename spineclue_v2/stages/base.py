@@ -57,7 +57,8 @@ class Evidence:
 
     `logs`: (n, 25) log-probabilities over the 24 levels and "not a vertebra". `variants`: (n, 2) of T13 and L6, NaN where it does not
     know them. `weight`: of its logs beside the other classifiers, where it was fitted with the network; None: the plan says.
-    `landmarks`: (n, 2) probability that the sacrum lies where the next vertebra below would lie, and the skull base above; NaN unknown.
+    `landmarks`: (n, 2) probability that the sacrum lies where the next vertebra below would lie, and the skull base above; (n, 4) with that
+    of carrying the last and the first rib besides; NaN unknown.
     """
 
     logs: np.ndarray
