@@ -151,6 +151,9 @@ def test_true_masks_are_not_touched_and_strays_go(labels):
     damaged[1:3, 1:3, 1:3] = values[0]
     mended, done = mend_values(damaged, labels.spacing, values)
     assert np.array_equal(mended, labels.array) and done.dropped_ml == pytest.approx(8 * 4.5 / 1000)
+    damaged[1:3, 3:5, 1:3] = values[1]              # strays that touch, or lie near each other, do not keep each other
+    damaged[1:3, 6:8, 1:3] = values[0]
+    assert np.array_equal(mend_values(damaged, labels.spacing, values)[0], labels.array)
 
 
 def test_neighbours_that_share_a_value_are_parted_and_a_torn_one_is_joined(labels, tmp_path):

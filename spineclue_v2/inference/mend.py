@@ -152,28 +152,42 @@ def _settle(owner: np.ndarray, sizes: np.ndarray, areas: Mapping[tuple[int, int]
                 label[i] = max(votes, key=lambda value: votes[value])
         if np.array_equal(before, label):
             break
-    _place_lonely(label, [i for i in loose if not touching.get(i)], cores, segments, spacing)
+    reached, edge = set(cores.values()), list(cores.values())
+    while edge:
+        edge = list({j for i in edge for j, _ in touching.get(i, ())} - reached)
+        reached.update(edge)
+    _place_lonely(label, [i for i in loose if i not in reached], cores, segments, spacing)
     return label
 
 
 def _place_lonely(label: np.ndarray, lonely: list[int], cores: Mapping[int, int], segments: np.ndarray,
                   spacing: tuple[float, float, float]) -> None:
-    """Pieces that touch nothing: they stay near their own core or level with it (a broken arch), else they are strays."""
-    from scipy.ndimage import distance_transform_edt
-
+    """Pieces that hang together with no core: they stay near their own core, or near a piece that does, or level with it (a broken arch),
+    else they are strays. Strays near each other do not keep each other."""
     if not lonely:
         return
     boxes = label_boxes(segments)
-    for i in lonely:
-        core, piece = boxes[cores[int(label[i])]], boxes[i]
-        margin = [int(np.ceil(LOOSE_MM / s)) + 1 for s in spacing]
-        low = np.maximum([s.start - m for s, m in zip(piece, margin, strict=True)], 0)
-        high = np.minimum([s.stop + m for s, m in zip(piece, margin, strict=True)], segments.shape)
-        around = segments[box_slices(low, high - low)]
-        others = np.isin(around, [k for k in range(1, len(label)) if k != i and label[k] == label[i]])
-        near = bool(others.any()) and float(distance_transform_edt(~others, sampling=spacing)[around == i].min()) <= LOOSE_MM
-        if not near and not _beside(piece, core, spacing):
-            label[i] = 0
+    left, staying = list(lonely), [k for k in range(1, len(label)) if k not in lonely]
+    while kept := [i for i in left if _stays(i, label, staying, boxes, cores, segments, spacing)]:
+        staying += kept
+        left = [i for i in left if i not in kept]
+    label[left] = 0
+
+
+def _stays(i: int, label: np.ndarray, staying: Collection[int], boxes: Mapping[int, Box], cores: Mapping[int, int], segments: np.ndarray,
+           spacing: tuple[float, float, float]) -> bool:
+    """Whether segment `i` lies near one of its value among `staying`, or beside its core."""
+    from scipy.ndimage import distance_transform_edt
+
+    core, piece = boxes[cores[int(label[i])]], boxes[i]
+    if _beside(piece, core, spacing):
+        return True
+    margin = [int(np.ceil(LOOSE_MM / s)) + 1 for s in spacing]
+    low = np.maximum([s.start - m for s, m in zip(piece, margin, strict=True)], 0)
+    high = np.minimum([s.stop + m for s, m in zip(piece, margin, strict=True)], segments.shape)
+    around = segments[box_slices(low, high - low)]
+    others = np.isin(around, [k for k in staying if label[k] == label[i]])
+    return bool(others.any()) and float(distance_transform_edt(~others, sampling=spacing)[around == i].min()) <= LOOSE_MM
 
 
 def _beside(piece: Box, core: Box, spacing: tuple[float, float, float]) -> bool:

@@ -41,6 +41,7 @@ MAX_BODIES = 60        # more bodies are no spine: a map of fragments, or of eve
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 TOO_FAR = 2            # levels between our names and those of a guessed scheme (median): the values are no levels of that scheme
 NEXT_MM = 70.0         # between body centres of neighbours: the largest gap, and what a piece of a process lies behind its body
+HANGING_MM = 20.0
 SACRUM_BELOW_MM = (-10.0, 35.0)  # from the centre of the lowest lumbar body down to the top of the sacrum
 
 
@@ -210,7 +211,8 @@ def relabel_map(source: LabelSource, model: Model, options: Options | None = Non
         table.append((body.value, vertebra.level, vertebra.level))
     records = level_table(table)
     flags += difference_flag(records, tool.scheme.title if tool.scheme is not None else "")
-    extra = {**result.extra, "source": _record(tool.scheme, source, records, done)}
+    identify = {**result.extra.get("identify", {}), "rejected": rejected}
+    extra = {**result.extra, "identify": identify, "source": _record(tool.scheme, source, records, done)}
     result = _with_flags(replace(result, vertebrae=tuple(named), extra=extra), flags)
     notes = (f"{rejected} bodies are no vertebra in the chosen numbering and were dropped.",) if rejected else ()
     return replace(result, notes=result.notes + notes), owners, tool.scheme
@@ -225,20 +227,18 @@ def _continued(slivers: Sequence[Body], left_over: Sequence[Body], named: Sequen
         return out
     for body, cut in [*((body, True) for body in slivers), *((body, False) for body in left_over)]:
         vertebra, level = measure(body), tool.scheme.levels.get(body.value)
-        if vertebra is None or level is None:
-            continue
-        above = vertebra.known_body_centre[2] > named[0].known_body_centre[2]
-        end = named[0] if above else named[-1]
-        theirs = tool.level(end.hits)
-        step = -1 if above else 1
-        if np.linalg.norm(np.subtract(vertebra.known_body_centre, end.known_body_centre)) > NEXT_MM:
-            continue
-        if theirs is None or not {level, theirs, end.known_level} <= set(LEVELS) or level_distance(theirs, level) != step:
-            continue
-        index = LEVEL_INDEX[end.known_level] + step
-        if 0 <= index < len(LEVELS) and not any(v.level == LEVELS[index] for _, v in out):
-            touches = cut or vertebra.touches_border
-            out.append((body, replace(vertebra, level=LEVELS[index], confidence=end.confidence, touches_border=touches)))
+        for end, step in ((named[0], -1), (named[-1], 1)):
+            theirs = tool.level(end.hits)
+            if vertebra is None or level is None or theirs is None or not {level, theirs, end.known_level} <= set(LEVELS):
+                continue
+            off = np.subtract(vertebra.known_body_centre, end.known_body_centre)
+            index = LEVEL_INDEX[end.known_level] + step
+            # A process hangs down beside the body below.
+            if (level_distance(theirs, level) == step and np.linalg.norm(off) <= NEXT_MM and -step * off[2] > -HANGING_MM
+                    and 0 <= index < len(LEVELS) and not any(v.level == LEVELS[index] for _, v in out)):
+                touches = cut or vertebra.touches_border
+                out.append((body, replace(vertebra, level=LEVELS[index], confidence=end.confidence, touches_border=touches)))
+                break
     return out
 
 
