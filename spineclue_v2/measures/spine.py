@@ -33,7 +33,7 @@ class SpineMeasures:
 
 
 def measure_spine(vertebrae: Sequence[Vertebra], grid: ImageGrid, field: ImageGrid | None = None, scan: Volume | None = None,
-                  sacrum: Volume | None = None) -> SpineMeasures:
+                  sacrum: Volume | None = None, own_sacrum: Volume | None = None) -> SpineMeasures:
     """Measures of named vertebrae in cranio-caudal order.
 
     Args:
@@ -41,13 +41,14 @@ def measure_spine(vertebrae: Sequence[Vertebra], grid: ImageGrid, field: ImageGr
         field: the scan's grid, beyond whose border nothing is known; `grid` by default.
         scan: the CT (HU, any orientation), for the end plate of S1 and for the density of bone; None leaves these out.
         sacrum: a mask of the sacrum (any grid, not 0 is sacrum), which serves for S1 before `scan` does.
+        own_sacrum: our mask of the first sacral segment, which serves where `scan` shows no end plate.
     """
     field = field or grid
     vertebrae = _with_heights(vertebrae, grid, field, scan)
     bodies = fit_bodies(vertebrae, grid, field)
     named = {body.level: body for body in bodies}
     missing = _missing(vertebrae, bodies)
-    first = sacral_plate(bodies, scan, sacrum)
+    first = sacral_plate(bodies, scan, sacrum, own_sacrum)
     if isinstance(first, Body):
         bodies, named = (*bodies, first), named | {"S1": first}
     else:

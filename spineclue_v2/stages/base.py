@@ -47,6 +47,7 @@ class Options:
     known: Known = field(default_factory=Known)  # what the user knows of the levels of this scan
     intensity_offset: float | None = None     # CT: added to all values on reading; None: values are HU, or plainly HU + 1024
     measures: bool = True                     # angles, discs, sub-regions and density of bone, of CT
+    sacrum: bool = True                       # the first sacral segment, for the measures and in the map of sub-regions
     levels: tuple[str, ...] = ()              # of the result, once all are named; empty: all
     modality: str = "auto"                    # what the user says the scans are: "ct", "mr", or "auto" for whatever they look like
 
