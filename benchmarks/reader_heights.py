@@ -62,6 +62,22 @@ def ratios(scans: list[list[Heights]], least: int = 20) -> None:
                   f"{usual[0] / usual[2]:.2f} {usual[1] / usual[2]:.2f}")
 
 
+def against_own_wall(scans: list[list[Heights]], least: int = 40) -> None:
+    """How far anterior and middle height, shares of the posterior one, lie from their level's median, and the reader's part of it."""
+    def shares(values: tuple[float, float, float]) -> np.ndarray:
+        return np.log(np.array(values[:2]) / values[2])
+    found = defaultdict(list)
+    for readers in scans:
+        for heights in readers:
+            for level, values in heights.items():
+                found[level].append(shares(values))
+    off = np.concatenate([np.array(rows) - np.median(rows, axis=0) for rows in found.values() if len(rows) >= least])
+    pairs = np.array([shares(a[level]) - shares(b[level]) for readers in scans for i, a in enumerate(readers) for b in readers[:i]
+                      for level in a.keys() & b.keys()])
+    print("from the level's usual share of the posterior height (anterior, middle), robust deviation, %", (100 * robust(off)).round(1),
+          "of which one reader's", (100 * robust(pairs) / np.sqrt(2)).round(1))
+
+
 def losses(heights: Heights) -> dict[str, tuple[float, float, float]]:
     """By level, of those that neighbours let expect."""
     levels = [level for level in USUAL if level in heights]
@@ -107,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     scans = read(parser.parse_args().data / "fracture" / "mosmed_heights_a.json.gz")
-    for show in (spread, ratios, against_neighbours, calibration):
+    for show in (spread, ratios, against_own_wall, against_neighbours, calibration):
         show(scans)
 
 

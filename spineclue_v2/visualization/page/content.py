@@ -12,7 +12,8 @@ STAGES = {"read": "read", "localize": "find vertebrae", "centres": "follow the r
           "geometry": "geometry", "identify": "name", "heights": "heights", "grade": "grade", "hybrid_2d": "label map (2D)",
           "hybrid_3d": "label map (3D)"}
 """Words for the steps of a prediction; another step keeps its own name."""
-LEFT_OUT = ("lines_mm",)      # of measures: for drawing, not for reading
+LEFT_OUT = ("lines_mm", "plane")      # of measures: for drawing, not for reading
+NOT_ANCHORED = "The numbering is not anchored: the levels that these values stand under may all be shifted together."
 UNITS = {"value": "unit"}
 """Columns of measures whose unit stands in another column."""
 
@@ -31,6 +32,7 @@ def page_content(record: Mapping[str, Any]) -> dict[str, Any]:
             "numbering": numbering(record), "evidence": evidence(record), "flags": list(record.get("flags", ())),
             "notes": [note for note in record.get("notes", ()) if note not in said], "remarks": list(record.get("remarks", ())),
             "measures": [table for name, found in record.get("measures", {}).items() if (table := measure_table(name, found))],
+            "measures_doubt": NOT_ANCHORED if record.get("measures") and not record.get("numbering_anchored") else "",
             "made": made(record), "seconds": seconds(record)}
 
 
