@@ -6,6 +6,7 @@ of the ruler (masks, voxels) and of what neighbours let expect of a healthy body
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def _measured(heights: BodyHeights, body: Body, voxel_mm: float) -> Record:
     largest = int(loss.argmax())
     value, spread = float(loss[largest]), loss_deviation(heights.expected[largest], heights.reference, voxel_mm)
     interval = [round(100 * (value + way * SHOWN_SD * spread), 1) for way in (-1, 1)]
-    more: dict[str, object] = {
+    more: dict[str, Any] = {
         "where": WHERE[largest], "measured_mm": [round(h, 1) for h in heights.measured],
         "expected_mm": [round(h, 1) for h in heights.expected],
         "loss": [round(100 * share, 1) for share in heights.loss], "interval": interval, "reference": heights.reference}

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..stages.grade.heights import HOLE_MM
 
-SIGMA_MM = 0.5              # of the real surface round the fitted one
-COUNTED = 0.6               # of a column's log likelihood: neighbouring columns say the same
+SIGMA_MM = 0.2              # of the real surface round the fitted one, beside what the prior lets it bend
+COUNTED = 0.2               # of a column's log likelihood: neighbouring columns say the same
 STEEP_ENOUGH = 0.7          # cosine of the body's axis with the thick direction: else columns run along the slices
 OUTSIDE_MM = 2.0            # beyond its interval, a column is on a spur or in a breach
 # Of 1, s, t, s^2, t^2, s t, s^3, mm at the rims: slopes as of bodies in their own frames, hollow towards the middle.
