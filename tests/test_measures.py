@@ -251,13 +251,3 @@ def test_only_what_follows_the_last_lumbar_vertebra_is_the_sacrum() -> None:
     far = replace(basis.detections[-1], body_centre=tuple(np.array(basis.detections[-1].known_body_centre) - [0, 0, 60]))
     assert first_sacral_segment(basis.names, (*basis.detections[:-1], far)) is None
     assert first_sacral_segment(basis.names, (*basis.detections[:-1], replace(basis.detections[-1], volume_ml=1.0))) is None
-
-
-@pytest.mark.parametrize("nod, most", [(0.0, 0.5), (11.0, 2.5), (15.0, 2.5)])
-def test_an_end_plate_between_thick_slices_keeps_its_slope(nod: float, most: float) -> None:
-    """Slices of 3 mm, flat end plates that cross none, two and three of them; the stairs' own interpolation was off by 6 degrees."""
-    names = ("L2", "L3", "L4")
-    result = measured(block_spine({name: Pose(nod) for name in names}, (3.0, 1.0, 1.0)).labels)
-    for name in names:
-        assert value(result, "wedge angle", name) == pytest.approx(0, abs=most)
-    assert value(result, "segmental angle", "L2/L3") == pytest.approx(0, abs=most)

@@ -17,7 +17,6 @@ from ..stages.grade.comparison import USUAL
 from ..stages.grade.heights import axes_along, crossing, line_ends, measure, sample
 from ..stages.grade.trust import inside, voxel_along
 from ..utilities.triples import Floats3
-from .slice_intervals import censored_surface, column_intervals
 
 STEP_MM = 1.0               # between columns
 Z_STEP_MM = 0.5             # along columns, as `crossing` counts
@@ -136,8 +135,8 @@ def _fit_body(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
     voxel = max(voxel_along(frame.axes[0], grid, each) for each in (grid, field))
     if voxel > COARSEST * 2 * body.half_depth_mm:
         return replace(body, why_not=TOO_COARSE)
-    values, slices = mask_values(vertebra, grid), thick_slices(vertebra, grid)
-    upper, lower = (fit_plate(values, vertebra.known_mask_start, grid, frame, side, slices) for side in (1, -1))
+    values = mask_values(vertebra, grid)
+    upper, lower = (fit_plate(values, vertebra.known_mask_start, grid, frame, side) for side in (1, -1))
     return replace(body, upper=upper, lower=lower, why_not=None if upper is not None and lower is not None else NO_PLATES)
 
 
@@ -167,7 +166,7 @@ def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
         frame = BodyFrame(centre, axes, (-half, half), (12.0, 12.0, 12.0), width, 0.0)
         if not inside(frame, np.array(vertebra.known_mask_start), grid, field):
             return _without(vertebra, grid, axis, CUT)
-        plate = fit_plate(values, vertebra.known_mask_start, grid, frame, -1, thick_slices(vertebra, grid))
+        plate = fit_plate(values, vertebra.known_mask_start, grid, frame, -1)
         if plate is None or voxel_along(axes[0], grid, field) > COARSEST * 2 * half:
             return _without(vertebra, grid, axis, NO_PLATES)
         axis = (plate.normal @ np.asarray(grid.direction))[::-1]
@@ -182,8 +181,8 @@ def mask_values(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:
     if vertebra.mask_probability is not None:
         return vertebra.mask_probability.astype(np.float32) / 255
     mask, spacing = vertebra.known_mask, np.asarray(grid.spacing)
-    thick = thick_slices(vertebra, grid)
-    if thick is None:
+    thick = int(np.argmax(spacing))
+    if spacing[thick] < THICK * spacing.min():
         return mask.astype(np.float32)
     from scipy.ndimage import distance_transform_edt
 
@@ -197,17 +196,9 @@ def mask_values(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:
     return np.clip(0.5 + distance / (2 * SOFT_MM), 0, 1).astype(np.float32)
 
 
-def thick_slices(vertebra: Vertebra, grid: ImageGrid) -> int | None:
-    """The array axis across the slices of a binary mask that lie much farther apart than voxels within them; None: there are none."""
-    spacing = np.asarray(grid.spacing)
-    thick = int(np.argmax(spacing))
-    return thick if vertebra.mask_probability is None and spacing[thick] >= THICK * spacing.min() else None
-
-
-def fit_plate(values: np.ndarray, start: Sequence[int], grid: ImageGrid, frame: BodyFrame, side: int, slices: int | None = None
-              ) -> EndPlate | None:
+def fit_plate(values: np.ndarray, start: Sequence[int], grid: ImageGrid, frame: BodyFrame, side: int) -> EndPlate | None:
     """The end plate of `values` (0..1, (z, y, x), beginning at index `start` of `grid`) above (`side` 1) or below (-1) the frame's centre;
-    None where the columns leave no smooth surface. `slices`: axis across thick slices, see `thick_slices`."""
+    None where the columns leave no smooth surface."""
     half_depth, half_width = np.ptp(frame.walls_mm) / 2, frame.half_width_mm
     middle = 0.5 * sum(frame.walls_mm)
     spacing = np.asarray(grid.spacing)
@@ -217,21 +208,12 @@ def fit_plate(values: np.ndarray, start: Sequence[int], grid: ImageGrid, frame: 
     z = np.arange(0.0, reach, Z_STEP_MM) * side
     y = np.arange(-half_depth, half_depth + STEP_MM, STEP_MM)
     x = np.arange(-half_width, half_width + STEP_MM, STEP_MM)
-    grid_y, grid_x = np.meshgrid(y, x, indexing="ij")
-    within = np.square(grid_y / half_depth) + np.square(grid_x / half_width) <= FOOTPRINT ** 2
-    footprint = Footprint(grid, centre - 1 + np.asarray(start), frame.axes, half_depth, half_width)
-    edges = _edges(values, spacing, centre, frame, side, y)
-    ends = None if slices is None else column_intervals(values, spacing, centre, frame.axes, side, slices, y, x, reach)
-    if ends is not None:
-        used = within & np.isfinite(ends[0])
-        used[1::2], used[:, 1::2] = False, False        # every second column says it all
-        if used.sum() < FEWEST_COLUMNS:
-            return None
-        outwards, rough = censored_surface((grid_y / half_depth)[used], (grid_x / half_width)[used], ends[0][used], ends[1][used])
-        return plate_of_surface(side * outwards, rough, footprint, edges)
     height = side * crossing(sample(values, spacing, centre, frame.axes, (z, y, x))) * Z_STEP_MM
-    used = within & np.isfinite(height)
-    return plate_of_points(np.stack([height[used], grid_y[used], grid_x[used]], axis=1), footprint, edges)
+    grid_y, grid_x = np.meshgrid(y, x, indexing="ij")
+    used = np.isfinite(height) & (np.square(grid_y / half_depth) + np.square(grid_x / half_width) <= FOOTPRINT ** 2)
+    footprint = Footprint(grid, centre - 1 + np.asarray(start), frame.axes, half_depth, half_width)
+    points = np.stack([height[used], grid_y[used], grid_x[used]], axis=1)
+    return plate_of_points(points, footprint, _edges(values, spacing, centre, frame, side, y))
 
 
 def _edges(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, frame: BodyFrame, side: int, y: np.ndarray
@@ -250,13 +232,7 @@ def plate_of_points(points: np.ndarray, footprint: Footprint, edges: tuple[float
         return None
     height, y, x = points.T
     half_depth, half_width = footprint.half_depth_mm, footprint.half_width_mm
-    scale = max(SCALE_MM, SCALE_VOXELS * footprint.voxel_mm())
-    return plate_of_surface(*robust_surface(y / half_depth, x / half_width, height, scale), footprint, edges)
-
-
-def plate_of_surface(coefficients: np.ndarray, rough: float, footprint: Footprint, edges: tuple[float, float] | None) -> EndPlate | None:
-    """The plate of a surface as `robust_surface` gives it; None where it is rough or steep."""
-    half_depth, half_width = footprint.half_depth_mm, footprint.half_width_mm
+    coefficients, rough = robust_surface(y / half_depth, x / half_width, height, max(SCALE_MM, SCALE_VOXELS * footprint.voxel_mm()))
     # From rim to rim, as readers draw: a plate that is hollow on one side has another slope in its middle.
     slope_y = (coefficients[1] + coefficients[6] * RIM ** 2) / half_depth
     slope_x = coefficients[2] / half_width
