@@ -28,6 +28,7 @@ from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
 from .imageio.volume import Volume, write_volume
+from .measures.sacrum import first_sacral_segment
 from .measures.spine import measure_spine
 from .utilities.files import write_json
 from .utilities.pictures import draw_or_say
@@ -104,11 +105,17 @@ class SpineResult(LabelledSpine):
             sacrum: a mask of the sacrum, where there is one.
         """
         started, (grid, mask_grid) = time.perf_counter(), self.grids()
-        found = measure_spine(self.vertebrae, mask_grid, grid, scan or self.scan, sacrum)
+        first = None
+        if self.basis is not None and sacrum is None and self._made_by().options.get("sacrum", True):
+            first = first_sacral_segment(self.basis.names, self.basis.detections)
+        own = None if first is None else Volume(first.known_mask.astype(np.uint8), mask_grid.cropped(first.known_mask_start,
+                                                                                                     first.known_mask.shape))
+        found = measure_spine(self.vertebrae, mask_grid, grid, scan or self.scan, sacrum, own)
         notes = tuple(dict.fromkeys((*self.notes, *(flag.message for flag in found.flags))))
         seconds = self.seconds | {"measures": time.perf_counter() - started}
         flags = (*(flag for flag in self.flags if flag.stage != "measures"), *found.flags)
-        return replace(self, measures=found.records, bodies=found.bodies, flags=flags, notes=notes, seconds=seconds)
+        return replace(self, sacrum=first, vertebrae=found.vertebrae, measures=found.records, bodies=found.bodies, flags=flags, notes=notes,
+                       seconds=seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `CASE.json`: points are LPS mm (x, y, z), `extent_mm` is (z, y, x), numbers unknown to a stage are None."""

@@ -23,9 +23,14 @@ from spineclue_v2.inference.mend import mend_values, mended_bodies
 from spineclue_v2.inference.model import load_shipped
 from spineclue_v2.inference.part_and_join import part_and_join
 from spineclue_v2.inference.relabel import relabel
+from spineclue_v2.inference.rib_ends import rib_ends
 from spineclue_v2.inference.source_map import write_source_map
 from spineclue_v2.plans.data import Data
-from spineclue_v2.stages.identify.tool_levels import tool_evidence
+from spineclue_v2.stages.base import Evidence
+from spineclue_v2.stages.identify.plan import Penalties
+from spineclue_v2.stages.identify.reasons import reasons
+from spineclue_v2.stages.identify.tool_levels import RibEnds, tool_evidence, with_tool
+from spineclue_v2.stages.identify.trust import REGIONS, EvidenceModel, decode_with_trust
 
 NAMES = ["T10", "T11", "T12", "L1", "L2", "L3", "L4"]
 
@@ -146,6 +151,9 @@ def test_true_masks_are_not_touched_and_strays_go(labels):
     damaged[1:3, 1:3, 1:3] = values[0]
     mended, done = mend_values(damaged, labels.spacing, values)
     assert np.array_equal(mended, labels.array) and done.dropped_ml == pytest.approx(8 * 4.5 / 1000)
+    damaged[1:3, 3:5, 1:3] = values[1]              # strays that touch, or lie near each other, do not keep each other
+    damaged[1:3, 6:8, 1:3] = values[0]
+    assert np.array_equal(mend_values(damaged, labels.spacing, values)[0], labels.array)
 
 
 def test_neighbours_that_share_a_value_are_parted_and_a_torn_one_is_joined(labels, tmp_path):
@@ -173,6 +181,47 @@ def test_the_tools_row_counts_as_one_opinion_however_long():
         shifted = evidence.logs[range(n), range(1, n + 1)].sum() * evidence.weight
         assert right - shifted == pytest.approx(2.0, abs=0.1)
     assert np.ptp(tool_evidence([None, "L1"]).logs[0, :24]) == 0
+
+
+def with_ribs(labels: Volume, carriers: list[str]) -> Volume:
+    """TotalSegmentator's values, with a rib on both sides of each carrier: 92 + i left, 104 + i right."""
+    array = in_scheme(labels, "totalsegmentator").array.copy()
+    columns = np.flatnonzero((labels.array > 0).any(axis=(0, 1)))
+    for i, level in enumerate(carriers):
+        body = labels.array == LABEL_OF_NAME[level]
+        row, depth = (int(np.median(np.flatnonzero(body.any(axis=other)))) for other in ((1, 2), (0, 2)))
+        for value, side in ((92 + i, slice(columns.max() + 2, columns.max() + 9)), (104 + i, slice(columns.min() - 8, columns.min() - 1))):
+            array[row - 1:row + 2, depth - 6:depth - 2, side] = value
+    return Volume(array, labels.geometry)
+
+
+@pytest.mark.parametrize("carriers, last, first", [(["T10", "T11", "T12"], 2, None), (NAMES[2:], None, 2), (["L1"], 0, 0)])
+def test_the_row_of_ribs_ends_at_a_vertebra(labels, tmp_path, carriers, last, first):
+    write_volume(with_ribs(labels, carriers), tmp_path / "map.nii.gz")
+    source = read_source(tmp_path / "map.nii.gz", "totalsegmentator")
+    scheme = source.schemes[0]
+    order = sorted(mended_bodies(source, 1.0)[0], key=lambda body: NAMES.index(scheme.levels[body.value]))
+    ends = rib_ends(order, source.labels.reoriented("LPS"), scheme.values_of("rib"))
+    if len(carriers) == 1:
+        assert ends is None                       # a stray value is no row of ribs
+        return
+    assert (ends.last and ends.last[0], ends.first and ends.first[0]) == (last, first)
+    assert rib_ends(order, source.labels.reoriented("LPS"), ()) is None
+
+
+def test_the_last_and_the_first_rib_are_a_hint_of_the_level():
+    """A row that nothing else names: the vertebra that carries the last rib is T12, that with the first one T1; never surely."""
+    n, quiet = 6, Penalties()
+    nothing = Evidence(np.log(np.full((n, 25), 1 / 25)))
+    model = with_tool(EvidenceModel({"shape": dict.fromkeys(REGIONS, 1.0)}, {"shape": 1.0}, {"shape": 0.9}))
+    for ribs, place, level in ((RibEnds(last=(2, 0.9)), 2, "T12"), (RibEnds(first=(3, 0.9)), 3, "T1")):
+        told = tool_evidence([None] * n, None, ribs)
+        heard, deaf = (decode_with_trust({"shape": nothing, "tool": hint}, np.ones(n - 1), model, quiet)
+                       for hint in (told, tool_evidence([None] * n)))
+        assert heard.names[place] == level and not heard.numbering_anchored
+        assert heard.posterior[place, ANATOMICAL_ORDER.index(level)] > 2.5 * deaf.posterior[place, ANATOMICAL_ORDER.index(level)]
+        assert reasons({"tool": told}, heard.names, np.ones(n - 1), quiet)["landmarks"] == [
+            f"{'last' if level == 'T12' else 'first'} rib at {level} (0.90)"]
 
 
 def test_names_that_rest_on_the_tool_are_told():

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,12 +16,17 @@ from hypothesis import strategies as st
 from spineclue_v2.anatomy import LABEL_OF_NAME
 from spineclue_v2.cli._common import main
 from spineclue_v2.evaluation.files import label_files
-from spineclue_v2.export.measure_files import COLUMNS
+from spineclue_v2.export.case_files import export_case
+from spineclue_v2.export.measure_files import COLUMNS, export_measures
+from spineclue_v2.export.run_files import Provenance
 from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.volume import Volume, read_labels, write_volume
 from spineclue_v2.inference.measure_labels import measured
 from spineclue_v2.measures.parts import PART_VALUES, part_map
+from spineclue_v2.measures.sacrum import first_sacral_segment
 from spineclue_v2.results import SpineResult
+from spineclue_v2.stages.base import NumberingBasis
+from spineclue_v2.visualization.overlay import vertebrae_of
 
 POSES = {"T12": Pose(-4, 6), "L1": Pose(-12, 9), "L2": Pose(-6, 3, 10), "L3": Pose(1, -5), "L4": Pose(10, -9), "L5": Pose(24, -2, 0, 5)}
 SLOPE = 38.0
@@ -146,7 +152,7 @@ def test_the_command_measures_a_label_map(tmp_path: Path, capsys: pytest.Capture
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"spine_measures.csv", "spine_measures.json", "spine_measures.png",
                                                               "spine_parts.nii.gz"}
     rows = list(csv.DictReader((tmp_path / "out" / "spine_measures.csv").open()))
-    assert tuple(rows[0]) == COLUMNS and {r["group"] for r in rows} == {"alignment", "vertebrae", "discs", "bone"}
+    assert tuple(rows[0]) == COLUMNS and {r["group"] for r in rows} == {"alignment", "vertebrae", "heights", "discs", "bone"}
     assert read_labels(tmp_path / "out" / "spine_parts.nii.gz").geometry.same_grid(made.labels.geometry)
 
 
@@ -200,3 +206,48 @@ def test_sub_regions_are_no_label_maps_to_evaluate(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "a_parts.nii.gz", "b_parts.nii.gz"):
         write_volume(labels, tmp_path / name)
     assert [path.name for path in label_files(tmp_path)] == ["a.nii.gz", "b_parts.nii.gz"]
+
+
+def test_what_an_ensemble_wrote_is_measured_in_one_call(tmp_path: Path) -> None:
+    made, _ = lumbar()
+    bare = tuple(replace(v, confidence=0.9, heights=None, height_doubt=None, frame=None) for v in measured(made.labels).vertebrae)
+    result = SpineResult(bare, True, grid=made.labels.geometry, mask_grid=made.labels.geometry.reoriented("LPS")[0])
+    export_case(result, tmp_path, "case", {"name": "ensemble", "members": []})
+    assert all(v["heights"] is None for v in json.loads((tmp_path / "case.json").read_text())["vertebrae"])
+    assert main("measure", ["-i", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "case.json").read_text())
+    assert all(v["heights"] for v in record["vertebrae"]) and record["plans"]["name"] == "ensemble"
+    assert [row["levels"] for row in record["measures"]["heights"]] == [[v["level"]] for v in record["vertebrae"]]
+    assert {row["confidence"] for row in record["measures"]["heights"]} == {0.9}
+
+
+def sacral(made: BlockSpine, result: SpineResult) -> SpineResult:
+    """The result with a detection below L5 that the numbering names none: what the block spine has as its sacrum."""
+    view = made.labels.reoriented("LPS")
+    low = made.centres["L5"][2]
+    z = view.geometry.index_to_world(np.stack(np.indices(view.array.shape), -1))[..., 2]
+    bone = (made.ct.reoriented("LPS").array == 300) & (view.array == 0) & (z < low) & (z > low - 60)
+    first = vertebrae_of(Volume(np.where(bone, LABEL_OF_NAME["L5"], 0).astype(np.uint8), view.geometry))[0]
+    names = tuple(v.level for v in result.vertebrae)
+    basis = NumberingBasis((*result.vertebrae, replace(first, level=None)), (*names, None), (*names, None), {})
+    return replace(result, basis=basis, mask_grid=view.geometry)
+
+
+def test_the_first_sacral_segment_serves_without_a_ct_and_can_be_left_out(tmp_path: Path) -> None:
+    made, _ = lumbar()
+    found = sacral(made, measured(made.labels)).with_measures()
+    assert found.sacrum is not None and value(found, "lumbar lordosis L1-S1") == pytest.approx(50, abs=2)
+    parts = read_labels(export_measures(found, made.labels, tmp_path, "case")["parts"]).array
+    assert (parts == LABEL_OF_NAME["sacrum"]).sum() > 1000 and not (parts[made.labels.array > 0] == LABEL_OF_NAME["sacrum"]).any()
+    without = replace(found, provenance=Provenance(options={"sacrum": False})).with_measures()
+    assert without.sacrum is None and value(without, "lumbar lordosis L1-S1") is None
+
+
+def test_only_what_follows_the_last_lumbar_vertebra_is_the_sacrum() -> None:
+    made, _ = lumbar()
+    basis = sacral(made, measured(made.labels)).basis
+    assert basis is not None and first_sacral_segment(basis.names, basis.detections) is basis.detections[-1]
+    assert first_sacral_segment((*basis.names[:-2], "L4", None), basis.detections) is None
+    far = replace(basis.detections[-1], body_centre=tuple(np.array(basis.detections[-1].known_body_centre) - [0, 0, 60]))
+    assert first_sacral_segment(basis.names, (*basis.detections[:-1], far)) is None
+    assert first_sacral_segment(basis.names, (*basis.detections[:-1], replace(basis.detections[-1], volume_ml=1.0))) is None

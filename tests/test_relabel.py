@@ -240,6 +240,34 @@ def test_maps_that_are_no_vertebrae_are_refused(example, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.nii.gz", "noise.nii.gz"]
 
 
+def test_a_body_that_the_classifiers_leave_out_continues_the_tools_row(example, tmp_path):
+    """Our classifiers take the uppermost for no vertebra; the tool numbers it next to the end of the row, and there it lies."""
+    labels, model = example
+    del model.stages["geometry"].networks[0].heights[NAMES[0]]
+    write_volume(labels, tmp_path / "given.nii.gz")
+    relabel(tmp_path / "given.nii.gz", tmp_path / "named.nii.gz", model, BY_HEIGHT, scheme="verse")
+    assert np.array_equal(read_labels(tmp_path / "named.nii.gz").array, labels.array)
+    other = np.where(labels.array == LABEL_OF_NAME[NAMES[0]], LABEL_OF_NAME["T5"], labels.array)
+    write_volume(Volume(other, labels.geometry), tmp_path / "given.nii.gz")
+    result = relabel(tmp_path / "given.nii.gz", tmp_path / "named.nii.gz", model, BY_HEIGHT, scheme="verse")
+    assert [v.level for v in result.vertebrae] == NAMES[1:]
+
+
+def test_an_interruption_leaves_the_earlier_result(example, tmp_path, monkeypatch):
+    labels, model = example
+    write_volume(labels, tmp_path / "given.nii.gz")
+    relabel(tmp_path / "given.nii.gz", tmp_path / "named.nii.gz", model, BY_HEIGHT)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spineclue_v2.inference.relabel.write_ctd", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        relabel(tmp_path / "given.nii.gz", tmp_path / "named.nii.gz", model, BY_HEIGHT)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
 def test_the_command(example, tmp_path, capsys, monkeypatch):
     from spineclue_v2.inference import model as models
 
@@ -252,7 +280,11 @@ def test_the_command(example, tmp_path, capsys, monkeypatch):
     assert run(*common, "-o", tmp_path / "named.nii.gz", "-ct", tmp_path / "ct.nii.gz") == 0
     said = capsys.readouterr().out
     assert said.startswith(str(tmp_path / "named.nii.gz"))
-    assert (tmp_path / "named.png").stat().st_size > 10_000 and (tmp_path / "named.json").exists()
+    assert (tmp_path / "named.png").stat().st_size > 10_000 and (tmp_path / "named_measures.png").exists()
+    assert (tmp_path / "named_measures.csv").exists() and read_labels(tmp_path / "named_parts.nii.gz").geometry.same_grid(labels.geometry)
+    record = json.loads((tmp_path / "named.json").read_text())
+    assert {row["name"] for row in record["measures"]["heights"]} == {"height loss"}
+    assert {row["confidence"] for row in record["measures"]["heights"]} <= {round(v["confidence"], 4) for v in record["vertebrae"]}
     other = Volume(ct.array[:-1], ct.geometry.cropped((0, 0, 0), (ct.array.shape[0] - 1, *ct.array.shape[1:])))
     write_volume(other, tmp_path / "other.nii.gz")
     assert "another grid" in refused(capsys, *common, "-o", tmp_path / "n.nii.gz", "-ct", tmp_path / "other.nii.gz")

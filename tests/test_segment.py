@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from spineclue_v2.adapters import dice_and_cross_entropy, segmentation_transforms
+from spineclue_v2.anatomy.known import Known, Pin
 from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.plans.data import Data
 from spineclue_v2.plans.plans import StagePlan
@@ -23,6 +24,7 @@ from spineclue_v2.stages.segment.heatmap import heatmap
 from spineclue_v2.stages.segment.network import build_network, foreground_probability
 from spineclue_v2.stages.segment.plan import SegmentNetwork, SegmentRun
 from spineclue_v2.stages.segment.predictor import resolve_ownership, segment
+from spineclue_v2.stages.segment.spine import pinned
 from spineclue_v2.stages.segment.trainer import dice
 
 CPU = torch.device("cpu")
@@ -279,6 +281,18 @@ def test_what_seems_to_be_missed_is_looked_at_alone_and_settled_with_the_rest():
     assert [(v.mask_start[0], v.score) for v in found] == [(38, 0.9), (10, 0.9), (24, 0.0)]
     # The ends once, two candidates once; they gave a vertebra, so there was a third look, which gave none and was the last.
     assert asked == [([38, 10], 0), ([38, 10, 24], 2)] and network.crops == 5
+
+
+def test_places_that_the_user_gives_are_looked_at():
+    """A pin where localize found nothing leads to a vertebra there; one in a vertebra that was found changes nothing."""
+    volume, there = hu_volume(scan((10, 12, 14), (24, 12, 14)), PLAN), located((13, 19, 22), 0.9)
+    point = tuple(float(c) for c in volume.geometry.index_to_world(np.array((27.0, 19.0, 22.0))))
+    for pin in (Pin("L5", "L5", point), Pin("L5", "L5", (22.0, 19.0, 27.0), voxel=True)):
+        found = segment(volume, [there, *pinned(Known((pin,)), volume.geometry, [there])], [ThresholdSegmenter()], PLAN, CPU)
+        assert [(v.mask_start[0], v.score) for v in found] == [(10, 0.9), (24, 0.0)]
+    seen = pinned(Known((Pin("L5", "L5", there.box_centre), Pin("lowest=L4", "L4", position=-1))), volume.geometry, [])
+    found = segment(volume, [there, *seen], [ThresholdSegmenter()], PLAN, CPU)
+    assert len(seen) == 1 and [(v.mask_start[0], v.score) for v in found] == [(10, 0.9)]
 
 
 def test_one_body_without_holes():

@@ -40,6 +40,10 @@ class LabelScheme:
         """Vertebra name -> value that is written."""
         return {level: value for value, level in self.levels.items() if value not in self.aliases}
 
+    def values_of(self, kind: str) -> list[int]:
+        """Values of one kind of structure, such as `SACRUM`."""
+        return [value for value, own in self.others.items() if own == kind]
+
     def knows(self, values: Iterable[int]) -> bool:
         """Whether all of these values occur in the scheme."""
         return all(value in self.levels or value in self.others for value in values)

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import argparse
 
-DESCRIPTION = ("Measure label maps that exist: angles from end plates fitted in 3D, discs, sub-regions, and with the CT density of bone. "
-               "For folders that spineclue_predict wrote, and for label maps of any tool with VerSe's values (1..25 C1..L6, 26 sacrum, "
-               "28 T13).")
+DESCRIPTION = ("Measure label maps that exist: angles from end plates fitted in 3D, heights, discs, sub-regions, and with the CT density "
+               "of bone. For folders that spineclue_predict or spineclue_ensemble wrote, and for label maps of any tool with VerSe's "
+               "values (1..25 C1..L6, 26 sacrum, 28 T13).")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

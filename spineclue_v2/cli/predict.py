@@ -71,6 +71,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz with the level probabilities")
     parser.add_argument("--no_report", action="store_true", help="write no CASE.png, no CASE.html and no index.html")
     parser.add_argument("--no_measures", action="store_true", help="measure no angles, discs, sub-regions and bone of CT")
+    parser.add_argument("--sacrum", default="yes", choices=["yes", "no"],
+                        help="no: leave the first sacral segment (26) out of CASE_parts.nii.gz and of the measures")
     parser.add_argument("--forbid_anomalies", action="store_true", help="regular numbering only: no T13, no L6, no missing T12")
     parser.add_argument("--classifiers", nargs="+", default=list(CLASSIFIERS), choices=CLASSIFIERS,
                         help="classifiers of the level to use, where the model has weights for them; shape alone is the paper's method")
@@ -195,7 +197,7 @@ def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[st
     from ..utilities.parallel import dask_executor
 
     options = Options(args.forbid_anomalies, args.mirror, tuple(args.classifiers), intensity_offset=args.intensity_offset,
-                      measures=not args.no_measures, levels=parse_levels(args.levels), modality=args.modality)
+                      measures=not args.no_measures, sacrum=args.sacrum == "yes", levels=parse_levels(args.levels), modality=args.modality)
     scans = args.i if cases is None else cases
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
         outcome = predict(scans, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,

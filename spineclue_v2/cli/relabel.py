@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", required=True, help="output label map (.nii.gz) with VerSe's values; OUT.json and OUT_ctd.json are written "
                         "beside it, and OUT_SCHEME.nii.gz with the source's values (of a folder: folder OUT_masks). Of a list of points: "
                         "the list with levels, same ending")
-    parser.add_argument("-ct", default=None, help="the CT of the map: draws OUT.png; the names depend on it only where the model has an "
-                                                  "appearance classifier. Of a list of points: no picture; VerSe's voxels "
-                                                  "are then those of the CT, else 1 mm")
+    parser.add_argument("-ct", default=None, help="the CT of the map: draws OUT.png and measures (OUT_measures.csv, OUT_measures.png, "
+                        "OUT_parts.nii.gz); the names depend on it only where the model has an appearance classifier. Of a list of points: "
+                        "no picture; VerSe's voxels are then those of the CT, else 1 mm")
     parser.add_argument("--from", dest="scheme", default=None, metavar="SCHEME", help="whose values the map has: " + ", ".join(CHOICES)
                         + ", or a .json that names them; nnunet reads the dataset.json of its folder. Default auto: by names in the file, "
                         "else by values and their order")

@@ -30,6 +30,7 @@ class LabelledSpine:
         flags: what a person or a program should know before the result is used, each with a code; `notes` says the same in words.
         measures: angles, discs and bone, lists of flat records by group (`measures.records`); empty where nothing was measured.
         bodies: the bodies with end plates that the measures rest on.
+        sacrum: the first sacral segment, with its mask; None where it was not looked for or not found.
         mask_grid: the network space grid that `Vertebra.mask` and `Vertebra.mask_start` lie on.
         anchored_by: "scan", "known" (what the user said) or "prior" (an earlier examination); None where the numbering is not anchored.
         known: what was given besides the scan (`source`, `given`) and the `probability` that the scan alone gives it; None: nothing.
@@ -51,6 +52,7 @@ class LabelledSpine:
     basis: NumberingBasis | None = field(default=None, repr=False, compare=False)
     measures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     bodies: tuple[Body, ...] = field(default=(), repr=False, compare=False)
+    sacrum: Vertebra | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.vertebrae:

@@ -1,6 +1,7 @@
 """Measures of label maps that exist: results of a prediction, or any map with VerSe's label values."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ import numpy as np
 
 from ..anatomy import LABEL_OF_NAME, VERTEBRA_LABELS
 from ..errors import InputError
+from ..export.case_record import vertebra_entry
+from ..export.evidence_file import ENDING as EVIDENCE
+from ..export.evidence_file import read_evidence
 from ..export.measure_files import MEASURE_ENDINGS, export_measures
 from ..flags import review_required
 from ..imageio.orientation import check_same_grid
 from ..imageio.volume import FILE_ENDINGS, Volume, read_labels, read_volume
 from ..results import SpineResult
+from ..stages.base import NumberingBasis
 from ..utilities.files import read_json, write_json
 from ..visualization.measures_picture import write_measures_picture
 from ..visualization.overlay import vertebrae_of
@@ -79,7 +84,9 @@ def measure_case(case: LabelledCase, output: str | Path | None = None) -> SpineR
     if scan is not None:
         check_same_grid(scan.geometry, labels.geometry, case.name, case.labels)
     folder = Path(output) if output is not None else case.labels.parent
-    result = measured(labels, record, scan)
+    stored = case.labels.parent / f"{case.name}{EVIDENCE}"
+    basis = read_evidence(stored, labels)[1] if "vertebrae" in record and stored.is_file() else None
+    result = measured(labels, record, scan, basis)
     for ending in MEASURE_ENDINGS:
         (folder / f"{case.name}{ending}").unlink(missing_ok=True)
     export_measures(result, labels, folder, case.name)
@@ -88,18 +95,29 @@ def measure_case(case: LabelledCase, output: str | Path | None = None) -> SpineR
     if "vertebrae" in record and folder.resolve() == case.labels.parent.resolve():
         flags = [*(f for f in record.get("flags", ()) if f.get("stage") != "measures"), *(flag.to_dict() for flag in result.flags)]
         wanted = bool(record.get("review_required")) or review_required(result.flags)
-        write_json(folder / f"{case.name}.json", record | {"measures": result.measures, "flags": flags, "review_required": wanted})
+        write_json(folder / f"{case.name}.json", record | {"vertebrae": _with_heights(record["vertebrae"], result),
+                                                           "measures": result.measures, "flags": flags, "review_required": wanted})
     else:
         write_json(folder / f"{case.name}_measures.json", {"measures": result.measures, "flags": [f.to_dict() for f in result.flags]})
     return result
 
 
-def measured(labels: Volume, record: dict[str, Any] | None = None, scan: Volume | None = None) -> SpineResult:
-    """A result with the measures of a label map of VerSe's values. `record`: content of its `CASE.json`, for confidences."""
+def _with_heights(entries: Sequence[dict[str, Any]], result: SpineResult) -> list[dict[str, Any]]:
+    """The record's vertebrae; those whose heights were never measured (of an ensemble, say) get what was measured now."""
+    found = {v.level: vertebra_entry(v) for v in result.vertebrae}
+    return [entry if entry.get("heights") or entry.get("height_doubt") or entry.get("level") not in found
+            else entry | {key: found[entry["level"]][key] for key in ("heights", "height_doubt")} for entry in entries]
+
+
+def measured(labels: Volume, record: dict[str, Any] | None = None, scan: Volume | None = None, basis: NumberingBasis | None = None
+             ) -> SpineResult:
+    """A result with the measures of a label map of VerSe's values. `record`: content of its `CASE.json`, for confidences; `basis` of its
+    numbering, for what lies below L5."""
     record = record or {}
     view = labels.reoriented("LPS")
     whole = np.where(np.isin(view.array, VERTEBRA_LABELS), view.array, 0).astype(np.uint8)
     vertebrae = vertebrae_of(Volume(whole, view.geometry), record)
     sacrum = labels.array == LABEL_OF_NAME["sacrum"]
-    result = SpineResult(vertebrae, bool(record.get("numbering_anchored", True)), grid=labels.geometry, mask_grid=view.geometry)
+    result = SpineResult(vertebrae, bool(record.get("numbering_anchored", True)), grid=labels.geometry, mask_grid=view.geometry,
+                         basis=basis)
     return result.with_measures(scan, Volume(sacrum.astype(np.uint8), labels.geometry) if sacrum.any() else None)

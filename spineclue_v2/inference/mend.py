@@ -24,6 +24,7 @@ SMALLEST_PART_ML = 0.2      # a part that is cut off at a neck has at least this
 LOOSE_MM = 4.0              # a piece that touches nothing belongs to its value within this distance of it; beyond it is a stray
 ROUNDS = 8
 AT_END_MM = 5.0             # tools leave the scan's last slices empty
+LITTLE = 0.1                # of the usual volume: what the border leaves of a vertebra is too little for a classifier
 SLIVER_ML = 0.05            # less of a vertebra at the border is nothing
 
 
@@ -151,28 +152,42 @@ def _settle(owner: np.ndarray, sizes: np.ndarray, areas: Mapping[tuple[int, int]
                 label[i] = max(votes, key=lambda value: votes[value])
         if np.array_equal(before, label):
             break
-    _place_lonely(label, [i for i in loose if not touching.get(i)], cores, segments, spacing)
+    reached, edge = set(cores.values()), list(cores.values())
+    while edge:
+        edge = list({j for i in edge for j, _ in touching.get(i, ())} - reached)
+        reached.update(edge)
+    _place_lonely(label, [i for i in loose if i not in reached], cores, segments, spacing)
     return label
 
 
 def _place_lonely(label: np.ndarray, lonely: list[int], cores: Mapping[int, int], segments: np.ndarray,
                   spacing: tuple[float, float, float]) -> None:
-    """Pieces that touch nothing: they stay near their own core or level with it (a broken arch), else they are strays."""
-    from scipy.ndimage import distance_transform_edt
-
+    """Pieces that hang together with no core: they stay near their own core, or near a piece that does, or level with it (a broken arch),
+    else they are strays. Strays near each other do not keep each other."""
     if not lonely:
         return
     boxes = label_boxes(segments)
-    for i in lonely:
-        core, piece = boxes[cores[int(label[i])]], boxes[i]
-        margin = [int(np.ceil(LOOSE_MM / s)) + 1 for s in spacing]
-        low = np.maximum([s.start - m for s, m in zip(piece, margin, strict=True)], 0)
-        high = np.minimum([s.stop + m for s, m in zip(piece, margin, strict=True)], segments.shape)
-        around = segments[box_slices(low, high - low)]
-        others = np.isin(around, [k for k in range(1, len(label)) if k != i and label[k] == label[i]])
-        near = bool(others.any()) and float(distance_transform_edt(~others, sampling=spacing)[around == i].min()) <= LOOSE_MM
-        if not near and not _beside(piece, core, spacing):
-            label[i] = 0
+    left, staying = list(lonely), [k for k in range(1, len(label)) if k not in lonely]
+    while kept := [i for i in left if _stays(i, label, staying, boxes, cores, segments, spacing)]:
+        staying += kept
+        left = [i for i in left if i not in kept]
+    label[left] = 0
+
+
+def _stays(i: int, label: np.ndarray, staying: Collection[int], boxes: Mapping[int, Box], cores: Mapping[int, int], segments: np.ndarray,
+           spacing: tuple[float, float, float]) -> bool:
+    """Whether segment `i` lies near one of its value among `staying`, or beside its core."""
+    from scipy.ndimage import distance_transform_edt
+
+    core, piece = boxes[cores[int(label[i])]], boxes[i]
+    if _beside(piece, core, spacing):
+        return True
+    margin = [int(np.ceil(LOOSE_MM / s)) + 1 for s in spacing]
+    low = np.maximum([s.start - m for s, m in zip(piece, margin, strict=True)], 0)
+    high = np.minimum([s.stop + m for s, m in zip(piece, margin, strict=True)], segments.shape)
+    around = segments[box_slices(low, high - low)]
+    others = np.isin(around, [k for k in staying if label[k] == label[i]])
+    return bool(others.any()) and float(distance_transform_edt(~others, sampling=spacing)[around == i].min()) <= LOOSE_MM
 
 
 def _beside(piece: Box, core: Box, spacing: tuple[float, float, float]) -> bool:
@@ -229,12 +244,13 @@ def mended_bodies(source: LabelSource, smallest_ml: float, ignore: Collection[in
                 ids[_moved(body.box, low)][body.mask] = len(values) - 1
     mended, done = mend_values(ids, view.spacing, range(1, len(values)))
     large, small = [], []
+    usual_ml = float(np.median(np.bincount(mended.ravel(), minlength=len(values))[1:])) * voxel_ml
     for number, box in label_boxes(mended).items():
         body = Body(int_triple([s.start for s in box] + low), mended[box] == number, values[number])
         volume = float(body.mask.sum()) * voxel_ml
         near = int(np.ceil(AT_END_MM / view.spacing[0]))
         at_end = body.start[0] < near or body.start[0] + body.mask.shape[0] > view.array.shape[0] - near
-        if volume >= smallest_ml:
+        if volume >= max(smallest_ml, LITTLE * usual_ml if at_end and source.schemes else 0.0):
             large.append(body)
         elif at_end and source.schemes and volume >= SLIVER_ML:
             small.append(body)

@@ -56,7 +56,7 @@ def predict_scan(volume: Volume, model: Model, options: Options | None = None, p
     else:
         result = predict_volume(volume, model, options, progress)
         if options.measures:
-            result = result.with_measures(volume)
+            result = replace(result, provenance=provenance(model, options, source)).with_measures(volume)
         result = select_levels(result, options.levels)
     before = dict(seconds or {})
     times = before | result.seconds | {"total": sum(before.values()) + time.perf_counter() - started}

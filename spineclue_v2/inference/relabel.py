@@ -4,16 +4,18 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..anatomy import LABEL_OF_NAME, LEVEL_INDEX, LEVELS, ORDER_INDEX, level_distance
-from ..anatomy.label_schemes import SACRUM, LabelScheme
+from ..anatomy.label_schemes import RIB, SACRUM, LabelScheme
 from ..anatomy.vertebra import Vertebra
 from ..errors import InputError
 from ..export.case_record import case_record
+from ..export.measure_files import MEASURE_ENDINGS, export_measures
 from ..export.result_flags import picture_failed, with_result_flags
 from ..flags import Flag
 from ..imageio.centroids import write_ctd
@@ -23,7 +25,7 @@ from ..preprocessing.resampling import network_grid
 from ..results import SpineResult
 from ..stages.base import Evidence
 from ..stages.identify.tool_levels import tool_evidence
-from ..utilities.files import write_json
+from ..utilities.files import move_files, staged_folder, write_json
 from ..utilities.pictures import draw_or_say
 from .bodies import Body, name_bodies, to_vertebra
 from .foreign_report import decided_flag, difference_flag, level_table, mending_flags, missing_flags, unlikely_flags
@@ -32,11 +34,14 @@ from .mend import Mending, mended_bodies
 from .model import Model
 from .part_and_join import Measure, part_and_join
 from .pipeline import Options
-from .source_map import source_map_path, write_source_map
+from .rib_ends import rib_ends
+from .source_map import remove_vertebrae, source_map_path, write_source_map
 
 MAX_BODIES = 60        # more bodies are no spine: a map of fragments, or of everything in the scan
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 TOO_FAR = 2            # levels between our names and those of a guessed scheme (median): the values are no levels of that scheme
+NEXT_MM = 70.0         # between body centres of neighbours: the largest gap, and what a piece of a process lies behind its body
+HANGING_MM = 20.0
 SACRUM_BELOW_MM = (-10.0, 35.0)  # from the centre of the lowest lumbar body down to the top of the sacrum
 
 
@@ -59,7 +64,8 @@ class _Tool:
             return None
         sacrum = self._sacrum_below(row[-1])
         levels = [self.level(v.hits) if self.use_levels else None for v in row]
-        return tool_evidence(levels, sacrum) if sacrum or any(levels) else None
+        ribs = rib_ends([self.bodies[v.hits] for v in row], oriented_view(self.source.labels), self.scheme.values_of(RIB))
+        return tool_evidence(levels, sacrum, ribs) if sacrum or ribs or any(levels) else None
 
     def level(self, place: int) -> str | None:
         """The tool's name of a body, where it has one."""
@@ -77,7 +83,7 @@ class _Tool:
 
     def _sacrum_below(self, last: Vertebra) -> bool | None:
         assert self.scheme is not None
-        values = [value for value, kind in self.scheme.others.items() if kind == SACRUM]
+        values = self.scheme.values_of(SACRUM)
         if not values:
             return None
         view = oriented_view(self.source.labels)
@@ -117,26 +123,60 @@ def relabel(source: str | Path, output: str | Path, model: Model, options: Optio
     volume = _matching_scan(scan, labels.geometry, source) if scan is not None else None
     result, owners, used = relabel_map(found, model, options, ignore, volume, use_levels)
     grid = network_grid(labels.geometry, model.plans.stage("identify").data)
-    result = replace(result, seconds={"total": time.perf_counter() - started})
-    Path(f"{base}.json").unlink(missing_ok=True)  # an older record must not vouch for half-replaced files
-    result = with_result_flags(result)
-    write_volume(Volume(draw(labels, owners), labels.geometry), output)
-    if used is not None:
-        lacking = write_source_map(found, used, owners, base, str(output)[len(base):])
-        result = _with_flags(result, lacking)
-    write_ctd(f"{base}_ctd.json", result.vertebrae, labels.geometry)
-    if volume is not None:
-        result = replace(result, flags=result.flags + _draw(result, grid, volume, Path(f"{base}.png")))
-    write_json(f"{base}.json", case_record(result, model.record))
+    result = replace(result, grid=labels.geometry, mask_grid=grid, seconds={"total": time.perf_counter() - started})
+    if volume is not None and result.vertebrae:
+        result = result.with_measures(volume, _sacrum(found, used))
+    name = Path(base).name
+    with staged_folder(output.parent, name) as made:
+        result = _write(with_result_flags(result), made / output.name, found, owners, used, volume)
+        write_json(made / f"{name}.json", case_record(result, model.record))
+        _remove_earlier(base, found, used)
+        move_files(made, output.parent, last=made / f"{name}.json")
     return result
 
 
-def _draw(result: SpineResult, grid: ImageGrid, volume: Volume, path: Path) -> tuple[Flag, ...]:
-    """The picture; the flag that says so where it could not be drawn."""
+def _sacrum(source: LabelSource, scheme: LabelScheme | None) -> Volume | None:
+    """The tool's sacrum (and S1), where it has one."""
+    values = [] if scheme is None else scheme.values_of(SACRUM)
+    mask = np.isin(source.labels.array, values)
+    return Volume(mask.astype(np.uint8), source.labels.geometry) if mask.any() else None
+
+
+def _write(result: SpineResult, output: Path, source: LabelSource, owners: Sequence[tuple[Body, str]], used: LabelScheme | None,
+           volume: Volume | None) -> SpineResult:
+    """All files but the record, `output` and beside it; the result with what there was to say of them."""
+    base = _base(output)
+    labels = Volume(draw(source.labels, owners), source.labels.geometry)
+    write_volume(labels, output)
+    if used is not None:
+        result = _with_flags(result, write_source_map(source, used, owners, base, str(output)[len(base):]))
+    write_ctd(f"{base}_ctd.json", result.vertebrae, labels.geometry)
+    if result.measures:
+        export_measures(result, labels, output.parent, Path(base).name)
+    if volume is not None:
+        result = replace(result, flags=result.flags + _draw(result, volume, base))
+    return result
+
+
+def _remove_earlier(base: str, source: LabelSource, used: LabelScheme | None) -> None:
+    """What an earlier run left: the record first, which vouches for the rest, and files that this run may not write again."""
+    for ending in (".json", ".png", *MEASURE_ENDINGS):
+        Path(f"{base}{ending}").unlink(missing_ok=True)
+    if used is not None and source.folder:
+        remove_vertebrae(source_map_path(source, used, base, ""))
+
+
+def _draw(result: SpineResult, volume: Volume, base: str) -> tuple[Flag, ...]:
+    """The pictures; flags that say so where one could not be drawn."""
+    from ..visualization.measures_picture import write_measures_picture
     from ..visualization.report import write_report
 
-    trouble = draw_or_say(lambda: write_report(result, grid, volume, path, path.stem), path.name)
-    return (picture_failed(trouble),) if trouble else ()
+    grid, title, flags = result.grids()[1], Path(base).name, []
+    for ending, write in ((".png", write_report), *([("_measures.png", write_measures_picture)] if result.measures else [])):
+        path = Path(f"{base}{ending}")
+        if trouble := draw_or_say(partial(write, result, grid, volume, path, title), path.name):
+            flags.append(picture_failed(trouble))
+    return tuple(flags)
 
 
 def relabel_map(source: LabelSource, model: Model, options: Options | None = None, ignore: Collection[int] = (),
@@ -162,36 +202,43 @@ def relabel_map(source: LabelSource, model: Model, options: Options | None = Non
     table += [(body.value, tool.level(i), None) for i, body in enumerate(bodies) if i not in {v.hits for v in named}]
     flags = [*_scheme_flags(source, tool.scheme), *decided_flag(named, tool.own), *mending_flags(done), *missing_flags(named),
              *unlikely_flags(named, {i: bodies[v.hits].value for i, v in enumerate(named)})]
-    for body, vertebra in _continued(slivers, named, tool, lambda body: to_vertebra(body, view, data)):
+    left_over = [body for i, body in enumerate(bodies) if i not in {v.hits for v in named}]
+    for body, vertebra in _continued(slivers, left_over, named, tool, lambda body: to_vertebra(body, view, data)):
+        table = [row for row in table if row[0] != body.value or row[2] is not None]
+        rejected -= any(body is other for other in left_over)
         named = sorted([*named, vertebra], key=lambda v: ORDER_INDEX[v.known_level])
         owners.append((body, vertebra.known_level))
         table.append((body.value, vertebra.level, vertebra.level))
     records = level_table(table)
     flags += difference_flag(records, tool.scheme.title if tool.scheme is not None else "")
-    extra = {**result.extra, "source": _record(tool.scheme, source, records, done)}
+    identify = {**result.extra.get("identify", {}), "rejected": rejected}
+    extra = {**result.extra, "identify": identify, "source": _record(tool.scheme, source, records, done)}
     result = _with_flags(replace(result, vertebrae=tuple(named), extra=extra), flags)
     notes = (f"{rejected} bodies are no vertebra in the chosen numbering and were dropped.",) if rejected else ()
     return replace(result, notes=result.notes + notes), owners, tool.scheme
 
 
-def _continued(slivers: Sequence[Body], named: Sequence[Vertebra], tool: _Tool, measure: Measure) -> list[tuple[Body, Vertebra]]:
-    """Too little of a vertebra for a classifier, at the scan's border: it continues the row where the tool numbers it next to its end."""
+def _continued(slivers: Sequence[Body], left_over: Sequence[Body], named: Sequence[Vertebra], tool: _Tool, measure: Measure
+               ) -> list[tuple[Body, Vertebra]]:
+    """Bodies that our classifiers have no name for: too little of a vertebra at the scan's border, or one at the end of the row that they
+    took for none. One continues the row where the tool numbers it next to the end, and it lies there."""
     out: list[tuple[Body, Vertebra]] = []
     if tool.scheme is None or not named:
         return out
-    for body in slivers:
+    for body, cut in [*((body, True) for body in slivers), *((body, False) for body in left_over)]:
         vertebra, level = measure(body), tool.scheme.levels.get(body.value)
-        if vertebra is None or level is None:
-            continue
-        above = vertebra.known_body_centre[2] > named[0].known_body_centre[2]
-        end = named[0] if above else named[-1]
-        theirs = tool.level(end.hits)
-        step = -1 if above else 1
-        if theirs is None or not {level, theirs, end.known_level} <= set(LEVELS) or level_distance(theirs, level) != step:
-            continue
-        index = LEVEL_INDEX[end.known_level] + step
-        if 0 <= index < len(LEVELS) and not any(v.level == LEVELS[index] for _, v in out):
-            out.append((body, replace(vertebra, level=LEVELS[index], confidence=end.confidence, touches_border=True)))
+        for end, step in ((named[0], -1), (named[-1], 1)):
+            theirs = tool.level(end.hits)
+            if vertebra is None or level is None or theirs is None or not {level, theirs, end.known_level} <= set(LEVELS):
+                continue
+            off = np.subtract(vertebra.known_body_centre, end.known_body_centre)
+            index = LEVEL_INDEX[end.known_level] + step
+            # A process hangs down beside the body below.
+            if (level_distance(theirs, level) == step and np.linalg.norm(off) <= NEXT_MM and -step * off[2] > -HANGING_MM
+                    and 0 <= index < len(LEVELS) and not any(v.level == LEVELS[index] for _, v in out)):
+                touches = cut or vertebra.touches_border
+                out.append((body, replace(vertebra, level=LEVELS[index], confidence=end.confidence, touches_border=touches)))
+                break
     return out
 
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ..export.folder_tables import write_tables
 from ..export.formats import FORMATS, format_files
 from ..results import SpineResult
 from ..stages.identify.numbering import check_known
+from ..utilities.files import move_files, staged_folder
 from .stored_result import read_result, stored_cases, with_scan
 
 logger = logging.getLogger(__name__)
@@ -69,19 +69,11 @@ def save_again(result: SpineResult, folder: str | Path, name: str, scans: str | 
             picture, also = False, [kind for kind in also if kind not in of_the_scan]
     if measured:
         result = result.with_measures()
-    with tempfile.TemporaryDirectory(prefix=f".{name}_", dir=folder) as made:  # an interruption leaves the case as it was
+    with staged_folder(folder, name) as made:
         written = result.save(made, name, report=picture, probabilities=None, describe=False, also=also)
         remove_earlier(folder, name, probabilities=False)
-        _move(Path(made), folder, last=written["record"])
+        move_files(made, folder, last=written["record"])
     return result.without_scan()
-
-
-def _move(source: Path, target: Path, last: Path) -> None:
-    """All files of a folder into another one, `last` at the end."""
-    for path in sorted((path for path in source.rglob("*") if path.is_file()), key=lambda path: path == last):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(place)
 
 
 def _renew_overviews(folder: Path) -> None:

@@ -9,9 +9,9 @@ from ..anatomy.vertebra import Vertebra
 from ..flags import Flag
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume
+from ..stages.grade.trust import METAL_HU
 from .orientation import orientation_flags
 
-METAL_HU = 2500.0
 METAL_ML = 0.3              # that much of it; single voxels are noise
 AROUND_MM = 10.0            # the spine's box is widened by this
 

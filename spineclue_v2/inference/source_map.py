@@ -56,9 +56,6 @@ def write_source_map(source: LabelSource, scheme: LabelScheme, owners: Sequence[
 def _write_folder(source: LabelSource, scheme: LabelScheme, owners: Sequence[tuple[Body, str]], folder: Path, ending: str) -> None:
     names = source.names or {}
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"*{ending}"):
-        if kind_of_name(old.name[:-len(ending)]) in LABEL_OF_NAME:
-            old.unlink()                 # a vertebra of an earlier run must not stay beside those of this one
     example, level = next((names[value], level) for value, level in scheme.levels.items())
     for value, name in names.items():
         if value not in scheme.levels:
@@ -71,3 +68,10 @@ def _write_folder(source: LabelSource, scheme: LabelScheme, owners: Sequence[tup
                 view[body.box][body.mask] = 1
         name = re.sub(rf"{level}(?!\d)", number, example, flags=re.IGNORECASE)
         write_volume(Volume(array, source.labels.geometry), folder / f"{name}{ending}")
+
+
+def remove_vertebrae(folder: Path) -> None:
+    """Take the masks of vertebrae out of a folder: one of an earlier run must not stay beside those of this one."""
+    for old in folder.glob("*"):
+        if old.is_file() and kind_of_name(old.name.split(".")[0]) in LABEL_OF_NAME:
+            old.unlink()

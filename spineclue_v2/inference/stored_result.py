@@ -71,5 +71,6 @@ def with_scan(result: SpineResult, folder: str | Path, name: str, source: str | 
     if result.grid is None or not volume.geometry.same_grid(result.grid, tolerance=0.1):
         raise InputError(f"{found[0].path} lies on another grid than the result {name}.")
     volume = checked_ct(volume, str(found[0].path), asked.get("options", {}).get("intensity_offset"))
-    made_by = replace(result.provenance or Provenance(), source=str(found[0].path), files=volume.files)
+    made_by = replace(result.provenance or Provenance(), source=str(found[0].path), files=volume.files,
+                      options=asked.get("options", {}))
     return replace(result, scan=volume, provenance=made_by)

@@ -1,7 +1,10 @@
-"""The upper end plate of S1, which no mask of ours holds: looked for in the CT below the last lumbar vertebra.
+"""S1: its upper end plate, looked for below the last lumbar vertebra, and its mask.
 
-Columns run from the last lumbar end plate downwards, through the disc. Where they enter bone again, S1 begins. Another tool's mask of the
-sacrum serves in the same way.
+Columns run from the last lumbar end plate downwards, through the disc. Where they enter bone again, S1 begins. A mask of the sacrum serves
+in the same way: another tool's before the CT, our own of the first sacral segment where the CT shows no plate.
+
+The segment network, which looks one step beyond the ends of the row, finds the first sacral segment as it finds a vertebra, and the
+numbering then calls it none. So the mask is there where the last named vertebra is the last lumbar one.
 """
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..anatomy.vertebra import Vertebra
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import Volume
 from .bodies import Body, EndPlate
@@ -22,20 +26,44 @@ NOT_SEEN = "not seen clearly enough below the last lumbar vertebra"
 ONLY_UPPER = "only its upper end plate is looked for"
 
 
-def sacral_plate(bodies: Sequence[Body], scan: Volume | None, sacrum: Volume | None) -> Body | str:
+SACRAL_GAP = (0.6, 1.6)     # from the last lumbar vertebra, in gaps of the two above
+SACRAL_VOLUME = (0.3, 1.5)  # of the last lumbar vertebra's
+
+
+def first_sacral_segment(names: Sequence[str | None], detections: Sequence[Vertebra]) -> Vertebra | None:
+    """The detection that follows the last lumbar vertebra, which no numbering names; None where there is none, or none of such a place and
+    size. `detections` cranio-caudal with masks, `names` of them in the numbering (None: no vertebra)."""
+    named = [i for i, name in enumerate(names) if name is not None]
+    if len(named) < 2 or names[named[-1]] not in LOWEST_LUMBAR or named[-1] + 1 >= len(detections):
+        return None
+    above, last, found = detections[named[-2]], detections[named[-1]], detections[named[-1] + 1]
+    if last.touches_border or any(v.mask is None or v.body_centre is None for v in (above, last, found)):
+        return None
+    usual, gap = (float(np.linalg.norm(np.subtract(a.known_body_centre, b.known_body_centre))) for a, b in ((above, last), (last, found)))
+    size = found.known_volume_ml / max(last.known_volume_ml, 1e-3)
+    right = SACRAL_GAP[0] * usual <= gap <= SACRAL_GAP[1] * usual and SACRAL_VOLUME[0] <= size <= SACRAL_VOLUME[1]
+    return found if right else None
+
+
+def sacral_plate(bodies: Sequence[Body], scan: Volume | None, sacrum: Volume | None, own: Volume | None = None) -> Body | str:
     """S1 with its upper end plate alone, below the L5 or L6 of `bodies`; in words ("is ...") why there is none.
 
-    `scan`: the CT (HU); `sacrum`: a mask of the sacrum, which is used where it is given. Both in any orientation.
+    `scan`: the CT (HU); `sacrum`: a mask of the sacrum, which is used where it is given; `own`: ours of the first sacral segment, for where
+    the CT shows nothing. All in any orientation.
     """
     last = bodies[-1] if bodies else None
     if last is None or last.level not in LOWEST_LUMBAR or last.lower is None:
         return NOT_LOWEST
     if sacrum is not None:
-        view = oriented_view(Volume((sacrum.array > 0).astype(np.uint8), sacrum.geometry))
-        return _search(last, last.lower, view, 0.5) or NOT_SEEN
-    if scan is None:
-        return "not known without the CT"
-    return _search(last, last.lower, oriented_view(scan), BONE_ABOVE_DISC) or NOT_SEEN
+        return _in_mask(last, last.lower, sacrum) or NOT_SEEN
+    found = None if scan is None else _search(last, last.lower, oriented_view(scan), BONE_ABOVE_DISC)
+    if found is None and own is not None:
+        found = _in_mask(last, last.lower, own)
+    return found or ("not known without the CT" if scan is None else NOT_SEEN)
+
+
+def _in_mask(last: Body, plate: EndPlate, mask: Volume) -> Body | None:
+    return _search(last, plate, oriented_view(Volume((mask.array > 0).astype(np.uint8), mask.geometry)), 0.5)
 
 
 def _search(last: Body, plate: EndPlate, view: Volume, rise: float) -> Body | None:

@@ -47,6 +47,7 @@ class Options:
     known: Known = field(default_factory=Known)  # what the user knows of the levels of this scan
     intensity_offset: float | None = None     # CT: added to all values on reading; None: values are HU, or plainly HU + 1024
     measures: bool = True                     # angles, discs, sub-regions and density of bone, of CT
+    sacrum: bool = True                       # the first sacral segment, for the measures and in the map of sub-regions
     levels: tuple[str, ...] = ()              # of the result, once all are named; empty: all
     modality: str = "auto"                    # what the user says the scans are: "ct", "mr", or "auto" for whatever they look like
 
@@ -57,7 +58,8 @@ class Evidence:
 
     `logs`: (n, 25) log-probabilities over the 24 levels and "not a vertebra". `variants`: (n, 2) of T13 and L6, NaN where it does not
     know them. `weight`: of its logs beside the other classifiers, where it was fitted with the network; None: the plan says.
-    `landmarks`: (n, 2) probability that the sacrum lies where the next vertebra below would lie, and the skull base above; NaN unknown.
+    `landmarks`: (n, 2) probability that the sacrum lies where the next vertebra below would lie, and the skull base above; (n, 4) with that
+    of carrying the last and the first rib besides; NaN unknown.
     """
 
     logs: np.ndarray

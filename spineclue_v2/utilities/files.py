@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,28 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         raise InputError(f"Cannot write {target}: {error.strerror or error}; choose a folder that is writable and has space.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(target: str | Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder inside `target`, which is made where it is missing; it is gone afterwards. Write a case's files there, then
+    `move_files`: an interruption leaves what was there before."""
+    target = Path(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=f".{name}_", dir=target)
+    except OSError as error:
+        raise InputError(f"Cannot write into {target}: {error.strerror}; choose a folder that is writable and has space.") from error
+    with made as folder:
+        yield Path(folder)
+
+
+def move_files(source: Path, target: Path, last: Path) -> None:
+    """All files of a folder into another one, `last` (one of them) at the end."""
+    for path in sorted((path for path in source.rglob("*") if path.is_file()), key=lambda path: path == last):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(place)
 
 
 def _new_file(target: Path) -> Path:

@@ -12,7 +12,7 @@ from ...training.stage_model import StageModel
 from ..base import Context, Findings
 from .comparison import USUAL, compare
 from .heights import axes_along, measure, trabecular_points
-from .trust import BEYOND_BORDER, BORDER, MIXED_UP, doubt_of_measurement, may_go_on
+from .trust import BEYOND_BORDER, BORDER, METAL, MIXED_UP, doubt_of_measurement, holds_metal, may_go_on
 
 FEWEST_POINTS = 50
 
@@ -39,19 +39,22 @@ def add_heights(vertebrae: tuple[Vertebra, ...], geometry: ImageGrid, scan: Volu
     axes, back = axes_along(np.array([v.known_body_centre for v in vertebrae])), _backwards(vertebrae, geometry)
     bodies = [measure(v.mask, geometry.spacing, axis, back) if v.mask is not None and v.level in USUAL else None
               for v, axis in zip(vertebrae, axes, strict=True)]
-    heights, doubts = _trusted(vertebrae, bodies, geometry, field)
     view = None if scan is None else oriented_view(scan)
+    metal = [view is not None and body is not None and holds_metal(v.known_mask, np.array(v.known_mask_start), geometry, view)
+             for v, body in zip(vertebrae, bodies, strict=True)]
+    heights, doubts = _trusted(vertebrae, bodies, metal, geometry, field)
     whole = [body if doubt not in (BORDER, BEYOND_BORDER) else None for body, doubt in zip(bodies, doubts, strict=True)]
     return tuple(replace(v, heights=h, height_doubt=doubt, frame=frame,
                          trabecular_hu=None if view is None or body is None else trabecular_hu(v, body, geometry, view))
                  for v, h, doubt, body, frame in zip(vertebrae, heights, doubts, whole, bodies, strict=True))
 
 
-def _trusted(vertebrae: tuple[Vertebra, ...], bodies: list[BodyFrame | None], geometry: ImageGrid, field: ImageGrid
+def _trusted(vertebrae: tuple[Vertebra, ...], bodies: list[BodyFrame | None], metal: list[bool], geometry: ImageGrid, field: ImageGrid
              ) -> tuple[list[BodyHeights | None], list[str | None]]:
     """Heights of each vertebra that can be trusted, and the reason where they cannot. Only trusted bodies are anybody's neighbours."""
     doubts = [doubt_of_measurement(body, v.level, np.array(v.known_mask_start), geometry, (field,))
               if v.mask is not None and v.level in USUAL else None for v, body in zip(vertebrae, bodies, strict=True)]
+    doubts = [METAL if there else doubt for there, doubt in zip(metal, doubts, strict=True)]
     levels = [v.level for v in vertebrae]
     while True:  # each turn takes at least one body away
         given = [None if body is None or doubt else body.heights_mm for body, doubt in zip(bodies, doubts, strict=True)]

@@ -10,7 +10,8 @@ from itertools import product
 import numpy as np
 
 from ...anatomy.vertebra import BodyFrame
-from ...imageio.volume import ImageGrid
+from ...imageio.volume import ImageGrid, Volume
+from ...utilities.triples import box_slices
 from .comparison import GRADE_LIMITS, USUAL
 
 SMOOTH_MM = 0.8          # residual of the end plates' fit above which a mask is ragged: 0.7 at most in whole masks of fine voxels
@@ -22,6 +23,11 @@ NO_END_PLATES = "no two end plates that can be told apart in the mask"
 BORDER = "the body reaches the border of the scan"
 BEYOND_BORDER = "what is missing may lie beyond the border of the scan"
 MIXED_UP = "its mask, or the next one, holds part of another body"
+METAL = "metal in the vertebra or beside it"
+
+METAL_HU = 2500.0        # the densest bone stays below
+METAL_ML = 0.05          # that much of it; single voxels are noise
+METAL_MM = 3.0           # from the mask
 
 
 def doubt_of_measurement(body: BodyFrame | None, level: str, start: np.ndarray, grid: ImageGrid, sources: tuple[ImageGrid, ...]
@@ -41,6 +47,28 @@ def doubt_of_measurement(body: BodyFrame | None, level: str, start: np.ndarray, 
     if body.residual_mm > max(SMOOTH_MM, voxel / np.sqrt(12)):  # the deviation of a place that may be anywhere in a voxel
         return f"end plates of the mask are rough ({body.residual_mm:.1f} mm)"
     return None
+
+
+def holds_metal(mask: np.ndarray, start: np.ndarray, grid: ImageGrid, view: Volume) -> bool:
+    """Whether metal lies within `METAL_MM` of a vertebra: its streaks bend masks, and the vertebra may have been operated on.
+
+    `mask` (bool, (z, y, x)) begins at index `start` of `grid`; `view`: the CT, HU, LPS order.
+    """
+    from scipy.ndimage import binary_dilation
+
+    ends = np.array(list(product(*((0, n) for n in mask.shape)))) + start
+    index, reach = view.geometry.world_to_index(grid.index_to_world(ends)), METAL_MM / np.array(view.spacing)
+    low = np.clip(np.floor(index.min(0) - reach), 0, np.array(view.array.shape) - 1).astype(int)
+    high = np.clip(np.ceil(index.max(0) + reach) + 1, low + 1, view.array.shape).astype(int)
+    bright = np.argwhere(view.array[box_slices(low, high - low)] > METAL_HU)
+    voxel_ml = float(np.prod(view.spacing)) / 1000
+    if len(bright) * voxel_ml < METAL_ML:
+        return False
+    steps = int(np.ceil(METAL_MM / min(grid.spacing)))
+    near = binary_dilation(np.pad(mask, steps), iterations=steps)
+    place = np.rint(grid.world_to_index(view.geometry.index_to_world(bright + low))).astype(int) - start + steps
+    inside = ((place >= 0) & (place < near.shape)).all(1)
+    return float(near[tuple(place[inside].T)].sum()) * voxel_ml >= METAL_ML
 
 
 def voxel_along(axis: np.ndarray, grid: ImageGrid, source: ImageGrid) -> float:

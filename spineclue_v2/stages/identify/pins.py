@@ -72,7 +72,7 @@ def _at(pin: Pin, detections: Sequence[Vertebra], names: Sequence[str | None], s
     """The detection at a place."""
     if scan is None:
         raise InputError(f"'{pin.text}' is a place, and the grid of the scan is not known; count the vertebrae instead ('3=L1').")
-    point = scan.index_to_world(_index(pin, scan))
+    point = place_of(pin, scan)
     distances = np.array([_distance(v, point, mask_grid) for v in detections])
     order = np.argsort(distances)
     clear = len(order) == 1 or (len(order) > 1 and distances[order[1]] - distances[order[0]] >= CLEARER_MM)
@@ -97,6 +97,11 @@ def _distance(vertebra: Vertebra, point: np.ndarray, mask_grid: ImageGrid | None
     if np.linalg.norm(outside) > 3 * NEAR_MM:
         return float(np.linalg.norm(outside))
     return float(np.linalg.norm((np.argwhere(vertebra.mask) - index) * spacing, axis=1).min())
+
+
+def place_of(pin: Pin, scan: ImageGrid) -> np.ndarray:
+    """LPS mm of a pin that is a place."""
+    return scan.index_to_world(_index(pin, scan))
 
 
 def _index(pin: Pin, scan: ImageGrid) -> np.ndarray:

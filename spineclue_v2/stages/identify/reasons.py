@@ -10,7 +10,7 @@ from .decoder import Decoder
 from .plan import Penalties
 
 SEEN = 0.5                   # a landmark with this probability is reported
-LANDMARKS = {"sacrum": "below", "skull base": "above"}        # columns of `Evidence.landmarks`
+LANDMARKS = {"sacrum": "below", "skull base": "above", "last rib": "at", "first rib": "at"}   # columns of `Evidence.landmarks`
 
 
 def reasons(evidence: Mapping[str, Evidence], names: Sequence[str | None], gaps: np.ndarray, penalties: Penalties,
@@ -34,7 +34,7 @@ def reasons(evidence: Mapping[str, Evidence], names: Sequence[str | None], gaps:
 
 def _landmarks(seen: np.ndarray, names: Sequence[str | None]) -> list[str]:
     said = []
-    for column, (landmark, side) in enumerate(LANDMARKS.items()):
+    for column, (landmark, side) in list(enumerate(LANDMARKS.items()))[:seen.shape[1]]:
         for name, probability in zip(names, seen[:, column], strict=True):
             if name is not None and probability >= SEEN:      # NaN, where the scan ends, is not
                 said.append(f"{landmark} {side} {name} ({probability:.2f})")

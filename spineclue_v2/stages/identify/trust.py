@@ -31,6 +31,8 @@ REGIONS = ("cervical", "thoracic", "lumbar")
 REGION_OF_LEVEL = np.array([[region(level) == name for name in REGIONS] for level in LEVELS], float)
 SHIFTS = (-2, -1, 0, 1, 2)
 LANDMARKS = {"sacrum": [ORDER_INDEX["L5"], ORDER_INDEX["L6"]], "skull": [ORDER_INDEX["C1"]]}
+RIBS = {"last rib": [ORDER_INDEX["T12"], ORDER_INDEX["T13"]], "first rib": [ORDER_INDEX["T1"]]}
+"""Names by landmark: the columns of `Evidence.landmarks`, these after those."""
 FLOOR = 1e-4                 # of a row's probability: one zero forbids nothing
 LEAST_SET = 1e-4             # sets of classifiers with less posterior than this are left out
 
@@ -124,7 +126,8 @@ def _readings(evidence: Mapping[str, Evidence], known: Mapping[str, Evidence], g
     base = np.repeat(np.sum([o.vertebra for o in opinions.values()], axis=0)[:, None], NAMES, axis=1)
     base[:, VARIANTS] += (decoder.penalties.t13_offset, decoder.penalties.l6_offset)
     landmarks = LANDMARKS if decoder.known is None else LANDMARKS | decoder.known.landmarks
-    ends = landmark_weights(known, model, landmarks)
+    ends = landmark_weights(known, model, landmarks | RIBS)
+    base += sum(ends[name] for name in RIBS)
     lattice = decoder.lattice(logs, gaps, variants)
     dearer = model.sum_false_detection - decoder.penalties.false_detection
     lattices, priors = [replace(lattice, none=lattice.none + dearer)], [0.0]
@@ -200,9 +203,13 @@ def relative_logs(probabilities: np.ndarray) -> np.ndarray:
 
 def landmark_weights(evidence: Mapping[str, Evidence], model: EvidenceModel,
                      landmarks: Mapping[str, Sequence[int]] = LANDMARKS) -> dict[str, np.ndarray]:
-    """(n, 26) logs by landmark of being the last (sacrum below) and the first (skull above) named vertebra; 0 where nothing is known."""
+    """(n, 26) logs by landmark: of being the last (sacrum below) and the first (skull above) named vertebra, and of the vertebra that
+    carries the last and the first rib; 0 where nothing is known. The first classifier that knows a place's landmark says it."""
     n = len(next(iter(evidence.values())).logs)
-    found = next((e.landmarks for e in evidence.values() if e.landmarks is not None), np.full((n, 2), np.nan))
+    found = np.full((n, len(LANDMARKS) + len(RIBS)), np.nan)
+    for said in (e.landmarks for e in evidence.values() if e.landmarks is not None):
+        part = found[:, :said.shape[1]]
+        part[:] = np.where(np.isnan(part), said, part)
     weights = {}
     for column, (name, ends) in enumerate(landmarks.items()):
         seen, trust = found[:, column:column + 1], model.landmark.get(name, 0.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...anatomy.known import Known
 from ...anatomy.vertebra import Vertebra
 from ...anatomy.vertebral_gaps import order_cranio_caudal
 from ...imageio.grid import ImageGrid
@@ -16,22 +17,34 @@ from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...preprocessing.resampling import to_network_space
 from ...training.stage_model import StageModel
+from ...utilities.triples import float_triple
 from ..base import Context, Findings
+from ..identify.pins import place_of
 from .predictor import segment
 from .proposals import drop_fragments, propose_missed
 
 FOLLOWED = 0.5     # of the vertebrae lie on a peak of the heat map: the row is known
+USUAL_EXTENT_MM = (30.0, 70.0, 60.0)   # (z, y, x) of a vertebra where no other tells it
 
 
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
     """Findings whose vertebrae have masks, in cranio-caudal order, and the crop of the scan that the masks lie on."""
-    if not findings.vertebrae:
+    located = [*findings.vertebrae, *pinned(context.options.known, findings.volume.geometry, findings.vertebrae)]
+    if not located:
         return findings
     plan = context.plans.stage("segment")
-    crop = spine_box(findings.volume, findings.vertebrae, plan)
-    found = segment_located(crop, findings.vertebrae, model.networks, plan, context.device, findings.volume.geometry,
+    crop = spine_box(findings.volume, located, plan)
+    found = segment_located(crop, located, model.networks, plan, context.device, findings.volume.geometry,
                             context.options.mirror)
     return replace(findings, vertebrae=tuple(order_cranio_caudal(found)), crop=crop)
+
+
+def pinned(known: Known, scan: ImageGrid, located: Sequence[Vertebra]) -> list[Vertebra]:
+    """Candidates (score 0: where localize found the same vertebra, its own stays) at the places of the user's pins: where he sees a
+    vertebra, one is looked for. `scan`: the grid that places given in voxels mean."""
+    extent = float_triple(np.median([v.extent for v in located], axis=0)) if located else USUAL_EXTENT_MM
+    places = [place_of(pin, scan) for pin in known.pins if pin.point is not None]
+    return [Vertebra(float_triple(place), extent, 0.0) for place in places]
 
 
 def segment_located(fine: Volume, located: Sequence[Vertebra], networks: list[Any], plan: StagePlan, device: Any, scan: ImageGrid,

@@ -20,6 +20,7 @@ REMARKS = {
                "A grade that heights imply follows Genant's limits (20, 25, 40 %) and says nothing of the cause.",
     "trabecular_hu": "Trabecular HU is the median in the middle of the body. Contrast raises it, tube voltage and scanner shift it."}
 """Remarks of a record in the words of the page, by the key that they explain."""
+NOT_ANCHORED = "The numbering is not anchored: the levels that these values stand under may all be shifted together."
 
 
 def page_content(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def page_content(record: Mapping[str, Any]) -> dict[str, Any]:
             "notes": [note for note in record.get("notes", ()) if note not in said],
             "remarks": [REMARKS.get(remark.split(":")[0], remark) for remark in record.get("remarks", ())],
             "measures": measure_tables(record.get("measures", {})),
+            "measures_doubt": NOT_ANCHORED if record.get("measures") and not record.get("numbering_anchored") else "",
             "made": made(record), "seconds": seconds(record)}
 
 
