@@ -10,6 +10,7 @@ from ..anatomy.label_boxes import label_boxes
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume, resample_grid
 from ..plans.data import Data
+from ..utilities.memory import give_back_memory
 from .straighten import straight_grid, straightened
 
 _SLAB = 48                # output slices at a time
@@ -25,6 +26,7 @@ def to_network_space(volume: Volume, data: Data) -> Volume:
     source = oriented_view(straightened(volume), data.orientation)
     geometry = resample_grid(source.geometry, (data.spacing_mm,) * 3)
     array = _resample(source.array, _axis_maps(source.geometry, geometry, _cubic), geometry.shape, data.hu_min, data.hu_max)
+    give_back_memory()      # of the slabs
     return Volume(array, geometry)
 
 
