@@ -301,7 +301,7 @@ def test_the_command_counts_scans_without_vertebra_apart(scan, soft, tmp_path, c
 
     def printed(source: Path) -> str:
         args = Namespace(i=str(source), o=str(tmp_path / "out"), forbid_anomalies=False, mirror=False, classifiers=("shape",), dask=None,
-                         no_measures=True,
+                         np=0, no_measures=True,
                          continue_prediction=False, num_parts=1, part_id=0, save_probabilities=False, no_report=True,
                          disable_progress_bar=True, intensity_offset=None, json=False, levels=[], also=[], dicom=None, bids=False,
                          crops=None, modality="auto")

@@ -1,6 +1,8 @@
 """Stage 1: boxes from labels, augmentation that keeps boxes on their vertebrae, detection slice by slice over folds and tiles."""
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -239,3 +241,19 @@ def test_nms_has_time_on_a_busy_machine(monkeypatch):
     torch.manual_seed(0)
     found = build_network(PLAN.network, 2).eval().boxes(torch.rand(4, 2, 64, 64), 1e-6, 0.5)
     assert all(len(boxes) for boxes in found)
+
+
+def test_the_detector_predicts_where_torchvision_cannot_be_imported():
+    """Builds of torch and torchvision that do not match, as CPU installations have them, say so when torchvision is imported."""
+    program = ("import sys\n"
+               "class Absent:\n"
+               "    def find_spec(self, name, path=None, target=None):\n"
+               "        if name.split('.')[0] == 'torchvision':\n"
+               "            raise ImportError('operator torchvision::nms does not exist')\n"
+               "sys.meta_path.insert(0, Absent())\n"
+               "import torch\n"
+               "from spineclue_v2.stages.localize.network import build_network\n"
+               "from spineclue_v2.stages.localize.plan import LocalizeNetwork\n"
+               "network = build_network(LocalizeNetwork('yolo11', 'n', (64, 64)), 2).eval()\n"
+               "assert len(network.boxes(torch.rand(2, 2, 64, 64), 1e-6, 0.5)) == 2\n")
+    subprocess.run([sys.executable, "-c", program], check=True)

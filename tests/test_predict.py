@@ -18,6 +18,7 @@ from example_fingerprint import fingerprint
 from tiny_dataset import edited
 
 from spineclue_v2.cli import _common
+from spineclue_v2.errors import InputError
 from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels, write_volume
 from spineclue_v2.inference import model as model_module
 from spineclue_v2.inference.model import build_network, load_trained
@@ -365,12 +366,15 @@ def test_an_executor_predicts_what_this_process_would(trained_once, tmp_path, mo
     loaded = model_of(source)
     assert loaded is model_of(source) and len(loaded.stages["segment"].networks) == 1
     here = predict(tmp_path / "scans", tmp_path / "here", loaded, report=False, progress=False)
+    beside = predict(tmp_path / "scans", tmp_path / "beside", loaded, report=False, progress=False, model_source=source, num_processes=2)
     with ThreadPoolExecutor(2) as executor:
         there = predict(tmp_path / "scans", tmp_path / "there", loaded, report=False, progress=False, executor=executor,
                         model_source=source)
-    assert here == there and "no NIfTI file" in here["c"]
+    assert here == there == beside and "no NIfTI file" in here["c"]
     for name in ("a", "b"):
-        assert (tmp_path / "here" / f"{name}.nii.gz").read_bytes() == (tmp_path / "there" / f"{name}.nii.gz").read_bytes()
+        assert len({(tmp_path / folder / f"{name}.nii.gz").read_bytes() for folder in ("here", "there", "beside")}) == 1
+    with pytest.raises(InputError, match="-1; expected 0"):
+        predict(tmp_path / "scans", tmp_path / "negative", loaded, model_source=source, num_processes=-1)
     stamp = (tmp_path / "there" / "a.json").stat().st_mtime_ns
     with ThreadPoolExecutor(2) as executor:
         predict(tmp_path / "scans", tmp_path / "there", loaded, None, True, report=False, progress=False, executor=executor,

@@ -193,15 +193,17 @@ def test_a_vertebra_located_twice_is_kept_once():
 
 
 class Reaching(torch.nn.Module):
-    """Bone up to so many slices above and below the heat map's peak, the surer the nearer: (reach, strength) of each crop of a batch."""
+    """Bone up to so many slices above and below the heat map's peak, the surer the nearer: (reach, strength) of each crop in turn."""
 
     def __init__(self, *reaches: tuple[float, float]) -> None:
         super().__init__()
-        self.reaches = reaches
+        self.reaches, self.seen = reaches, 0
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
         logits = torch.full((len(crops), 2, *crops.shape[2:]), -4.0)
-        for i, (reach, strength) in enumerate(self.reaches[:len(crops)]):
+        for i in range(len(crops)):
+            reach, strength = self.reaches[self.seen % len(self.reaches)]
+            self.seen += 1
             peak = int(crops[i, -1].flatten(1).amax(1).argmax())
             away = (torch.arange(crops.shape[2]) - peak).abs()[:, None, None]
             logits[i, 1] = torch.where(crops[i, 1] > 0.25, strength * (reach - away), torch.tensor(-4.0))
@@ -240,16 +242,12 @@ def test_a_splinter_of_a_mask_is_no_vertebra():
     ((19, 17), 7.5, [(10, 16, 0.9)]),                  # both are the same again
 ])
 def test_a_mask_of_two_vertebrae_goes_where_each_is_found_beside_it(centres, reach, kept):
-    class Between(Reaching):
-        def forward(self, crops):
-            self.reaches = ((8.5, 1.0),) if len(crops) == 1 else ((reach, 1.0),) * 2
-            return super().forward(crops)
-
     def missed(found: list[Vertebra], tried: list[Vertebra]) -> list[Vertebra]:
         return [] if tried else [located((z, 18.5, 21.5), 0.0) for z in centres]
 
     array = scan((10, 12, 14), (18, 12, 14))
-    found = segment(hu_volume(array, PLAN), [located((18, 18.5, 21.5))], [Between()], PLAN, CPU, missed=missed)
+    found = segment(hu_volume(array, PLAN), [located((18, 18.5, 21.5))], [Reaching((8.5, 1.0), (reach, 1.0), (reach, 1.0))], PLAN, CPU,
+                    missed=missed)
     assert [(v.mask_start[0], v.mask.shape[0], v.score) for v in found] == kept
 
 

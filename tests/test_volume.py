@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from spineclue_v2.anatomy.label_boxes import label_boxes
 from spineclue_v2.imageio.volume import ImageGrid, Volume, read_labels, read_volume, write_volume
 
 ORIENTATIONS = ["".join(sides) for axes in itertools.permutations(("LR", "PA", "SI")) for sides in itertools.product(*axes)]
@@ -223,3 +224,57 @@ def test_big_endian_and_renamed_nifti(tmp_path):
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4), nibabel.Nifti1Header(endianness=">")), tmp_path / "plain.nii")
     (tmp_path / "plain.nii").rename(tmp_path / "plain.nii.gz")  # not packed, whatever its name says
     assert np.array_equal(read_volume(tmp_path / "plain.nii.gz").array, values.T)
+
+
+@pytest.mark.parametrize("kind", ["<i2", ">i2", "<u2"])
+def test_reading_a_nifti_file_needs_no_second_copy_of_the_scan(tmp_path, kind):
+    import tracemalloc
+
+    import nibabel
+
+    stored = np.arange(2000, dtype=kind)[np.random.default_rng(0).integers(0, 2000, (96, 128, 160))]
+    header = nibabel.Nifti1Header(endianness=kind[0])
+    header.set_data_dtype(stored.dtype)
+    header.set_data_shape(stored.shape)
+    header.set_slope_inter(1, -1024)
+    header.set_sform(np.eye(4), 1)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    path = tmp_path / "a.nii"
+    path.write_bytes(header.binaryblock + bytes(4) + stored.tobytes(order="F"))
+    read_volume(path)                                     # imports
+    tracemalloc.start()
+    try:
+        found = read_volume(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.array.dtype == np.int16 and np.array_equal(found.array, stored.T.astype(int) - 1024)
+    assert peak < 1.4 * found.array.nbytes
+
+
+@pytest.mark.parametrize("turn", [lambda a: a, lambda a: a[::-1, :, ::-1], lambda a: a.transpose(2, 0, 1)[:, ::-1]])
+def test_boxes_of_labels_in_a_view_of_other_axes(turn):
+    labels = np.zeros((6, 7, 8), np.uint8)
+    labels[1:3, 2:6, 0:4], labels[5, 6, 7] = 3, 200
+    view = turn(labels)
+    found = label_boxes(view)
+    assert sorted(found) == [3, 200]
+    for value, box in found.items():
+        where = np.argwhere(view == value)
+        assert [(s.start, s.stop) for s in box] == [(int(a), int(b) + 1) for a, b in zip(where.min(0), where.max(0), strict=True)]
+
+
+def test_a_scan_whose_modality_was_looked_at_is_read_once(tmp_path, monkeypatch):
+    from spineclue_v2.imageio import reading
+    from spineclue_v2.imageio.modality import modality_of_path
+
+    array = np.random.default_rng(0).integers(-1000, 1000, (8, 9, 10)).astype(np.int16)
+    write_volume(Volume(array, ImageGrid(array.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))), tmp_path / "a.nii.gz")
+    calls, read = [], reading.read_nifti
+    monkeypatch.setattr(reading, "read_nifti", lambda path: (calls.append(path), read(path))[1])
+    modality_of_path(tmp_path / "a.nii.gz")
+    assert np.array_equal(read_volume(tmp_path / "a.nii.gz").array, array) and len(calls) == 1
+    read_volume(tmp_path / "a.nii.gz")                    # nothing is kept any longer
+    modality_of_path(tmp_path / "a.nii.gz")
+    write_volume(Volume(array + np.int16(1), ImageGrid(array.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))), tmp_path / "a.nii.gz")
+    assert np.array_equal(read_volume(tmp_path / "a.nii.gz").array, array + 1) and len(calls) == 4

@@ -66,6 +66,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
     parser.add_argument("-num_parts", type=int, default=1, help="split the cases into this many parts ...")
     parser.add_argument("-part_id", type=int, default=0, help="... and predict this one (0..num_parts-1)")
+    parser.add_argument("-np", type=int, default=0, help="processes that share the cases, one thread and one copy of the networks each; "
+                        "default 0: one case after the other in this process")
     parser.add_argument("--dask", default=None, metavar="ADDRESS", help="work on the Dask cluster whose scheduler is at ADDRESS; its "
                         "workers must see the same folders")
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz with the level probabilities")
@@ -202,7 +204,7 @@ def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[st
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
         outcome = predict(scans, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
                           args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
-                          (source or model_source(args)) if args.dask else None, known, wanted_formats(args))
+                          (source or model_source(args)) if args.dask or args.np else None, known, wanted_formats(args), args.np)
     failed = {name: why for name, why in outcome.items() if why}
     renumbered = after() if after is not None and not failed else {}
     if args.json:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,8 @@ MEASURE = (
 )
 
 _OTHER_JSON = ("predict_args.json", "plans.json", "dataset.json")
-_DTYPES = {"text": "string", "whole": "Int64", "number": "Float64", "truth": "boolean"}
+_TYPES = {"text": "string", "whole": "int64", "number": "double", "truth": "bool"}          # in the file,
+_DTYPES = {"text": "string", "whole": "Int64", "number": "Float64", "truth": "boolean"}     # and what pandas makes of it: unknown is NA
 
 
 def write_tables(folder: str | Path) -> dict[str, Path]:
@@ -113,10 +115,15 @@ def _cell(value: Any) -> Any:
 
 
 def _write_parquet(path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> Path:
-    import pandas
+    """The table by pyarrow alone: importing pandas for it would take longer than all else that a case writes."""
+    import pyarrow
+    from pyarrow import parquet
 
-    frame = pandas.DataFrame({column.name: pandas.Series([row[column.name] for row in rows], dtype=_DTYPES[column.kind])
-                              for column in columns})
+    said = [{"name": column.name, "field_name": column.name, "pandas_type": _TYPES[column.kind].replace("double", "float64"),
+             "numpy_type": _DTYPES[column.kind], "metadata": None} for column in columns]
+    schema = pyarrow.schema([(column.name, _TYPES[column.kind]) for column in columns],
+                            {"pandas": json.dumps({"index_columns": [], "column_indexes": [], "columns": said, "pandas_version": "2.0.0"})})
+    table = pyarrow.Table.from_pydict({column.name: [row[column.name] for row in rows] for column in columns}, schema)
     with atomic_path(path) as temporary:
-        frame.to_parquet(temporary, engine="pyarrow", index=False)
+        parquet.write_table(table, temporary)
     return path

@@ -79,7 +79,9 @@ def looks_stored(sample: np.ndarray) -> bool:
 
 def _moved(volume: Volume, offset: float, flag: Flag) -> Volume:
     if volume.array.dtype.kind == "f" or not float(offset).is_integer():
-        array = (volume.array.astype(np.float32) + np.float32(offset)).astype(np.float32)
+        array = np.add(volume.array, np.float32(offset), dtype=np.float32)
     else:
-        array = np.clip(volume.array.astype(np.int32) + int(offset), -32768, 32767).astype(np.int16)
+        array = np.empty(volume.array.shape, np.int16)
+        for values, moved in zip(volume.array, array, strict=True):
+            moved[...] = np.clip(values.astype(np.int32) + int(offset), -32768, 32767)
     return replace(volume, array=array, flags=(*volume.flags, flag))

@@ -22,11 +22,13 @@ def scan_values(array: np.ndarray, what: object, check_intensities: bool = True)
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what does not fit becomes infinite and is counted below
             array = array.astype(np.float32, copy=False)
-        bad = int(array.size - np.isfinite(array).sum())
+        bad = array.size - sum(int(np.isfinite(plane).sum()) for plane in array)
         if bad:
             raise InputError(f"{what} holds {bad} voxels that are NaN or infinite; replace them with air (-1024 HU) first.")
     elif array.dtype != np.int16:
-        array = np.clip(array, -32768, 32767).astype(np.int16)
+        given, array = array, np.empty(array.shape, np.int16)
+        for values, plane in zip(given, array, strict=True):  # slice by slice: no second copy of the scan
+            plane[...] = np.clip(values, -32768, 32767)
     if check_intensities:
         highest = float(array.max())
         if highest <= AIR_HU:

@@ -11,7 +11,7 @@ from .dicom_headers import Damaged, headers_of, is_dicom
 from .dicom_series import UNKNOWN_MODALITIES, choose_series, look_through
 from .hounsfield import EIGHT_BITS, LEAST_SPREAD, looks_stored
 from .label_maps import refuse_label_map
-from .reading import read_scan
+from .reading import read_scan_ahead
 from .volume import Volume
 
 MODALITIES = ("CT", "MR")
@@ -60,14 +60,14 @@ def find_modality(volume: Volume) -> ScanModality:
 def modality_of_path(path: Path, series: str | None = None) -> ScanModality:
     """The same of a scan that is not read yet; of DICOM files only headers are, where they say it.
 
-    InputError as `read_scan` raises it, and for a label map.
+    A NIfTI file is not read a second time by the `read_scan` that follows. InputError as `read_scan` raises it, and for a label map.
     """
     real = real_path(path)
     if real.is_dir() or is_dicom(real):
         stated = choose_series(look_through(real) if real.is_dir() else look_through(real.parent, [real]), series, None)[0].modality
         if stated not in UNKNOWN_MODALITIES:
             return ScanModality(stated, True)
-    scanned = read_scan(path, series)
+    scanned = read_scan_ahead(path, series)
     refuse_label_map(scanned.array, path)
     return find_modality(Volume(scanned.array, scanned.geometry, files=scanned.files))
 

@@ -24,6 +24,7 @@ from .grid_checks import SPACING_RANGE_MM, check_grid, check_placement
 from .scanned import Scanned
 
 MAX_HEADER_BYTES = 64 << 20  # NIfTI extensions included
+BLOCK = 1 << 20              # bytes unpacked at a time
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -83,21 +84,27 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
     offset = float(header["vox_offset"])
     if not 0 <= offset <= MAX_HEADER_BYTES:
         raise InputError(f"{path} says that its voxels begin at byte {offset:g}; expected 0 to {MAX_HEADER_BYTES}. Fix the header.")
+    array = np.empty(shape, dtype)      # filled in place: a long scan does not exist twice
+    content = memoryview(array.reshape(-1).view(np.uint8))
     with _open(path) as stream:
         stream.read(max(int(offset), int(header["sizeof_hdr"])))
-        content = stream.read(wanted)
-        if len(content) < wanted:
-            raise InputError(f"{path} ends after {len(content)} of its {wanted} bytes of voxels; is it truncated? Copy it again.")
-        while stream.read(1 << 22):  # only at its end does gzip compare the checksum
+        done = 0
+        while done < wanted and (count := stream.readinto(content[done:done + BLOCK])):
+            done += count
+        if done < wanted:
+            raise InputError(f"{path} ends after {done} of its {wanted} bytes of voxels; is it truncated? Copy it again.")
+        while stream.read(BLOCK):  # only at its end does gzip compare the checksum
             pass
-    array = np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
-    return rescale(array, float(header["scl_slope"]), float(header["scl_inter"]), path)
+    if not dtype.isnative:
+        array = array.byteswap(inplace=True).view(dtype.newbyteorder("="))
+    return rescale(array, float(header["scl_slope"]), float(header["scl_inter"]), path, in_place=True)
 
 
-def rescale(array: np.ndarray, slope: float, intercept: float, what: object) -> np.ndarray:
-    """`array` times `slope` plus `intercept` as the header of a NIfTI file means it: int32 where whole numbers stay whole, else float32.
+def rescale(array: np.ndarray, slope: float, intercept: float, what: object, in_place: bool = False) -> np.ndarray:
+    """`array` times `slope` plus `intercept` as the header of a NIfTI file means it: int16 (else int32) where whole numbers stay whole,
+    else float32.
 
-    Raises InputError for a scaling of `what` that is not finite.
+    `in_place`: `array` is the caller's own and may be overwritten. Raises InputError for a scaling of `what` that is not finite.
     """
     if not np.isfinite(slope) or slope == 0 or (slope == 1 and intercept == 0):
         return array  # as the standard says: a slope of 0 means no scaling
@@ -105,9 +112,20 @@ def rescale(array: np.ndarray, slope: float, intercept: float, what: object) -> 
         raise InputError(f"{what} has a scaling that is not finite; fix the header.")
     whole = slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2 ** 15
     if array.dtype.kind in "iu" and array.dtype.itemsize <= 2 and whole:
-        return array.astype(np.int32) * np.int32(slope) + np.int32(intercept)
+        return _rescaled_whole(array, int(slope), int(intercept), in_place)
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is refused later
         return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _rescaled_whole(array: np.ndarray, slope: int, intercept: int, in_place: bool) -> np.ndarray:
+    """Whole numbers of 8 or 16 bits times `slope` plus `intercept`, slice by slice."""
+    ends = [int(value) * slope + intercept for value in (array.min(), array.max())] if array.size else [0]
+    fits = min(ends) >= -2 ** 15 and max(ends) < 2 ** 15
+    own = in_place and fits and array.dtype.itemsize == 2
+    result = array.view(np.int16) if own else np.empty(array.shape, np.int16 if fits else np.int32)
+    for values, scaled in zip(array, result, strict=True):
+        scaled[...] = values.astype(np.int32) * np.int32(slope) + np.int32(intercept)
+    return result
 
 
 def nifti_geometry(path: object, header: Any, shape: tuple[int, int, int]) -> tuple[ImageGrid, list[Flag]]:

@@ -24,6 +24,12 @@ def read_scan(path: Path, series: str | None = None, modality: str | None = None
     `.zip` of either, or a path inside a `.zip`. `series` and `modality`: see `dicom.read_dicom`."""
     shown, path = path, real_path(path)
     try:
+        if path.is_file() and _begins_with(path, LFS_POINTER):
+            raise InputError(f"{path} is a pointer of Git LFS and not the file itself; fetch it (git lfs pull).")
+        if ".nii" in path.name.lower() and path.name.lower().endswith(FILE_ENDINGS) and path.is_file():
+            kept = _KEPT.pop(_identity(path), None)
+            _KEPT.clear()
+            return read_nifti(path) if kept is None else kept
         with itk_silent():
             if path.is_dir() or (path.is_file() and not path.name.lower().endswith(FILE_ENDINGS) and is_dicom(path)):
                 folder = path.parent if path.name.upper() == "DICOMDIR" else path
@@ -33,12 +39,8 @@ def read_scan(path: Path, series: str | None = None, modality: str | None = None
                                  "mend the link.")
             if not path.exists():
                 raise InputError(f"{path} does not exist.")
-            if path.is_file() and _begins_with(path, LFS_POINTER):
-                raise InputError(f"{path} is a pointer of Git LFS and not the file itself; fetch it (git lfs pull).")
             if not path.name.lower().endswith(FILE_ENDINGS):
                 raise InputError(f"{path} is of no known format; expected {', '.join(FILE_ENDINGS)}, .zip, or a DICOM file or folder.")
-            if ".nii" in path.name.lower():
-                return read_nifti(path)
             with itk_path(path) as plain:
                 return read_with_itk(plain)
     except MemoryError as error:
@@ -52,6 +54,27 @@ def read_scan(path: Path, series: str | None = None, modality: str | None = None
 def _begins_with(path: Path, start: bytes) -> bool:
     with open(path, "rb") as file:
         return file.read(len(start)) == start
+
+
+def read_scan_ahead(path: Path, series: str | None = None) -> Scanned:
+    """`read_scan`; of a NIfTI file the result is kept for the next `read_scan` of the same file, which alone holds it then.
+
+    The read of another NIfTI file lets go of it.
+    """
+    scanned, real = read_scan(path, series), real_path(path)
+    if real.is_file() and ".nii" in real.name.lower():
+        _KEPT.clear()
+        _KEPT[_identity(real)] = scanned
+    return scanned
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    """Changes with the content of a file, as far as the file system tells."""
+    status = path.stat()
+    return str(path.absolute()), status.st_mtime_ns, status.st_size
+
+
+_KEPT: dict[tuple[str, int, int], Scanned] = {}
 
 
 @contextmanager

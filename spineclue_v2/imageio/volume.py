@@ -160,8 +160,6 @@ def write_volume(volume: Volume, path: str | Path) -> None:
 
     Every format keeps sheared grids. NIfTI states the forms that the grid's own file stated (`ImageGrid.forms`).
     """
-    import SimpleITK as sitk
-
     name = str(path).lower()
     if not name.endswith((".nii.gz", ".nii", ".nrrd", ".mha")):
         # .mhd and .nhdr name a second file, which does not follow a rename.
@@ -171,6 +169,8 @@ def write_volume(volume: Volume, path: str | Path) -> None:
             if ".nii" in temporary.name.lower()[-7:]:
                 write_nifti(volume.array, volume.geometry, temporary)
             else:
+                import SimpleITK as sitk
+
                 sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
         except (RuntimeError, OSError) as error:
             raise InputError(f"Cannot write {path}; choose a folder that is writable and has space.") from error

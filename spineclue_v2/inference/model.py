@@ -29,6 +29,7 @@ from ..training.checkpoint import Checkpoint, load_weights, weights_sha256
 from ..training.stage_model import CHECKPOINT_NAME, StageModel
 from ..utilities import paths
 from ..utilities.files import read_json
+from ..utilities.memory import give_back_memory
 from ..utilities.plugins import is_importable
 
 logger = logging.getLogger(__name__)
@@ -242,6 +243,8 @@ def _assemble(files: Mapping[str, list[Path]], plans: Plans | None, device: torc
                          if stage.name in loaded or not stage.trainable}}
     if stand_ins:
         record["shipped_stands_in"] = sorted(stand_ins)
+    del loaded              # what was read from the files, of which the networks have what they need
+    give_back_memory()
     return Model(plans, device, models, source, record)
 
 
@@ -265,7 +268,7 @@ def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], pl
         _check_fingerprint(checkpoint, plans, stage, file)
         check_package(checkpoint.meta, file)
         network = build_network(stage, plans, checkpoint.meta.get("trainer")).to(device)
-        load_weights(network, checkpoint, file)
+        load_weights(network, checkpoint, file, take=True)
         networks.append(network.eval())
     return StageModel(networks, [c.meta.get("fitted", {}) for c in checkpoints], [c.extra for c in checkpoints],
                       [weights_sha256(c.network) for c in checkpoints])

@@ -21,6 +21,7 @@ from ..stages.identify.numbering import check_known
 from ..stages.identify.pins import check_places
 from ..stages.identify.tool_levels import NAME as TOOL
 from ..stages.registry import pipeline_of
+from ..utilities.memory import give_back_memory
 from ..utilities.triples import float_triple
 from .completeness import find_incomplete, incomplete_flag
 from .model import Model
@@ -43,6 +44,7 @@ def run_stages(findings: Findings, model: Model, options: Options | None = None,
             progress(stage.name, number / len(chosen))
         started = time.perf_counter()
         findings = stage.predict(findings, model.stages.get(stage.name), context)
+        give_back_memory()
         seconds[stage.name] = time.perf_counter() - started
     if progress is not None:
         progress("", 1.0)

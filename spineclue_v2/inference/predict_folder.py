@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..export.run_files import check_target, write_run_files
 from ..imageio.volume import FILE_ENDINGS, read_volume
 from ..results import SpineResult
 from ..utilities.files import read_json
-from ..utilities.parallel import run_tasks, sentence
+from ..utilities.parallel import make_executor, run_tasks, sentence
 from .cases import Case, case_name, list_cases
 from .model import Model, ModelSource, model_of
 from .pipeline import Options, stages_of
@@ -51,12 +52,13 @@ class Wanted:
 def predict(source: str | Path | Sequence[Case], output: str | Path, model: Model, options: Options | None = None,
             continue_prediction: bool = False, num_parts: int = 1, part_id: int = 0, save_probabilities: bool = False, report: bool = True,
             progress: bool = True, executor: Executor | None = None, model_source: ModelSource | None = None,
-            known: Mapping[str, Known] | None = None, also: Sequence[str] = ()) -> dict[str, str | None]:
+            known: Mapping[str, Known] | None = None, also: Sequence[str] = (), num_processes: int = 0) -> dict[str, str | None]:
     """Predict every case of `source` (a path, or what `list_cases` gave) into `output`; {case: None or the sentence of its failure}.
 
     A single bad scan raises; in a folder the others go on. `CASE.json` is written last: a case that has it is complete. Nothing is
     written before a scan was predicted. The tables of the folder are made anew in the end. With an `executor` the cases are predicted
-    through it, by processes that load `model_source`. `known`: what is known of each case's levels. `also`: names of further formats.
+    through it, by processes that load `model_source`; with `num_processes` by so many on this machine, one thread each. `known`: what
+    is known of each case's levels. `also`: names of further formats.
     """
     if not 0 <= part_id < num_parts:
         raise InputError(f"-part_id is {part_id}; expected 0..{num_parts - 1} with -num_parts {num_parts}.")
@@ -72,12 +74,14 @@ def predict(source: str | Path | Sequence[Case], output: str | Path, model: Mode
     if model.modality == "MR":
         for chosen in own.values():
             check_mr_options(chosen, save_probabilities, "--")
-    if executor is not None and not single:
-        outcome = _predict_elsewhere(cases, output, model, own, continue_prediction, wanted, progress and sys.stderr.isatty(), executor,
-                                     model_source or ModelSource())
-        _write_tables(output)
-        _write_index(output, outcome, report)
-        return outcome
+    if not single and (executor is not None or num_processes):
+        with nullcontext(executor) if executor is not None else make_executor(min(num_processes, len(cases))) as workers:
+            if workers is not None:
+                outcome = _predict_elsewhere(cases, output, model, own, continue_prediction, wanted, progress and sys.stderr.isatty(),
+                                             workers, model_source or ModelSource())
+                _write_tables(output)
+                _write_index(output, outcome, report)
+                return outcome
     given = own[cases[0].name] if single and cases else options
     describe = cache(lambda: _describe(output, model, given, shown))  # once, after the first scan was predicted
     with RunProgress(len(cases), progress) as bar:

@@ -10,6 +10,7 @@ from ..anatomy.label_boxes import label_boxes
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume, resample_grid
 from ..plans.data import Data
+from ..utilities.memory import give_back_memory
 from .straighten import straight_grid, straightened
 
 _SLAB = 48                # output slices at a time
@@ -25,13 +26,14 @@ def to_network_space(volume: Volume, data: Data) -> Volume:
     source = oriented_view(straightened(volume), data.orientation)
     geometry = resample_grid(source.geometry, (data.spacing_mm,) * 3)
     array = _resample(source.array, _axis_maps(source.geometry, geometry, _cubic), geometry.shape, data.hu_min, data.hu_max)
+    give_back_memory()      # of the slabs
     return Volume(array, geometry)
 
 
 def resample_floats(volume: Volume, target: ImageGrid, linear: bool = False) -> np.ndarray:
     """`volume` on the grid `target`, which shares its directions: float32, cubic (or linear), averaged where coarser."""
     maps = _axis_maps(volume.geometry, target, _linear if linear else _cubic)
-    return _apply_maps(np.ascontiguousarray(volume.array, dtype=np.float32), maps)
+    return _apply_axis(_in_planes(volume.array, maps), maps[0], 0)
 
 
 def network_grid(geometry: ImageGrid, data: Data) -> ImageGrid:
@@ -137,6 +139,15 @@ def _apply_axis(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
     return result
 
 
+def _in_planes(array: np.ndarray, maps: Sequence[np.ndarray], at_once: int = 8) -> np.ndarray:
+    """Axes 1 and 2 of a scan of any type resampled, float32: `at_once` slices at a time, so that hardly any of it exists as float32."""
+    result = np.empty((array.shape[0], maps[1].shape[0], maps[2].shape[0]), np.float32)
+    for begin in range(0, len(array), at_once):
+        part = np.array(array[begin:begin + at_once], dtype=np.float32, order="C")
+        result[begin:begin + at_once] = _apply_axis(_apply_axis(part, maps[2], 2), maps[1], 1)
+    return result
+
+
 def _apply_maps(array: np.ndarray, maps: Sequence[np.ndarray]) -> np.ndarray:
     for axis in (2, 1, 0):
         array = _apply_axis(array, maps[axis], axis)
@@ -149,8 +160,7 @@ def _resample(array: np.ndarray, maps: Sequence[np.ndarray], shape: Sequence[int
     for begin in range(0, shape[0], _SLAB):
         rows = maps[0][begin:begin + _SLAB]
         first, last = _band(rows)
-        slab = np.array(array[first:last], dtype=np.float32, order="C")
-        slab = _apply_maps(slab, (np.ascontiguousarray(rows[:, first:last]), maps[1], maps[2]))
+        slab = _apply_axis(_in_planes(array[first:last], maps), np.ascontiguousarray(rows[:, first:last]), 0)
         np.clip(slab, low, high, out=slab)
         result[begin:begin + len(rows)] = np.rint(slab, out=slab)
     return result

@@ -101,12 +101,16 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_weights(network: torch.nn.Module, checkpoint: Checkpoint, source: Path) -> None:
-    """Put the weights into `network`; a mismatch is an InputError that names the first differing tensor."""
+def load_weights(network: torch.nn.Module, checkpoint: Checkpoint, source: Path, take: bool = False) -> None:
+    """Put the weights into `network`; a mismatch is an InputError that names the first differing tensor.
+
+    `take`: the network takes the checkpoint's own tensors in place of its fresh ones, so that none exists twice. Not with an optimiser,
+    which goes on with the fresh ones.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.network.items()}
     if wanted != found:
         name = next((n for n in sorted(wanted.keys() | found.keys()) if wanted.get(n) != found.get(n)), "")
         raise InputError(f"Checkpoint {source} does not fit the plan's network ('{name}' is {found.get(name, 'absent')}, "
                          f"expected {wanted.get(name, 'absent')}); use the plan it was trained with, or train again.")
-    network.load_state_dict(checkpoint.network)
+    network.load_state_dict(checkpoint.network, assign=take)

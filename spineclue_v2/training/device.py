@@ -25,6 +25,12 @@ def resolve_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
+def items_at_once(planned: int, device: torch.device) -> int:
+    """Crops of a 3D network to predict together: as planned on a GPU; one on a CPU, which is as quick so and needs a fraction of the
+    memory."""
+    return 1 if device.type == "cpu" else planned
+
+
 def fast_bfloat16() -> bool:
     """True when this CPU multiplies bfloat16 itself (AMX, or AVX-512 with BF16 instructions); where it is emulated nothing is gained."""
     return torch.backends.mkldnn.is_available() and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -12,7 +12,7 @@ from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume
 from ..measures.bodies import Body, EndPlate
 from ..utilities.files import atomic_path
-from .report import BACKGROUND, DPI, FAINT, HEAD, MAX_SIZE_INCH, SIDE, TEXT, WARNING, View, curved_views, show_plane
+from .report import BACKGROUND, DPI, FAINT, HEAD, MAX_SIZE_INCH, PACKING, SIDE, TEXT, WARNING, View, curved_views, show_plane
 
 COLOURS = ("#4fc3f7", "#ffb74d", "#aed581", "#f06292", "#ba68c8", "#fff176", "#4db6ac", "#e57373")
 TABLE_INCH, GAP_INCH, FOOT_INCH, LINE_INCH = 5.2, 0.25, 0.45, 0.155
@@ -29,7 +29,7 @@ def write_measures_picture(result: LabelledSpine, mask_grid: ImageGrid, volume: 
     figure = measures_figure(result, mask_grid, volume, title)
     FigureCanvasAgg(figure)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, facecolor=BACKGROUND, format="png")
+        figure.savefig(temporary, dpi=DPI, facecolor=BACKGROUND, format="png", pil_kwargs=PACKING)
 
 
 def measures_figure(result: LabelledSpine, mask_grid: ImageGrid, volume: Volume, title: str) -> Any:

@@ -33,6 +33,7 @@ MAX_SIZE_INCH, INCH_PER_MM = (12.0, 9.0), 0.034
 GUTTER, SIDE, HEAD, FOOT = 2.0, 0.25, 0.75, 0.55
 NAME_HEIGHT = 0.19
 DPI = 120
+PACKING = {"compress_level": 3}   # of PNG: half the time of the default for a sixth more bytes
 
 
 def write_report(result: LabelledSpine, network_grid: ImageGrid, volume: Volume, path: str | Path, title: str) -> None:
@@ -46,7 +47,7 @@ def write_report(result: LabelledSpine, network_grid: ImageGrid, volume: Volume,
     figure = spine_figure(result, network_grid, volume, title)
     FigureCanvasAgg(figure)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, facecolor=BACKGROUND, format="png")
+        figure.savefig(temporary, dpi=DPI, facecolor=BACKGROUND, format="png", pil_kwargs=PACKING)
 
 
 @dataclass(frozen=True)

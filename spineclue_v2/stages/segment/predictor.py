@@ -13,7 +13,7 @@ from ...anatomy.vertebra import Vertebra, on_the_masks_side
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...preprocessing.crops import crop_start
-from ...training.device import autocast
+from ...training.device import autocast, items_at_once
 from ...utilities.triples import Floats3, float_triple, int_triple
 from .data import crop_channels
 from .fences import Fence, fence_in, fences_of, hand_over, shows_centre
@@ -137,10 +137,10 @@ def _probabilities(volume: Volume, centres: np.ndarray, networks: list[torch.nn.
     data, sigma = plan.data, plan.network.heatmap_sigma_mm / plan.data.spacing_mm
     shape = (len(data.windows_hu) + 1, *plan.network.crop_size)
     engines = [engine_of(network, shape, device) for network in networks]
-    result: list[np.ndarray] = []
-    for first in range(0, len(centres), plan.run.inference_batch):
+    at_once, result = items_at_once(plan.run.inference_batch, device), list[np.ndarray]()
+    for first in range(0, len(centres), at_once):
         crops = np.stack([crop_channels(volume.array, c, plan.network.crop_size, data.windows_hu, data.hu_min, sigma)
-                          for c in centres[first:first + plan.run.inference_batch]])
+                          for c in centres[first:first + at_once]])
         batch = torch.from_numpy(crops).to(device)
         total = torch.zeros(())
         with torch.inference_mode(), autocast(device):
