@@ -13,7 +13,7 @@ def label_boxes(array: np.ndarray) -> dict[int, Box]:
 
     backwards = [axis for axis, stride in enumerate(array.strides) if stride < 0]
     order = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
-    stored = np.flip(array, backwards).transpose(order)          # as it lies in memory
+    stored = np.flip(array, tuple(backwards)).transpose(order)          # as it lies in memory
     found: dict[int, Box] = {}
     for value, box in enumerate(find_objects(np.ascontiguousarray(stored)), start=1):
         if box is not None:

@@ -85,7 +85,7 @@ def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.nd
     if not 0 <= offset <= MAX_HEADER_BYTES:
         raise InputError(f"{path} says that its voxels begin at byte {offset:g}; expected 0 to {MAX_HEADER_BYTES}. Fix the header.")
     array = np.empty(shape, dtype)      # filled in place: a long scan does not exist twice
-    content = memoryview(array.reshape(-1).view(np.uint8))
+    content = memoryview(array.reshape(-1).view(np.uint8).data)
     with _open(path) as stream:
         stream.read(max(int(offset), int(header["sizeof_hdr"])))
         done = 0

@@ -82,8 +82,8 @@ def _look(volume: Volume, vertebrae: Sequence[Vertebra], fences: Sequence[Sequen
     centres = volume.geometry.world_to_index(np.array([v.box_centre for v in vertebrae]))
     raw = _probabilities(volume, centres, networks, plan, device, mirror)
     moved = _find_better_centres(centres, _fenced(raw, centres, fences, size)[0], size, plan.data.spacing_mm)
-    again = np.flatnonzero(np.abs(moved - centres).max(1) > 0)
-    if len(again):
+    again = np.flatnonzero(np.abs(moved - centres).max(1) > 0).tolist()
+    if again:
         for i, crop in zip(again, _probabilities(volume, moved[again], networks, plan, device, mirror), strict=True):
             if _shows_no_less(crop, moved[i], raw[i], centres[i], fences[i], size):
                 raw[i], centres[i] = crop, moved[i]
