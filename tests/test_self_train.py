@@ -252,3 +252,36 @@ def test_bad_input_is_one_sentence(home, change, arguments, said, capsys):
         write_json(raw / "dataset.json", read_json(raw / "dataset.json") | {"patients": {"free_0": "case_0", "free_1": "case_3"}})
     assert main("self_train", [DATASET, "-device", "cpu", *arguments]) == 2
     assert said in (err := capsys.readouterr().err) and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_from_the_packages_weights_to_a_verdict_with_real_networks(tmp_path, monkeypatch, capsys):
+    """Everything real but the lengths: four labelled phantoms, two without labels, one fold, two steps per stage."""
+    from tiny_dataset import edited
+
+    from spineclue_v2.dataset_conversion.phantom import convert
+    from spineclue_v2.planning.plan_and_preprocess import fingerprint_dataset, plan_experiment, preprocess_plans
+
+    monkeypatch.setenv("SPINECLUE_HOME", str(tmp_path))
+    monkeypatch.setenv("spineclue_n_proc_DA", "0")
+    name, look = "Dataset502_Free", {"first": "T10", "last": "L5", "spacing": (2.0, 2.0, 2.0), "variant": None, "cobb": 0.0,
+                                     "fractures": {}, "screws": 0, "cement": 0, "wide": True}
+    convert(tmp_path / "raw" / name, 4, seed=11, **look)
+    for case in convert(tmp_path / "free", 2, seed=12, **look):
+        target = tmp_path / "raw" / name / "imagesUl" / f"free_{case}_0000.nii.gz"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "free" / "imagesTr" / f"{case}_0000.nii.gz", target)
+    fingerprint_dataset(name, progress=False)
+    lengths: dict[str, Any] = {stage: {"run": {"epochs": 1, "iterations_per_epoch": 2}} for stage in ("localize", "segment", "appearance")}
+    lengths["identify"] = {"run": {"classifier_epochs": 1, "iterations_per_epoch": 2}}
+    plans = edited(plan_experiment(name, gpu_memory_target=1, device="cpu", source="shipped"), lengths)
+    plans.save(tmp_path / "preprocessed" / name / "SpineCLUEPlans.json")
+    assert preprocess_plans(name, stages=list(self_train.LEARNING), progress=False) == {}
+    command = ["502", "-f", "0", "-device", "cpu", "--no_pbar", "-q"]
+    assert main("self_train", command) == 0
+    said = capsys.readouterr().out
+    report = read_json(tmp_path / "results" / name / "self_training" / "SpineCLUEPlans" / "report.json")
+    assert report["teacher"] == "shipped" and any(entry["kept"] for entry in report["folds"]["0"]), said
+    assert "The old weights stay" in said and report["proof"]["better"] is False     # one patient left out proves nothing
+    assert main("predict", ["-i", str(tmp_path / "free" / "imagesTr" / "phantom_0001_0000.nii.gz"), "-o", str(tmp_path / "out"), "-d", "502",
+                            "-p", "SpineCLUEPlansSelfTrained", "-f", "0", "-device", "cpu"]) == 0

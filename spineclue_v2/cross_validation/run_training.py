@@ -21,6 +21,7 @@ from ..training.distributed import STOPPED, join_processes, launch, rank, rank_o
 from ..training.trainer import Interrupted
 from ..utilities import paths
 from ..utilities.files import write_json
+from .evidence_check import evidence_warning
 from .model_settings import restore
 
 if TYPE_CHECKING:
@@ -134,6 +135,9 @@ def _validate(run: Any, found: OutOfFold | None, checkpoint: Path, save_probabil
     else:
         summary = (validate_fold(found, run.stage) if found is not None else {"stage": run.stage, "fold": run.fold}) | {"alone": alone}
     write_json(run.folder / "validation" / "summary.json", summary)
+    if run.stage == "identify" and (said := evidence_warning(summary.get("spineclue", {}).get("cases", []),
+                                                             str(run.folder.parent / "plans.json"))):
+        logger.warning("%s", said)
     return summary
 
 
