@@ -171,7 +171,7 @@ def stubbed(home, monkeypatch) -> list[tuple[str, int]]:
         plans = load_plans(home / "preprocessed" / DATASET / f"{plans_name}.json")
         saved = Checkpoint.load(Path(pretrained_weights))
         assert added.share == 0.5 and (added.base / plans.stage(stage).data_fingerprint / f"{added.cases[0]}.b2nd").is_file()
-        saved.meta["plans"] = plans.to_json()
+        saved.meta |= {"plans": plans.to_json(), "added_cases": added.to_json()}
         plans.save(folder / "plans.json")
         saved.save(folder / f"fold_{fold}" / "checkpoint_final.pth")
         done.append((stage, fold))
@@ -213,6 +213,9 @@ def test_it_continues_where_it_stopped_and_leaves_the_old_weights_alone(home, st
     assert [case["case"] for case in report["proof"]["cases"]] == splits()[0]["val"] + splits()[1]["val"]
     labels = read_labels(home / "results" / DATASET / "self_training" / "SpineCLUEPlans" / "fold_0" / "predictions" / "free_0.nii.gz")
     assert len(np.unique(labels.array)) == 6
+    # Another part of the batches than the finished stages had: said, and nothing trained.
+    assert main("self_train", [*command, "--share", "0.3"]) == 2
+    assert "another --share" in (said := capsys.readouterr().err) and said.count("\n") == 1 and len(stubbed) == 6
     # Weights that are not those of the predictions any more: said, and nothing mixed.
     write_model(home / "results" / DATASET / stage_folder_name("segment"), "segment",
                 replace(load_plans(home / "preprocessed" / DATASET / "SpineCLUEPlans.json")), seed=1)
@@ -283,5 +286,6 @@ def test_from_the_packages_weights_to_a_verdict_with_real_networks(tmp_path, mon
     report = read_json(tmp_path / "results" / name / "self_training" / "SpineCLUEPlans" / "report.json")
     assert report["teacher"] == "shipped" and any(entry["kept"] for entry in report["folds"]["0"]), said
     assert "The old weights stay" in said and report["proof"]["better"] is False     # one patient left out proves nothing
-    assert main("predict", ["-i", str(tmp_path / "free" / "imagesTr" / "phantom_0001_0000.nii.gz"), "-o", str(tmp_path / "out"), "-d", "502",
-                            "-p", "SpineCLUEPlansSelfTrained", "-f", "0", "-device", "cpu"]) == 0
+    scan = tmp_path / "free" / "imagesTr" / "phantom_0001_0000.nii.gz"
+    assert main("predict", ["-i", str(scan), "-o", str(tmp_path / "out"), "-d", "502", "-p", "SpineCLUEPlansSelfTrained", "-f", "0",
+                            "-device", "cpu"]) == 0

@@ -5,6 +5,7 @@ whole scan and of parts of it alike is not proved right, but is right more often
 """
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..anatomy import VERTEBRA_LABELS
 from ..anatomy.label_boxes import label_boxes
+from ..errors import InputError
 from ..export.label_map import label_map
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import Volume, read_labels, read_volume
@@ -22,6 +24,8 @@ from ..inference.model import Model
 from ..inference.pipeline import Options
 from ..inference.predict_scan import predict_scan
 from ..utilities.files import read_json
+
+logger = logging.getLogger(__name__)
 
 LEAST = 4                # vertebrae of a scan that parts can be cut from, and of a part
 PART = 0.7               # of a scan's vertebrae that each of the two parts holds
@@ -89,7 +93,11 @@ def _part_labels(volume: Volume, first: int, stop: int, model: Model) -> np.ndar
     """Label values (z, y, x) that the pipeline gives to slices `first` to `stop` of an LPS view."""
     array = np.ascontiguousarray(volume.array[first:stop])
     grid = volume.geometry.cropped((first, 0, 0), array.shape)
-    result = predict_scan(Volume(array, grid), model, Options(measures=False), keep_scan=False)
+    try:
+        result = predict_scan(Volume(array, grid), model, Options(measures=False), keep_scan=False)
+    except InputError as error:
+        logger.info("A part cannot be predicted, so it does not agree: %s", error)
+        return np.zeros(array.shape, np.uint8)
     own, masks = result.grids()
     return np.asarray(label_map(result.vertebrae, masks, own))
 

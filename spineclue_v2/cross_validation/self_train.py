@@ -31,6 +31,7 @@ from ..preprocessing.files import prepare_folder
 from ..stages.plan_files import load_plans
 from ..stages.registry import modality_of, stage_folder_name
 from ..training.added_cases import AddedCases
+from ..training.checkpoint import Checkpoint
 from ..training.stage_model import CHECKPOINT_NAME
 from ..utilities import paths
 from ..utilities.files import atomic_path, read_json, write_json
@@ -83,6 +84,11 @@ class Outline:
     def base(self) -> Path:
         """The dataset's preprocessed folder."""
         return paths.preprocessed_folder() / self.raw.name
+
+    @property
+    def anew(self) -> str:
+        """The remedy where what is there does not belong to what is asked for."""
+        return f"to begin anew, move {self.work} and the folders *__{self.new_name}__* in {self.work.parents[1]} away"
 
     def place(self, fold: Fold) -> Path:
         return self.work / f"fold_{fold.number}"
@@ -176,8 +182,9 @@ def self_train(plan: Outline, progress: bool = True) -> tuple[dict[str, list[Jud
     """
     judged = {}
     for fold in plan.folds:
-        _check_teacher(plan, fold)
-        judged[str(fold.number)] = select(plan, fold, progress)
+        model = plan.old_model(fold)
+        _check_teacher(plan, fold, model)
+        judged[str(fold.number)] = select(plan, fold, model, progress)
         logger.info("Fold %s: %s.", fold.number, describe(judged[str(fold.number)]))
     folders = []
     for fold in plan.folds:
@@ -197,23 +204,26 @@ def self_train(plan: Outline, progress: bool = True) -> tuple[dict[str, list[Jud
     return judged, proof
 
 
-def _check_teacher(plan: Outline, fold: Fold) -> None:
+def _check_teacher(plan: Outline, fold: Fold, model: Model) -> None:
     """Predictions of another model are not mixed with those of this one."""
-    record = plan.old_model(fold).record["weights"]
+    record = model.record["weights"]
     file = plan.place(fold) / "teacher.json"
     if not file.is_file():
         write_json(file, {"teacher": plan.teacher, "weights": record})
     elif read_json(file, "teacher")["weights"] != record:
-        raise InputError(f"{plan.place(fold)} was made with other weights than those there are now; move {plan.work} and the folders "
-                         f"*__{plan.new_name}__* beside it away to begin anew.")
+        raise InputError(f"{plan.place(fold)} was made with other weights than those there are now; {plan.anew}.")
 
 
-def select(plan: Outline, fold: Fold, progress: bool = True) -> list[Judged]:
+def select(plan: Outline, fold: Fold, model: Model, progress: bool = True) -> list[Judged]:
     """Predict the unlabelled scans and judge each prediction; `selection.json` keeps what was found."""
-    place, model = plan.place(fold), plan.old_model(fold)
-    predictions = place / "predictions"
-    failed = predict([Case(case, scan) for case, scan in fold.unlabelled.items()], predictions, model, Options(measures=False),
-                     continue_prediction=True, report=False, progress=progress)
+    place = plan.place(fold)
+    predictions, cases = place / "predictions", [Case(case, scan) for case, scan in fold.unlabelled.items()]
+    try:
+        failed = predict(cases, predictions, model, Options(measures=False), continue_prediction=True, report=False, progress=progress)
+    except InputError as error:     # of several scans a bad one fails alone
+        if len(cases) > 1:
+            raise
+        failed = {cases[0].name: str(error)}
     result = []
     for case, scan in fold.unlabelled.items():
         file = place / "agreement" / f"{case}.json"
@@ -236,16 +246,26 @@ def train_again(plan: Outline, fold: Fold, kept: Sequence[str]) -> None:
     results, number = paths.results_folder() / plan.raw.name, f"fold_{fold.number}"
     for stage, weights in plan.teacher_files(fold).items():
         target = results / stage_folder_name(stage, plan.new_name)
-        if (target / number / CHECKPOINT_NAME).is_file() and not (target / number / "checkpoint_latest.pth").is_file():
+        started, done = target / number / "checkpoint_latest.pth", target / number / CHECKPOINT_NAME
+        if stage in LEARNING:
+            for file in (started, done):
+                _check_added(plan, file, added)
+        if done.is_file() and not started.is_file():
             continue
         if stage in LEARNING:
             logger.info("Fold %s: stage %s is trained again with %d more scans.", fold.number, stage, len(kept))
             train(plan.raw.name, stage, fold.number, plans_name=plan.new_name, device=plan.device.type, pretrained_weights=str(weights),
-                  resume=(target / number / "checkpoint_latest.pth").is_file(), validate=False, added=added)
+                  resume=started.is_file(), validate=False, added=added)
             continue
-        for source, name in ((weights.parents[1] / "plans.json", target / "plans.json"), (weights, target / number / CHECKPOINT_NAME)):
+        for source, name in ((weights.parents[1] / "plans.json", target / "plans.json"), (weights, done)):
             with atomic_path(name) as temporary:
                 shutil.copyfile(source, temporary)
+
+
+def _check_added(plan: Outline, file: Path, added: AddedCases) -> None:
+    """InputError for a checkpoint that learned from other scans than those that are kept now."""
+    if file.is_file() and Checkpoint.load(file).meta.get("added_cases") != added.to_json():
+        raise InputError(f"{file} was trained with other unlabelled scans, or another --share, than now; {plan.anew}.")
 
 
 def continued_plan(plans: Plans, name: str) -> Plans:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..dataset.raw import RawDataset
-from ..evaluation.summary import evaluate
+from ..evaluation.files import CaseFiles
+from ..evaluation.metrics import HIT_DICE
+from ..evaluation.summary import evaluate_files
 from ..inference.cases import Case
 from ..inference.model import Model
 from ..inference.pipeline import Options
@@ -73,13 +75,13 @@ def compare(raw: RawDataset, folders: Sequence[tuple[Sequence[str], Path, Path]]
 
 def _sums(raw: RawDataset, cases: Sequence[str], folder: Path) -> dict[str, dict[str, float]]:
     """{case: sums over its true vertebrae of each measure, and their number}."""
-    summary = evaluate(raw.label(cases[0]).parent, folder, cases=cases)
     result = {}
-    for case in summary["spineclue"]["cases"]:
-        vertebrae = case["vertebrae"]
-        result[case["case"]] = {"found": sum(v["dice"] >= 0.5 for v in vertebrae), "true": len(vertebrae),
-                                "named": sum(v["predicted"] == v["level"] and v["dice"] >= 0.5 for v in vertebrae),
-                                "score": sum(v["dice_same_label"] for v in vertebrae)}
+    for case in cases:
+        files = CaseFiles(case, raw.label(case), folder / f"{case}.nii.gz")
+        vertebrae = evaluate_files(files, values=raw.verse_value)["spineclue"]["vertebrae"]
+        result[case] = {"found": sum(v["dice"] >= HIT_DICE for v in vertebrae), "true": len(vertebrae),
+                        "named": sum(v["predicted"] == v["level"] and v["dice"] >= HIT_DICE for v in vertebrae),
+                        "score": sum(v["dice_same_label"] for v in vertebrae)}
     return result
 
 

@@ -33,6 +33,10 @@ class AddedCases:
         if not 0 < self.share < 1:
             raise InputError(f"The share of batches of added cases is {self.share:g}; expected a number between 0 and 1.")
 
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint says of them."""
+        return {"cases": list(self.cases), "share": self.share}
+
 
 @dataclass
 class MixedBatches:

@@ -319,7 +319,7 @@ class BaseTrainer:
                 "model_fingerprint": self.plan.model_fingerprint, "fitted": self.fitted, "version": __version__, "method": self.method,
                 "train_cases": self.train_cases, "val_cases": self.val_cases}
         if self.added is not None:
-            meta["added_cases"] = {"cases": list(self.added.cases), "share": self.added.share}
+            meta["added_cases"] = self.added.to_json()
         if package := package_of(type(self)):
             meta["package"] = package  # who lacks it cannot build the network, and learns which one to install
         optimizer = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()} if with_optimizer else None
