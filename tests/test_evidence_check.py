@@ -19,7 +19,8 @@ def result(model: dict, said: tuple[str, ...] = NAMES) -> SpineResult:
     logs = np.full((len(said), 25), np.log(0.01 / 24))
     for row, name in enumerate(said):
         logs[row, LEVELS.index(name)] = np.log(0.99)
-    found = tuple(Vertebra(body_centre=(0.0, 0.0, -30.0 * row)) for row in range(len(said)))
+    places = [(0.0, 0.0, -30.0 * row) for row in range(len(said))]
+    found = tuple(Vertebra(place, (25.0, 40.0, 50.0), 1.0, body_centre=place) for place in places)
     nothing = (None,) * len(found)
     return SpineResult(found, True, basis=NumberingBasis(found, nothing, nothing, {"shape": Evidence(logs)}, {}, {"shape": 1.0}, model))
 
