@@ -48,8 +48,8 @@ def main() -> None:
     say(f"kept {len(kept)} of {len(judged['0'])}; {count_wrong(args.o, plan, [e.case for e in kept])} of the kept have a wrong name")
     rest = [entry.case for entry in judged["0"] if not entry.kept and entry.asked]
     say(f"anchored, parts disagree: {len(rest)}, of which {count_wrong(args.o, plan, rest)} have a wrong name")
-    train_control(plan, LEARNING)
     fold = plan.folds[0]
+    train_control(plan, [stage for stage in LEARNING if stage in plan.teacher_files(fold)])
     place = plan.place(fold)
     predict_left_out(plan.raw, fold.left_out, load_trained(args.o / "results" / NAME, [0], plan.device, CONTROL), place / "control")
     for what, found in (("old against self-trained", proof), (
@@ -62,6 +62,7 @@ def main() -> None:
 
 def prepare(scratch: Path, train: int, left_out: int, unlabelled: int, epochs: int) -> None:
     """The dataset with its plan, its one fold, and its unlabelled scans; what is there stays."""
+    from spineclue_v2.cross_validation.self_train import LEARNING
     from spineclue_v2.dataset_conversion.phantom import convert
     from spineclue_v2.planning.plan_and_preprocess import fingerprint_dataset, plan_experiment, preprocess_plans
     from spineclue_v2.utilities.files import write_json
@@ -81,11 +82,11 @@ def prepare(scratch: Path, train: int, left_out: int, unlabelled: int, epochs: i
             run = dataclasses.replace(old.run, iterations_per_epoch=STEPS, **lengths)
             plans.stages[stage] = dataclasses.replace(old, run=run)
         plans.save(base / "SpineCLUEPlans.json")
-        assert preprocess_plans(NAME, stages=["localize", "segment", "appearance", "identify"], progress=False) == {}
+        assert preprocess_plans(NAME, stages=[stage for stage in LEARNING if stage in plans.stages], progress=False) == {}
         write_json(base / "splits_final.json", [{"train": names[:train], "val": names[train:]}])
 
 
-def train_control(plan: Any, stages: tuple[str, ...]) -> None:
+def train_control(plan: Any, stages: list[str]) -> None:
     """The same training without added scans, under a plan name of its own."""
     from spineclue_v2.cross_validation.run_training import train
     from spineclue_v2.cross_validation.self_train import continued_plan
