@@ -275,7 +275,7 @@ def test_from_the_packages_weights_to_a_verdict_with_real_networks(tmp_path, mon
         target.parent.mkdir(exist_ok=True)
         shutil.copy(tmp_path / "free" / "imagesTr" / f"{case}_0000.nii.gz", target)
     fingerprint_dataset(name, progress=False)
-    lengths: dict[str, Any] = {stage: {"run": {"epochs": 1, "iterations_per_epoch": 2}} for stage in ("localize", "centres", "segment", "appearance")}
+    lengths: dict[str, Any] = {stage: {"run": {"epochs": 1, "iterations_per_epoch": 2}} for stage in self_train.LEARNING[:-1]}
     lengths["identify"] = {"run": {"classifier_epochs": 1, "iterations_per_epoch": 2}}
     plans = edited(plan_experiment(name, gpu_memory_target=1, device="cpu", source="shipped"), lengths)
     plans.save(tmp_path / "preprocessed" / name / "SpineCLUEPlans.json")
