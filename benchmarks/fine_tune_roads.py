@@ -6,11 +6,13 @@ Phantoms whose tissues have random intensities (`randomise` 1: the shipped weigh
 `--from shipped`, the other road by the default planner; both get `--minutes` of one thread for all stages together, in
 the shares of `SHARES`, each stage as many steps as the time of its first ones allows. Figures are of other phantoms of the same look,
 through the whole prediction: vertebrae found (recall), Dice, and ID-rate. Synthetic; it says nothing of real scans.
+A run that was stopped goes on in the same scratch folder: finished roads and stages are kept (`roads.json`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -43,33 +45,53 @@ def main() -> None:
     torch.set_num_threads(1)
     convert(args.o / "raw" / NAME, args.train, seed=831, num_processes=0, **LOOK)
     convert(args.o / "raw" / TEST, args.test, seed=990, num_processes=0, **LOOK)
-    report("shipped", measure(args.o, "shipped", SpineCLUE.from_pretrained(device="cpu").model), 0.0)
+    state = State(args.o / "roads.json")
+    if "shipped" not in state.content:
+        state.keep("shipped", measure(args.o, "shipped", SpineCLUE.from_pretrained(device="cpu").model))
+    report("shipped", state.content["shipped"], 0.0)
     for road, source in (("fine-tuned", "shipped"), ("from scratch", None)):
-        seconds = train_road(road, source, 60 * args.minutes)
-        model = load_trained(paths.results_folder() / NAME, ["all"], torch.device("cpu"), plans_name(road))
-        report(road, measure(args.o, plans_name(road), model), seconds)
+        name = plans_name(road, args.minutes)
+        if name not in state.content:
+            train_road(name, source, 60 * args.minutes, state)
+            model = load_trained(paths.results_folder() / NAME, ["all"], torch.device("cpu"), name)
+            state.keep(name, measure(args.o, name, model))
+        report(road, state.content[name], sum(state.content[f"{name} {stage}"] for stage in SHARES))
 
 
-def plans_name(road: str) -> str:
-    return road.title().replace(" ", "").replace("-", "")
+class State:
+    """What a run has finished, in a file: figures of roads, and CPU seconds of their stages."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def keep(self, key: str, value: Any) -> None:
+        self.content[key] = value
+        self.file.write_text(json.dumps(self.content, indent=1))
 
 
-def train_road(road: str, source: str | None, budget: float) -> float:
-    """Plan, preprocess and train all cases (fold all) within `budget` CPU seconds; those it took."""
+def plans_name(road: str, minutes: float) -> str:
+    return f"{road.title().replace(' ', '').replace('-', '')}{minutes:g}min".replace(".", "p")
+
+
+def train_road(name: str, source: str | None, budget: float, state: State) -> None:
+    """Plan, preprocess and train all cases (fold all) within `budget` CPU seconds; those it took go into `state`, stage by stage."""
     from spineclue_v2.cross_validation.run_training import train
     from spineclue_v2.planning.plan_and_preprocess import fingerprint_dataset, plan_experiment, preprocess_plans
+    from spineclue_v2.utilities import paths
 
-    fingerprint_dataset(NAME, progress=False)
-    plan_experiment(NAME, gpu_memory_target=1, device="cpu", plans_name=plans_name(road), source=source)
-    assert preprocess_plans(NAME, plans_name(road), stages=list(SHARES), progress=False) == {}
-    spent = 0.0
+    if not (paths.preprocessed_folder() / NAME / f"{name}.json").is_file():
+        fingerprint_dataset(NAME, progress=False)
+        plan_experiment(NAME, gpu_memory_target=1, device="cpu", plans_name=name, source=source)
+    assert preprocess_plans(NAME, name, stages=list(SHARES), progress=False) == {}
     for stage, share in SHARES.items():
-        probe = step_seconds(stage, plans_name(road))
-        set_epochs(stage, plans_name(road), max(1, int(share * budget / probe / STEPS)))
+        if f"{name} {stage}" in state.content:
+            continue
+        probe = step_seconds(stage, name)
+        set_epochs(stage, name, max(1, int(share * budget / probe / STEPS)))
         started = time.process_time()
-        train(NAME, stage, "all", plans_name=plans_name(road), device="cpu", pretrained_weights=source, validate=False)
-        spent += time.process_time() - started
-    return spent
+        train(NAME, stage, "all", plans_name=name, device="cpu", pretrained_weights=source, validate=False)
+        state.keep(f"{name} {stage}", time.process_time() - started)
 
 
 def step_seconds(stage: str, name: str) -> float:

@@ -4,7 +4,7 @@
         [--foreign ../shared/data/masks_foreign] [--cache FOLDER]
     python -m benchmarks.label_errors --real ../shared/data
 
-Phantoms (3 mm grids, seeds 770001 and on) are synthetic; each error is planted in one of them, the kinds in turn, so that no phantom holds
+Phantoms (3 mm grids, seeds 880001 and on) are synthetic; each error is planted in one of them, the kinds in turn, so that no phantom holds
 two. On masks of another tool (`--foreign`, no CT) two errors each are planted. Found: at least one alarm that the map did not have before.
 A false alarm: a phantom without error that has one. The model, which is slow,
 counts in the first `--with_model` clean phantoms and wherever a shifted row is planted.
@@ -30,7 +30,7 @@ from spineclue_v2.planning.label_check.suspicion import Suspicion
 if TYPE_CHECKING:
     from spineclue_v2.inference.model import Model
 
-FIRST = 770_001
+FIRST = 880_001              # 770_001 and on: the limits were chosen with these, so they measure nothing any more
 SPACING = (3.0, 3.0, 3.0)
 WITHOUT_CT = [kind for kind in PLANTS if kind != "sacrum"]
 REAL = {"ct/verse/sub-verse005": ("ct/verse/sub-verse005_seg-vert_msk", "ct/verse/sub-verse005_ct", {}),
@@ -102,13 +102,13 @@ def run_phantoms(count: int, errors: int, cache: Path | None, model: Model | Non
 
 
 def run_foreign(folder: Path, model: Model | None) -> dict[str, list[bool]]:
-    results: dict[str, list[bool]] = {kind: [] for kind in WITHOUT_CT}
-    number = 0
+    results: dict[str, list[bool]] = {kind: [] for kind in WITHOUT_CT if model is not None or kind != "shifted"}
+    number = FIRST
     for name, labels in foreign(folder):
         as_is = check_labels(name, labels)
         print(f"{name} as it is: {[(s.kind, s.levels[:2], round(s.sure, 2)) for s in as_is if s.alarm]}", flush=True)
         for _ in range(2):
-            for kind in (WITHOUT_CT * 2)[number % len(WITHOUT_CT):]:
+            for kind in (list(results) * 2)[number % len(results):]:
                 number += 1
                 bad = planted(kind, labels, None, number)
                 if bad is not None:

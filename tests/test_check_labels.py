@@ -131,3 +131,11 @@ def test_the_command_lists_shows_and_corrects(dataset: Path, spine: BlockSpine, 
     assert read_json(fixed / "label_corrections.json") == {"from": "Dataset501_Blocks", "corrections": {"bad": ["rename L2=L3 L3=L2"]}}
     assert main("check_labels", ["-d", "502", "--no_model", "-o", str(out), "-np", "0", "--no_pbar", "--pictures", "0"]) == 0
     assert "0 of 2 cases have an alarm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "said"), [(["--fix", "none.csv", "-o", "Dataset502_Fixed"], "none.csv does not exist"),
+                                                 (["-m", "nowhere"], "Model folder nowhere does not exist")])
+def test_a_missing_table_or_model_is_one_sentence(dataset: Path, arguments: list[str], said: str,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("check_labels", ["-d", "501", "-np", "0", "--no_pbar", *arguments]) == 2
+    assert said in (error := capsys.readouterr().err) and error.count("\n") == 1

@@ -190,3 +190,12 @@ def test_a_patient_on_both_sides_of_a_fold_is_refused(tmp_path):
     (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a1", "b1"], "val": ["a2"]}]))
     with pytest.raises(InputError, match="fold 0 has patient 'anna' among its training and its validation cases"):
         load_splits(tmp_path, ["a1", "a2", "b1"], {"a1": "anna", "a2": "anna", "b1": "bo"})
+
+
+def test_a_case_on_both_sides_of_a_fold_is_refused_and_a_single_one_is_not(tmp_path):
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": ["a", "b"], "val": ["b"]}]))
+    with pytest.raises(InputError, match="fold 0 has case 'b' among its training and its validation cases"):
+        load_splits(tmp_path, ["a", "b"])
+    file.write_text(json.dumps([{"train": ["a"], "val": ["a"]}]))
+    assert load_splits(tmp_path, ["a"])[0]["val"] == ["a"]

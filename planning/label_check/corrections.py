@@ -28,6 +28,8 @@ RECORD = "label_corrections.json"
 def read_corrections(path: str | Path, raw: RawDataset) -> dict[str, list[str]]:
     """{case: confirmed corrections} of a table that `spineclue_check_labels` wrote. Raises InputError for anything that cannot be done."""
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give the CSV that spineclue_check_labels wrote.")
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..dataset.raw import RawDataset
     from ..errors import InputError
-    from ..inference.model import ModelSource
+    from ..inference.model import ModelSource, trained_files
     from ..utilities import paths
 
     raw = RawDataset(paths.raw_folder() / paths.dataset_name(args.d, paths.raw_folder()))
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if raw.channel_name != "CT":
         raise InputError(f"{raw.name} holds {raw.channel_name}; spineclue_check_labels checks vertebrae of CT.")
+    if args.m is not None and not args.no_model:
+        trained_files(Path(args.m), None)   # once, and not case by case in the workers
     model = None if args.no_model else ModelSource(args.device, None if args.m is None else str(Path(args.m).absolute()))
     folder = Path(args.o) if args.o is not None else paths.preprocessed_folder() / raw.name
     with workers(args) as (executor, count):

@@ -14,12 +14,14 @@ from ..plans.plans import DEFAULT_PLANS_NAME, Plans
 from ..stages.method import method_fingerprint
 from ..stages.plan_files import load_plans
 from ..stages.registry import CORE_STAGES, stage_of, trainer_class
+from ..training.added_cases import AddedCases
 from ..training.checkpoint import Checkpoint
 from ..training.device import resolve_device
 from ..training.distributed import STOPPED, join_processes, launch, rank, rank_of_environment, under_launcher
 from ..training.trainer import Interrupted
 from ..utilities import paths
 from ..utilities.files import write_json
+from .evidence_check import evidence_warning
 from .model_settings import restore
 
 if TYPE_CHECKING:
@@ -31,11 +33,11 @@ logger = logging.getLogger(__name__)
 def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None = None, plans_name: str = DEFAULT_PLANS_NAME,
           device: str | None = None, num_gpus: int = 1, pretrained_weights: str | None = None, resume: bool = False,
           only_validate: bool = False, validate_best: bool = False, save_probabilities: bool = False,
-          validate: bool = True, tensorboard: bool = False) -> tuple[Path, dict[str, Any]]:
+          validate: bool = True, tensorboard: bool = False, added: AddedCases | None = None) -> tuple[Path, dict[str, Any]]:
     """Train and validate; returns the fold's folder and its validation summary. See `spineclue_train -h`.
 
     `num_gpus` above 1 starts as many processes that train together; under torchrun this is one of them, and only the first one
-    validates (the others' summary is empty).
+    validates (the others' summary is empty). `added`: cases to learn from beside those of the fold.
     """
     if resume and only_validate:
         raise InputError("--c continues a training, --val only validates a finished one; give one of them.")
@@ -63,7 +65,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
                          f"-num_gpus, or batch_size in stage {stage} of the plan.")
     with join_processes(resolve_device(device)) as where:
         run = kind(plans, fold, data, train_cases, val_cases, folder / f"fold_{fold}", where)
-        run.watch.tensorboard = tensorboard
+        run.watch.tensorboard, run.added = tensorboard, added
         checkpoint = run.folder / ("checkpoint_best.pth" if validate_best else "checkpoint_final.pth")
         found = _out_of_fold(name, stage, fold, where, plans_name, kind.__name__, checkpoint.name)
         run.upstream, run.method = found, method_fingerprint(stage_of(stage))
@@ -73,7 +75,7 @@ def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None =
             if several:
                 # The processes write the checkpoint; this one validates it.
                 again = {"trainer": trainer, "plans_name": plans_name, "device": device, "pretrained_weights": pretrained_weights,
-                         "resume": resume, "tensorboard": tensorboard}
+                         "resume": resume, "tensorboard": tensorboard, "added": added}
                 if not launch(num_gpus, where, _train_together, (name, stage, fold), again):
                     raise Interrupted(f"Stopped in {stage}, fold {fold}; continue with --c.")
             else:
@@ -133,6 +135,9 @@ def _validate(run: Any, found: OutOfFold | None, checkpoint: Path, save_probabil
     else:
         summary = (validate_fold(found, run.stage) if found is not None else {"stage": run.stage, "fold": run.fold}) | {"alone": alone}
     write_json(run.folder / "validation" / "summary.json", summary)
+    if run.stage == "identify" and (said := evidence_warning(summary.get("spineclue", {}).get("cases", []),
+                                                             str(run.folder.parent / "plans.json"))):
+        logger.warning("%s", said)
     return summary
 
 

@@ -31,12 +31,12 @@ MIN_PATIENTS = 6     # of fewer whose names change not even unanimous gains reac
 
 @dataclass(frozen=True)
 class CaseGain:
-    """One case under both settings: vertebrae named right as planned and as chosen, and all true vertebrae."""
+    """One case under both settings: vertebrae named right (or another sum over them) as planned and as chosen, and all true vertebrae."""
 
     case: str
     patient: str
-    planned: int
-    chosen: int
+    planned: float
+    chosen: float
     true: int
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def judge(gains: Sequence[CaseGain]) -> Verdict:
     """Take the chosen settings only where the interval of their gain lies above 0 and enough patients speak for it."""
     true = max(1, sum(gain.true for gain in gains))
     planned, chosen = sum(gain.planned for gain in gains) / true, sum(gain.chosen for gain in gains) / true
-    low, high = _interval(gains)
+    low, high = gain_interval(gains)
     changed = len({gain.patient for gain in gains if gain.planned != gain.chosen})
     lost = sum(gain.chosen < gain.planned for gain in gains)
     if chosen <= planned:
@@ -76,8 +76,8 @@ def judge(gains: Sequence[CaseGain]) -> Verdict:
     return Verdict(planned, chosen, (low, high), taken, reason, tuple(gains))
 
 
-def _interval(gains: Sequence[CaseGain]) -> tuple[float, float]:
-    """Percentiles of the difference of ID-rates over patients drawn with replacement."""
+def gain_interval(gains: Sequence[CaseGain]) -> tuple[float, float]:
+    """95 % interval of the difference of rates, over patients drawn with replacement."""
     patients = sorted({gain.patient for gain in gains})
     if not patients:
         return 0.0, 0.0

@@ -33,6 +33,7 @@ from ..training.checkpoint import Checkpoint, weights_sha256
 from ..training.stage_model import CHECKPOINT_NAME
 from ..utilities import paths
 from ..utilities.files import atomic_path, read_json, write_json
+from .evidence_check import judge_evidence
 from .out_of_fold import OutOfFold, up_to
 
 logger = logging.getLogger(__name__)
@@ -231,6 +232,10 @@ def _identify(found: OutOfFold, case: str) -> dict[str, Any]:
     write_json(found.folder("identify") / f"{case}.json", record)
     whole = np.where(found.annotated(case), truth, anatomy.IGNORED)
     case_metrics = evaluate_case(*without_ignored(Volume(whole, geometry), prediction), record, case=case) | {"voxels": int(truth.size)}
+    detections = list(result.basis.detections) if result.basis is not None else []
+    judged = judge_evidence(result, match_true_names(detections, truth) if detections else [])
+    if judged is not None:
+        case_metrics["evidence_model"] = judged
     labels = [int(n) for n in np.union1d(np.unique(truth), np.unique(prediction.array)) if n]
     return {"metrics": label_overlap(whole, prediction.array, labels, anatomy.IGNORED), "spineclue": case_metrics,
             "voxels": int(truth.size)} | _files(found, "identify", case)

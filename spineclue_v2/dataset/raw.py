@@ -48,9 +48,9 @@ class RawDataset:
         self.cases: list[str] = sorted(self._files)
         self._check_cases()
         self.test_sets = _test_sets(self.folder)
-        self.patients = self._read_patients()
         self.unlabelled = self._unlabelled_files()
         """case -> scan of imagesUl/: scans without labels, for the stages that learn from them."""
+        self.patients = self._read_patients()
 
     @cached_property
     def grades(self) -> dict[str, dict[str, int]]:
@@ -61,6 +61,10 @@ class RawDataset:
     def channel_name(self) -> str:
         """Name of the first channel, the one that is used ('CT')."""
         return str(self.json["channel_names"]["0"])
+
+    def patient_of(self, case: str) -> str:
+        """The patient of a case, also of an unlabelled one; the case itself where dataset.json does not say."""
+        return str((self.json.get("patients") or {}).get(case, case))
 
     def image(self, case: str) -> Path:
         """Path of the scan of `case`."""
@@ -162,7 +166,7 @@ class RawDataset:
         given = self.json.get("patients") or {}
         if not isinstance(given, dict) or not all(isinstance(patient, str | int) for patient in given.values()):
             raise InputError(f"{self.folder / 'dataset.json'}: 'patients' must be {{case: patient}}.")
-        unknown = sorted(set(given) - set(self.cases) - set(sum(self.test_sets.values(), [])))
+        unknown = sorted(set(given) - {*self.cases, *self.unlabelled, *sum(self.test_sets.values(), [])})
         if unknown:
             raise InputError(f"{self.folder / 'dataset.json'}: 'patients' names {len(unknown)} unknown cases ('{unknown[0]}').")
         return {case: str(given.get(case, case)) for case in self.cases} if given else {}

@@ -97,11 +97,12 @@ def _read_splits(path: Path, cases: Sequence[str], patients: Mapping[str, str] |
         if listed - known:
             raise InputError(f"{path}: fold {number} names {len(listed - known)} cases that are not preprocessed (e.g. "
                              f"'{min(listed - known)}'); run spineclue_preprocess, or delete the file to draw new folds.")
-        if patients:
-            shared = {patients.get(c, c) for c in split["train"]} & {patients.get(c, c) for c in split["val"]}
-            if shared and len(_groups(cases, patients)) > 1:
-                raise InputError(f"{path}: fold {number} has patient '{min(shared)}' among its training and its validation cases, which "
-                                 "flatters every metric; move that patient to one side, or delete the file to draw folds over patients.")
+        owner = patients or {}
+        shared = {owner.get(c, c) for c in split["train"]} & {owner.get(c, c) for c in split["val"]}
+        if shared and len(_groups(cases, patients)) > 1:
+            what = "patient" if patients else "case"
+            raise InputError(f"{path}: fold {number} has {what} '{min(shared)}' among its training and its validation cases, which "
+                             f"flatters every metric; move that {what} to one side, or delete the file to draw folds over {what}s.")
     return splits
 
 

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..plans.plans import Plans
 from ..utilities.plugins import package_of
 from ..version import __version__
+from .added_cases import AddedCases, mixed_sampler
 from .batches import default_workers, iterate_batches
 from .checkpoint import Checkpoint, load_weights
 from .device import autocast
@@ -86,6 +87,7 @@ class BaseTrainer:
         self.fitted: dict[str, Any] = {}
         self.method = ""                        # fingerprint of the numbers in the stage's code, for the checkpoint
         self.upstream: EarlierFindings | None = None  # what earlier stages found in the validation cases
+        self.added: AddedCases | None = None    # what is learned from beside the training cases
         self.watch = TrainingWatch(self.folder, f"{plans.dataset_name} {self.stage} fold {fold}", self.epochs, self.iterations)
         self._stop = False
         self._parallel_loss: Callable[[dict[str, torch.Tensor]], torch.Tensor] = self._loss_alone
@@ -302,7 +304,8 @@ class BaseTrainer:
         return {key: float(np.nanmean([row[key] for row in rows])) for key in ("loss", "score")}
 
     def _batches(self, training: bool, start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
-        return iterate_batches(self.batch_sampler(training), start, stop, self.workers if training else 0, self._worker_lost)
+        sampler = mixed_sampler(self, self.added) if training and self.added is not None else self.batch_sampler(training)
+        return iterate_batches(sampler, start, stop, self.workers if training else 0, self._worker_lost)
 
     def _worker_lost(self) -> None:
         if self._stop:  # who stops a whole process group stops the workers too
@@ -315,6 +318,8 @@ class BaseTrainer:
                 "history": self.history, "plans": self.plans.to_json(), "data_fingerprint": self.plan.data_fingerprint,
                 "model_fingerprint": self.plan.model_fingerprint, "fitted": self.fitted, "version": __version__, "method": self.method,
                 "train_cases": self.train_cases, "val_cases": self.val_cases}
+        if self.added is not None:
+            meta["added_cases"] = self.added.to_json()
         if package := package_of(type(self)):
             meta["package"] = package  # who lacks it cannot build the network, and learns which one to install
         optimizer = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()} if with_optimizer else None
