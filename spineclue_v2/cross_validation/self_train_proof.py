@@ -15,7 +15,7 @@ from ..evaluation.summary import evaluate_files
 from ..inference.cases import Case
 from ..inference.model import Model
 from ..inference.pipeline import Options
-from ..inference.predict_folder import predict_case
+from ..inference.predict_folder import Wanted, predict_case
 from ..stages.identify.fitting import fitted_without
 from .settings_trial import MIN_PATIENTS, CaseGain, gain_interval
 
@@ -51,7 +51,7 @@ def predict_left_out(raw: RawDataset, cases: Sequence[str], model: Model, output
         if (output / f"{case}.json").is_file():
             continue
         logger.info("left-out case %s", case)
-        predict_case(Case(case, raw.image(case)), output, _model_for(case, model), Options(measures=False), report=False)
+        predict_case(Case(case, raw.image(case)), output, _model_for(case, model), Options(measures=False), Wanted(report=False))
 
 
 def _model_for(case: str, model: Model) -> Model:
