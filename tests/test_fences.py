@@ -39,6 +39,8 @@ def test_fences_stand_between_neighbours_that_are_known():
     assert [len(own) for own in fences] == [1, 1, 0, 2]
     assert {float(fence.other[0]) for fence in fences[3]} == {20.0, 44.0} and float(fences[3][0].own[0]) == 35.0
     assert fences_of([at(20, None)], GRID) == [[]]
+    neck = fences_of([at(55), at(43), at(35), at(27), at(19)], GRID)                 # C1 and its dens
+    assert [len(own) for own in neck] == [0, 1, 2, 2, 1] and float(neck[1][0].other[0]) == 35.0
 
 
 @given(z=st.integers(4, 12), y=st.integers(-3, 3), x=st.integers(-3, 3))

@@ -14,6 +14,7 @@ from ...anatomy.vertebra import Vertebra
 from ...imageio.grid import ImageGrid
 
 BEYOND = 0.55     # of the way from centre to centre; a body and half a disc end before
+DENS = 1.2        # of the next steps: a first step so wide is that from C1 to C2
 FAR = 0.68        # of the way: here the neighbour's body has begun, whatever the disc
 WIDE = 0.6        # of that way: so far to all sides of the line between the centres, which the bodies' arches do not reach
 HALF_WAY = 0.5    # what lies farther is the neighbour's
@@ -34,6 +35,8 @@ def fences_of(vertebrae: Sequence[Vertebra], geometry: ImageGrid) -> list[list[F
     Args:
         vertebrae: in any order; those whose `body_centre` lies on a peak of the heat map (`centre_score`) have fences and are fenced off.
         geometry: of the volume.
+
+    There is none between C1 and C2, which the wide first step gives away: C1 has no body, and the dens stands in its ring.
     """
     known = [i for i, v in enumerate(vertebrae) if v.centre_score is not None]
     known.sort(key=lambda i: -vertebrae[i].known_body_centre[2])
@@ -41,8 +44,10 @@ def fences_of(vertebrae: Sequence[Vertebra], geometry: ImageGrid) -> list[list[F
     if not known:
         return fences
     index = geometry.world_to_index(np.array([vertebrae[i].known_body_centre for i in known]))
+    steps = np.linalg.norm(np.diff(index, axis=0), axis=1)
+    begins = 1 if len(steps) > 3 and steps[0] >= DENS * np.median(steps[1:4]) else 0
     for place, i in enumerate(known):
-        fences[i] = [Fence(index[place], index[k]) for k in (place - 1, place + 1) if 0 <= k < len(known)]
+        fences[i] = [Fence(index[place], index[k]) for k in (place - 1, place + 1) if begins <= min(k, place) and k < len(known)]
     return fences
 
 
