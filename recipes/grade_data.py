@@ -64,6 +64,7 @@ def make_phantom(work: Path, part: str, number: int, model: Model) -> None:
     case = sample(seed, **switches)
     grid = ImageGrid(case.ct.shape, tuple(case.spacing), (0.0, 0.0, 0.0), case.direction)
     scan, labels = (Volume(array, grid).reoriented("LPS") for array in (case.ct, case.labels))
+    vertebrae: tuple[Vertebra, ...] = ()
     if part == "train":
         crop = to_network_space(scan, model.plans.stage("segment").data)
         found = roughened(labels_to_network_space(labels, crop.geometry, None).array, np.random.default_rng([seed, 6]))
@@ -71,7 +72,7 @@ def make_phantom(work: Path, part: str, number: int, model: Model) -> None:
         vertebrae, crop = masks_of(scan, model)
         found = named_by(vertebrae, labels_to_network_space(labels, crop.geometry, None).array)
     write_json(work / "truth" / f"{name}.json", {level: grade for level, grade in case.grades.items() if level in GRADED})
-    write_masks(work / "cases", name, crop, found, grid)
+    write_masks(work / "cases", name, crop, found, grid, vertebrae)
 
 
 def make_real(work: Path, data: Path, name: str, model: Model) -> None:
@@ -94,9 +95,9 @@ def make_real(work: Path, data: Path, name: str, model: Model) -> None:
             away = np.linalg.norm(places - point.place, axis=1)
             if away.min() <= NEAR_MM:
                 _paint(found, replace(vertebrae[int(away.argmin())], level=point.level))
-    write_json(work / "truth" / f"real_{name}.json", {level: READ.get(name, {}).get(level, 0)
-                                                      for value in np.unique(found) if value and (level := NAME_OF_LABEL[int(value)]) in GRADED})
-    write_masks(work / "cases", f"real_{name}", crop, found, scan.geometry)
+    levels = [NAME_OF_LABEL[int(value)] for value in np.unique(found) if value]
+    write_json(work / "truth" / f"real_{name}.json", {level: READ.get(name, {}).get(level, 0) for level in levels if level in GRADED})
+    write_masks(work / "cases", f"real_{name}", crop, found, scan.geometry, vertebrae)
 
 
 def masks_of(scan: Volume, model: Model) -> tuple[tuple[Vertebra, ...], Volume]:
@@ -147,8 +148,9 @@ def roughened(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return found
 
 
-def write_masks(folder: Path, name: str, crop: Volume, labels: np.ndarray, source: ImageGrid) -> None:
-    """A case as `PreprocessedDataset` reads it, cut to the masks of `labels`; complete once the JSON is there."""
+def write_masks(folder: Path, name: str, crop: Volume, labels: np.ndarray, source: ImageGrid, vertebrae: tuple[Vertebra, ...]) -> None:
+    """A case as `PreprocessedDataset` reads it, cut to the masks of `labels`, and NAME_probability.b2nd: how sure the masks of `vertebrae`
+    are (255 = 1); complete once the JSON is there."""
     from spineclue_v2.preprocessing.ct import vertebra_properties
     from spineclue_v2.preprocessing.files import write_blosc2
 
@@ -156,9 +158,15 @@ def write_masks(folder: Path, name: str, crop: Volume, labels: np.ndarray, sourc
     reach = np.ceil(MARGIN_MM / np.array(crop.spacing)).astype(int)
     low = np.maximum([i[0] for i in inside] - reach, 0)
     high = np.minimum([i[-1] + 1 for i in inside] + reach, labels.shape)
-    image, found = (Volume(np.ascontiguousarray(part.array), part.geometry)
-                    for part in (volume.cropped(low, high) for volume in (crop, Volume(labels, crop.geometry))))
+    sure = np.zeros(labels.shape, np.uint8)
+    for v in vertebrae:
+        if v.mask_probability is not None:
+            sure[v.mask_box] = np.maximum(sure[v.mask_box], v.mask_probability)
+    image, found, sure_of = (Volume(np.ascontiguousarray(part.array), part.geometry)
+                             for part in (Volume(array, crop.geometry).cropped(low, high) for array in (crop.array, labels, sure)))
     folder.mkdir(parents=True, exist_ok=True)
+    if vertebrae:
+        write_blosc2(folder / f"{name}_probability.b2nd", sure_of)
     write_blosc2(folder / f"{name}.b2nd", image)
     write_blosc2(folder / f"{name}_seg.b2nd", found)
     write_json(folder / f"{name}.json", {"geometry": image.geometry.to_json(), "source_geometry": source.to_json(), "source_digest": "",

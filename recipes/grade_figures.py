@@ -26,7 +26,6 @@ from .grade_weights import CPU, folder_of
 
 PATIENTS_SHARE = 0.05     # of the thoracic and lumbar vertebrae of patients that are fractured (Wei et al.)
 SILENT = (0.25, 0.25, 0.25, 0.25)   # a network that says nothing
-LIKELY = 0.5
 logger = logging.getLogger("spineclue_v2.training")
 
 
@@ -96,8 +95,11 @@ def said(rows: list[Row], by: str, fusion: OrdinalFusion | None = None) -> list[
             answers.append((0, 0.0) if row.network is None else (int(np.argmax(row.network)), 1 - row.network[0]))
         else:
             assert fusion is not None
-            p = None if row.loss is None else fusion.probabilities(np.array([row.network if by == "both" else SILENT]), [row.loss])[0]
-            answers.append((0, 0.0) if p is None else (grade_of_probabilities(p), float(1 - p[0])))
+            if row.loss is None or row.network is None:
+                answers.append((0, 0.0))
+                continue
+            p = fusion.probabilities(np.array([row.network if by == "both" else SILENT]), [row.loss])[0]
+            answers.append((grade_of_probabilities(p), float(1 - p[0])))
     return answers
 
 
@@ -138,9 +140,8 @@ def real_figures(work: Path, arm: str, parts: list[str], fusions: dict[str, Ordi
     result: dict[str, Any] = {"bodies": len(intact), "without_heights": len(rows) - len(measured)}
     for by in ("heights", "network", *fusions):
         given = said(intact, by, fusions.get(by))
-        result[by] = {"above_0": sum(grade > 0 for grade, _ in given),
-                      "which": [f"{row.case[5:]} {row.level}: G{grade} ({score:.2f})" for row, (grade, score) in zip(intact, given, strict=True)
-                                if grade], "mean_score": float(np.mean([score for _, score in given]))}
+        which = [f"{row.case[5:]} {row.level}: G{grade} ({score:.2f})" for row, (grade, score) in zip(intact, given, strict=True) if grade]
+        result[by] = {"above_0": len(which), "which": which, "mean_score": float(np.mean([score for _, score in given]))}
     result["read"] = [{"case": row.case[5:], "level": row.level, "reader": row.grade, "loss": row.loss, "heights": row.implied,
                        "network": None if row.network is None else np.round(row.network, 3).tolist()}
                       | {by: said([row], by, fusion)[0] for by, fusion in fusions.items()}
@@ -172,7 +173,8 @@ def export(work: Path, arm: str, part: str = "all") -> None:
     source = folder_of(work, arm, part) / "checkpoint_final.pth"
     fusion = read_json(folder_of(work, arm, "figures.json"), "figures")["real" if part == "all" else "base"]
     saved = Checkpoint.load(source, torch.device("cpu"))
-    meta = saved.meta | {"fitted": {"combination": fusion["fusion"]["both"], "fitted_on": f"{fusion['fitted_on']} vertebrae, predicted masks"}}
+    fitted = {"combination": fusion["fusion"]["both"], "fitted_on": f"{fusion['fitted_on']} vertebrae, predicted masks"}
+    meta = saved.meta | {"fitted": fitted}
     target = source.with_name("checkpoint_weighed.pth")
     replace(saved, meta=meta).save(target)
     (work / "weights").mkdir(parents=True, exist_ok=True)

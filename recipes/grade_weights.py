@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from spineclue_v2.dataset.preprocessed import PreprocessedDataset
@@ -61,7 +59,8 @@ def make_data(data: Path, work: Path, counts: dict[str, int]) -> None:
 
 def real_cases(part: str) -> list[str]:
     """Real scans that `part` learns from: those of the other folds; none with a reader's grades."""
-    return [f"real_{name}" for name, (patient, _) in REAL.items() if name not in READ and (part == "all" or PATIENTS[patient][0] != int(part))]
+    return [f"real_{name}" for name, (patient, _) in REAL.items()
+            if name not in READ and (part == "all" or PATIENTS[patient][0] != int(part))]
 
 
 def folder_of(work: Path, arm: str, part: str) -> Path:
@@ -93,7 +92,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=RUN.epochs, help="of base")
     parser.add_argument("--phantoms", type=int, nargs=3, default=(80, 20, 40), metavar=("TRAIN", "FIT", "TEST"))
     args = parser.parse_args()
-    os.environ["spineclue_n_proc_DA"] = "0"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     trainer_module.plot_progress = lambda *_: None
