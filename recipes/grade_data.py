@@ -2,7 +2,7 @@
 
 Phantoms show T4 to L5 with two to six fractures each: a batch holds all grades equally often. Those that are learned have true masks made
 like predicted ones (blurred, with rough surfaces), since a phantom is made four times as fast as it is segmented; those that
-probabilities are fitted on, those of the test, and real scans have the masks that the shipped localize and segment predict.
+probabilities are fitted on, those of the test, and real scans have the masks that the shipped stages up to segment predict.
 """
 from __future__ import annotations
 
@@ -101,15 +101,16 @@ def make_real(work: Path, data: Path, name: str, model: Model) -> None:
 
 
 def masks_of(scan: Volume, model: Model) -> tuple[tuple[Vertebra, ...], Volume]:
-    """Vertebrae with masks by localize and segment, and the part of the scan, in network space, on whose grid they lie."""
+    """Vertebrae with masks by the stages up to segment, and the part of the scan, in network space, on whose grid they lie."""
     from spineclue_v2.inference.pipeline import stages_of
     from spineclue_v2.preprocessing.straighten import straightened
     from spineclue_v2.stages.base import Context, Findings, Options
 
     context, findings = Context(model.plans, model.device, Options(), model.stages), Findings(straightened(scan))
     for stage in stages_of(model):
-        if stage.name in ("localize", "segment"):
-            findings = stage.predict(findings, model.stages[stage.name], context)
+        findings = stage.predict(findings, model.stages.get(stage.name), context)
+        if stage.name == "segment":
+            break
     assert findings.crop is not None
     return findings.vertebrae, findings.crop
 
