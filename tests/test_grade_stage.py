@@ -28,7 +28,7 @@ from spineclue_v2.stages.grade.data import GradeBatches, grade_crop, graded_rows
 from spineclue_v2.stages.grade.network import build_network
 from spineclue_v2.stages.grade.ordinal_fusion import OrdinalFusion, grade_of_probabilities
 from spineclue_v2.stages.grade.plan import GradeNetwork
-from spineclue_v2.stages.grade.predictor import METAL, add_grades
+from spineclue_v2.stages.grade.predictor import add_grades
 from spineclue_v2.stages.grade.trainer import GradeTrainer, targets
 from spineclue_v2.stages.plan_files import load_plans, plans_from_json
 from spineclue_v2.stages.registry import CORE_STAGES
@@ -237,11 +237,11 @@ def test_the_record_says_the_worst_grade_and_what_has_none() -> None:
     content = case_record(SpineResult(found, True))
     levels = [v.level for v in vertebrae]
     assert content["grading"]["graded"] == len(levels) - 2
-    assert content["grading"]["not_graded"] == {levels[0]: trust.BORDER, levels[2]: METAL}
+    assert content["grading"]["not_graded"] == {levels[0]: trust.BORDER, levels[2]: trust.METAL}
     worst = content["vertebrae"][1]
     assert content["grading"]["worst"] == {"level": levels[1], "grade": 2,
                                            "probability": pytest.approx(1 - worst["grading"]["combined"]["probabilities"][0], abs=1e-3)}
-    assert content["vertebrae"][2]["grade_doubt"] == METAL and content["vertebrae"][2]["grading"] is None
+    assert content["vertebrae"][2]["grade_doubt"] == trust.METAL and content["vertebrae"][2]["grading"] is None
     assert any("Neither a diagnosis" in remark for remark in content["remarks"])
     said = page_content(content)
     assert f"{len(levels) - 2} of {len(levels)}" in said["remarks"][0] and levels[1] in said["remarks"][0]

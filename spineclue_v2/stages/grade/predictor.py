@@ -18,9 +18,6 @@ from .comparison import GRADED
 from .ordinal_fusion import OrdinalFusion, grade_of_probabilities
 
 INFERENCE_BATCH = 4
-METAL_HU = 2500.0         # as for the flag of the whole scan
-METAL_ML = 0.1            # of it within the mask: screws and cages hide end plates, and streaks change masks
-METAL = "metal lies in it"
 
 
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:
@@ -37,7 +34,7 @@ def add_grades(vertebrae: tuple[Vertebra, ...], image: Volume, model: StageModel
     `combined_grade_probabilities`; or with a `grade_doubt`. `image`: HU on the masks' grid; `vertebrae` with their heights."""
     from .data import grade_crop
 
-    doubts = [doubt_of_grade(v, image) for v in vertebrae]
+    doubts = [doubt_of_grade(v) for v in vertebrae]
     chosen = [i for i, v in enumerate(vertebrae) if v.mask is not None and v.level in GRADED and doubts[i] is None]
     losses = [largest_loss(vertebrae[i]) for i in chosen]
     rows = [np.zeros((0, 4))] * len(model.networks)
@@ -59,15 +56,12 @@ def add_grades(vertebrae: tuple[Vertebra, ...], image: Volume, model: StageModel
     return tuple(result)
 
 
-def doubt_of_grade(vertebra: Vertebra, image: Volume) -> str | None:
+def doubt_of_grade(vertebra: Vertebra) -> str | None:
     """Why a thoracic or lumbar vertebra with a mask gets no grade; None where it gets one, and for the others. A body whose heights are not
-    trusted (cut, a doubtful mask, coarse voxels) looks deformed to a network, too. `image`: HU on the mask's grid."""
+    trusted (cut, metal, a doubtful mask, coarse voxels) looks deformed to a network, too."""
     if vertebra.mask is None or vertebra.level not in GRADED:
         return None
-    if largest_loss(vertebra) is None:
-        return vertebra.height_doubt or "there are no heights of its body"
-    metal = float((image.array[vertebra.mask_box][vertebra.known_mask] > METAL_HU).sum()) * float(np.prod(image.spacing)) / 1000
-    return METAL if metal >= METAL_ML else None
+    return (vertebra.height_doubt or "there are no heights of its body") if largest_loss(vertebra) is None else None
 
 
 def largest_loss(vertebra: Vertebra) -> float | None:

@@ -170,8 +170,7 @@ def _vertebra(vertebra: Mapping[str, Any], others: Mapping[str, float]) -> dict[
     said = ((vertebra.get("touches_border"), "truncated by the border of the scan"), (unsure, "level unsure"),
             (grading.get("disagrees_with_heights"), "network and heights disagree"), (heights.get("implied_grade"), heights.get("shape")),
             (vertebra.get("height_doubt"), f"no heights: {vertebra.get('height_doubt')}"),
-            (suspicion >= SUSPICION, f"grade 1 or higher: {100 * suspicion:.0f} %"),
-            (vertebra.get("grade_doubt") and not vertebra.get("height_doubt"), f"no grade: {vertebra.get('grade_doubt')}"))
+            (suspicion >= SUSPICION, f"grade 1 or higher: {100 * suspicion:.0f} %"))
     marks = [text for wanted, text in said if wanted and text]
     return {"name": level or "?", "key": vertebra.get("label"), "colour": _colour(level), "confidence": confidence, "unsure": unsure,
             "others": likely, "volume": vertebra.get("volume_ml"),
