@@ -34,6 +34,7 @@ from spineclue_v2.stages.plan_files import load_plans, plans_from_json
 from spineclue_v2.stages.registry import CORE_STAGES
 from spineclue_v2.training.checkpoint import Checkpoint
 from spineclue_v2.utilities.files import write_json
+from spineclue_v2.visualization.page.content import page_content
 
 CPU = torch.device("cpu")
 WINDOWS = ((-60.0, 140.0), (-350.0, 1150.0))
@@ -205,13 +206,13 @@ def test_network_and_heights_are_heard_together() -> None:
     vertebrae, geometry, scan = stacked()
     plan = replace(planned().stage("grade"), network=SMALL)
     measured = add_heights(vertebrae, geometry, scan)
-    measured = (replace(measured[0], heights=None), *measured[1:])
+    measured = (replace(measured[0], heights=None, height_doubt=trust.BORDER), *measured[1:])
     fitted = {"combination": OrdinalFusion(60.0, 0.02, (0.2, 0.25, 0.4)).to_json()}
     unsure, sure = ([0.5, 0.25, 0.2, 0.05], [0.02, 0.03, 0.05, 0.9])
     found = add_grades(measured, scan, folds(unsure, fitted=fitted), plan, CPU)
-    assert found[0].combined_grade_probabilities == pytest.approx(unsure)     # no heights: the network's word alone
+    assert found[0].grade_probabilities is found[0].combined_grade_probabilities is None and found[0].grade_doubt == trust.BORDER
     given = [grade_of_probabilities(v.combined_grade_probabilities) for v in found[1:]]
-    assert given == [2, 0, 0] and all(sum(v.combined_grade_probabilities) == pytest.approx(1) for v in found)
+    assert given == [2, 0, 0] and all(sum(v.combined_grade_probabilities) == pytest.approx(1) for v in found[1:])
     content = case_record(SpineResult(found, True))["vertebrae"][1]["grading"]
     assert content["grade"] == 0 and content["combined"]["grade"] == 2 and content["disagrees_with_heights"] is True
     higher = add_grades(measured, scan, folds(sure, fitted=fitted), plan, CPU)
@@ -219,6 +220,33 @@ def test_network_and_heights_are_heard_together() -> None:
     with_one_fold_less = folds(unsure, sure, fitted=fitted)
     with_one_fold_less.fitted[1] = {}
     assert add_grades(measured, scan, with_one_fold_less, plan, CPU)[1].combined_grade_probabilities is not None
+
+
+def test_the_record_says_the_worst_grade_and_what_has_none() -> None:
+    """L1 is wedged, T12 has no heights, in L2 lies a screw: the patient has the grade of L1, and the other two are named."""
+    vertebrae, geometry, scan = stacked()
+    screw = scan.array.copy()
+    z, y, x = vertebrae[2].mask_box
+    screw[z, y, x] = np.where(vertebrae[2].mask, 3000, screw[z, y, x])
+    scan = replace(scan, array=screw)
+    measured = add_heights(vertebrae, geometry, scan)
+    measured = (replace(measured[0], heights=None, height_doubt=trust.BORDER), *measured[1:])
+    fitted = {"combination": OrdinalFusion(60.0, 0.02, (0.2, 0.25, 0.4)).to_json()}
+    plan = replace(planned().stage("grade"), network=SMALL)
+    found = add_grades(measured, scan, folds([0.5, 0.25, 0.2, 0.05], fitted=fitted), plan, CPU)
+    content = case_record(SpineResult(found, True))
+    levels = [v.level for v in vertebrae]
+    assert content["grading"]["graded"] == len(levels) - 2
+    assert content["grading"]["not_graded"] == {levels[0]: trust.BORDER, levels[2]: trust.METAL}
+    worst = content["vertebrae"][1]
+    assert content["grading"]["worst"] == {"level": levels[1], "grade": 2,
+                                           "probability": pytest.approx(1 - worst["grading"]["combined"]["probabilities"][0], abs=1e-3)}
+    assert content["vertebrae"][2]["grade_doubt"] == trust.METAL and content["vertebrae"][2]["grading"] is None
+    assert any("Neither a diagnosis" in remark for remark in content["remarks"])
+    said = page_content(content)
+    assert f"{len(levels) - 2} of {len(levels)}" in said["remarks"][0] and levels[1] in said["remarks"][0]
+    without = case_record(SpineResult(measured, True))
+    assert "grading" not in without and all(v["grade_doubt"] is None for v in without["vertebrae"])
 
 
 def test_weights_of_network_and_heights_are_learnt() -> None:

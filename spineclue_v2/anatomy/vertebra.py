@@ -82,6 +82,7 @@ class Vertebra:
     centre_score: float | None = None                    # height of the heat map's peak that `body_centre` was put on; None: there is none
     grade_probabilities: tuple[float, float, float, float] | None = None  # of Genant grades 0..3, by the network
     combined_grade_probabilities: tuple[float, float, float, float] | None = None  # by network and heights together
+    grade_doubt: str | None = None                       # why the stage `grade` gave none to a vertebra that could have one
     mask_probability: np.ndarray | None = field(default=None, repr=False)  # uint8 on the crop of `mask`, see on_the_masks_side
     log_probabilities: np.ndarray | None = field(default=None, repr=False)  # (25,) levels and "not a vertebra", all classifiers together
     variant_log_probabilities: tuple[float, float] | None = None  # of T13 and L6, NaN where no classifier knows them

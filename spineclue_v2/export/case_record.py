@@ -21,6 +21,8 @@ OUTPUT = "output"           # stage of the flags that say that a file of the out
 REMARKS = ("heights: [anterior, middle, posterior] of the body in the mask, mm; loss: missing share of what the reference lets expect; "
            "implied_grade: Genant's limits (20, 25, 40 %) on the largest loss, arithmetic that says nothing of the cause.",
            "trabecular_hu: median CT number in the middle of the body; intravenous contrast raises it, tube voltage and scanner shift it.")
+GRADING_REMARK = ("grading.combined: probabilities of Genant grades 0 to 3 by a network and the heights together, fitted on synthetic "
+                  "spines; a body whose heights cannot be trusted has none. Neither a diagnosis nor a reader's grade.")
 
 
 def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -35,14 +37,21 @@ def case_record(result: LabelledSpine, plans: Mapping[str, Any] | None = None) -
         "known": None if result.known is None else dict(result.known),
         "margin": _number(result.margin, 4),
         "incomplete": list(result.incomplete),
+        **_patient_record(result.vertebrae),
         "notes": _notes(result.notes, result.flags),
-        "remarks": list(REMARKS) if any(v.heights or v.trabecular_hu is not None for v in result.vertebrae) else [],
+        "remarks": _remarks(result.vertebrae),
         "extra": dict(result.extra),
         **({"measures": result.measures} if result.measures else {}),
         "plans": dict(plans or {}),
         "versions": versions(),
         "seconds": rounded_seconds(result.seconds),
     }
+
+
+def _remarks(vertebrae: Sequence[Vertebra]) -> list[str]:
+    measured = any(v.heights or v.trabecular_hu is not None for v in vertebrae)
+    graded = any(v.combined_grade_probabilities is not None for v in vertebrae)
+    return [*(REMARKS if measured else ()), *((GRADING_REMARK,) if graded else ())]
 
 
 def mr_case_record(result: LabelledSpine, structures: Sequence[Mapping[str, Any]], stage: str, plans: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +100,7 @@ def vertebra_entry(vertebra: Vertebra) -> dict[str, Any]:
         "height_doubt": vertebra.height_doubt,
         "trabecular_hu": _number(vertebra.trabecular_hu, 0),
         "grading": _grading_record(vertebra),
+        "grade_doubt": vertebra.grade_doubt,
     }
 
 
@@ -117,6 +127,15 @@ def _grading_record(vertebra: Vertebra) -> dict[str, Any] | None:
     return {"grade": int(np.argmax(vertebra.grade_probabilities)), "probabilities": [round(p, 4) for p in vertebra.grade_probabilities],
             "disagrees_with_heights": disagree(vertebra),
             "combined": None if both is None else {"grade": grade_given(vertebra), "probabilities": [round(p, 4) for p in both]}}
+
+
+def _patient_record(vertebrae: Sequence[Vertebra]) -> dict[str, Any]:
+    """`grading` of the patient, where the model has the stage `grade`."""
+    if all(v.combined_grade_probabilities is None and v.grade_doubt is None for v in vertebrae):
+        return {}
+    from ..stages.grade.predictor import patient_grade
+
+    return {"grading": patient_grade(vertebrae)}
 
 
 def _number(value: float | None, decimals: int) -> float | None:

@@ -44,6 +44,11 @@ def _grade(record: Record) -> Any:
     return at("grading", "grade")(record) if both is None else both
 
 
+def _suspicion(record: Record) -> Any:
+    intact = at("grading", "combined", "probabilities")(record)
+    return None if intact is None else round(1 - intact[0], 4)
+
+
 VERTEBRA = (
     Column("level", "text", "", "name such as L3", at("level")),
     Column("label", "whole", "", "its value in the label map", at("label")),
@@ -61,6 +66,8 @@ VERTEBRA = (
     Column("height_doubt", "text", "", "why there are no heights", at("height_doubt")),
     Column("implied_grade", "whole", "", "Genant grade that the heights imply", at("heights", "implied_grade")),
     Column("grade", "whole", "", "Genant grade of network and heights together, where the model has the stage `grade`", _grade),
+    Column("grade_probability", "number", "probability", "of grade 1 or higher, by both together", _suspicion),
+    Column("grade_doubt", "text", "", "why there is no grade, where the model has the stage", at("grade_doubt")),
 )
 """Of `SpineResult.to_dataframe` and, after `case` and `numbering_anchored`, of `vertebrae.csv`."""
 

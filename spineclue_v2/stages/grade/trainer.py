@@ -44,6 +44,9 @@ class GradeTrainer(BaseTrainer):
     def build_network(cls, plans: Plans) -> GradeNet:
         return network_of_plans(plans)
 
+    def smallest_grid(self) -> tuple[int, ...]:
+        return tuple(n // 2 ** len(self.plan.network.features) for n in self.plan.network.crop_size)
+
     def batch_sampler(self, training: bool) -> GradeBatches:
         network, run = self.plan.network, self.plan.run
         views = 2 if training and run.contrastive_weight > 0 else 1

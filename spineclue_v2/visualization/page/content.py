@@ -9,6 +9,7 @@ from .measure_tables import measure_tables, plain
 
 LOW_CONFIDENCE = 0.7          # as in the picture: below it a name carries a question mark
 ALTERNATIVE = 0.02            # other levels with less than this are left out
+SUSPICION = 0.05              # probability of a deformity that is worth a remark
 STAGES = {"read": "read", "localize": "find vertebrae", "centres": "follow the row", "segment": "segment", "appearance": "appearance",
           "geometry": "geometry", "identify": "name", "heights": "heights", "grade": "grade", "hybrid_2d": "label map (2D)",
           "hybrid_3d": "label map (3D)"}
@@ -36,7 +37,7 @@ def page_content(record: Mapping[str, Any]) -> dict[str, Any]:
             "graded": any(row["grade"] for row in rows), "measured": any(row["heights"] for row in rows),
             "numbering": numbering(record), "evidence": evidence(record), "flags": list(record.get("flags", ())),
             "notes": [note for note in record.get("notes", ()) if note not in said],
-            "remarks": [REMARKS.get(remark.split(":")[0], remark) for remark in record.get("remarks", ())],
+            "remarks": [*patient_grades(record), *(REMARKS.get(remark.split(":")[0], remark) for remark in record.get("remarks", ()))],
             "measures": measure_tables(record.get("measures", {})),
             "measures_doubt": NOT_ANCHORED if record.get("measures") and not record.get("numbering_anchored") else "",
             "made": made(record), "seconds": seconds(record)}
@@ -78,6 +79,20 @@ def badges(record: Mapping[str, Any]) -> list[dict[str, str]]:
     if record.get("incomplete"):
         found.append({"kind": "doubt", "text": "Incomplete: " + ", ".join(record["incomplete"])})
     return found
+
+
+def patient_grades(record: Mapping[str, Any]) -> list[str]:
+    """One sentence on the grades of all bodies, where the model gives any."""
+    grading = record.get("grading")
+    if not grading:
+        return []
+    graded, missing, worst = grading.get("graded", 0), grading.get("not_graded", {}), grading.get("worst")
+    text = f"{graded} of {graded + len(missing)} thoracic and lumbar bodies have a grade"
+    if missing:
+        text += f"; not measured: {', '.join(missing)}"
+    if worst:
+        text += f"; grade 1 or higher is likeliest of {worst['level']} ({100 * worst['probability']:.0f} %)"
+    return [text + "."]
 
 
 def numbering(record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -151,9 +166,11 @@ def _vertebra(vertebra: Mapping[str, Any], others: Mapping[str, float]) -> dict[
     together = grading.get("combined") or grading
     grade, by = (together.get("grade"), "network") if grading else (heights.get("implied_grade"), "heights")
     unsure = confidence is not None and confidence < LOW_CONFIDENCE
+    suspicion = 1 - together["probabilities"][0] if grading.get("combined") else 0.0
     said = ((vertebra.get("touches_border"), "truncated by the border of the scan"), (unsure, "level unsure"),
             (grading.get("disagrees_with_heights"), "network and heights disagree"), (heights.get("implied_grade"), heights.get("shape")),
-            (vertebra.get("height_doubt"), f"no heights: {vertebra.get('height_doubt')}"))
+            (vertebra.get("height_doubt"), f"no heights: {vertebra.get('height_doubt')}"),
+            (suspicion >= SUSPICION, f"grade 1 or higher: {100 * suspicion:.0f} %"))
     marks = [text for wanted, text in said if wanted and text]
     return {"name": level or "?", "key": vertebra.get("label"), "colour": _colour(level), "confidence": confidence, "unsure": unsure,
             "others": likely, "volume": vertebra.get("volume_ml"),
