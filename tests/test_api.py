@@ -304,7 +304,7 @@ def test_the_command_counts_scans_without_vertebra_apart(scan, soft, tmp_path, c
                          np=0, no_measures=True,
                          continue_prediction=False, num_parts=1, part_id=0, save_probabilities=False, no_report=True,
                          disable_progress_bar=True, intensity_offset=None, json=False, levels=[], also=[], dicom=None, bids=False,
-                         crops=None, modality="auto")
+                         crops=None, modality="auto", sacrum="yes")
         assert predict_and_report(args, model().model) == 0
         return capsys.readouterr().out
 

@@ -155,7 +155,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_stages_with_equal_data_share_a_folder(raw: RawDataset, plans: Plans, tmp_path: Path) -> None:
     failures = preprocess_dataset(raw, plans, tmp_path, progress=False)
-    wanted = {plans.stage(s).data_fingerprint for s in ("localize", "segment", "identify")}
+    wanted = {plans.stage(s).data_fingerprint for s in ("localize", "centres", "segment", "identify")}
     assert {p.name for p in failures} == wanted == {p.name for p in tmp_path.iterdir()} and not any(failures.values())
     assert plans.stage("segment").data_fingerprint == plans.stage("identify").data_fingerprint
     data = PreprocessedDataset(tmp_path / plans.stage("segment").data_fingerprint)

@@ -44,8 +44,8 @@ def measure_spine(vertebrae: Sequence[Vertebra], grid: ImageGrid, field: ImageGr
         own_sacrum: our mask of the first sacral segment, which serves where `scan` shows no end plate.
     """
     field = field or grid
-    vertebrae = _with_heights(vertebrae, grid, field, scan)
     bodies = fit_bodies(vertebrae, grid, field)
+    vertebrae = _with_heights(vertebrae, grid, field, scan)
     named = {body.level: body for body in bodies}
     missing = _missing(vertebrae, bodies)
     first = sacral_plate(bodies, scan, sacrum, own_sacrum)
@@ -70,7 +70,7 @@ def measure_spine(vertebrae: Sequence[Vertebra], grid: ImageGrid, field: ImageGr
 
 
 def _with_heights(vertebrae: Sequence[Vertebra], grid: ImageGrid, field: ImageGrid, scan: Volume | None) -> tuple[Vertebra, ...]:
-    """The vertebrae with heights; where the stage heights has not run, it runs now, and leaves the frames that end plates begin from."""
+    """The vertebrae with heights; where the stage heights has not run, it runs now."""
     vertebrae = tuple(vertebrae)
     if any(v.heights is not None or v.height_doubt is not None for v in vertebrae):
         return vertebrae
