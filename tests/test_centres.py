@@ -12,9 +12,10 @@ from scipy import ndimage
 
 from spineclue_v2.anatomy.vertebra import Vertebra
 from spineclue_v2.imageio.grid import ImageGrid
+from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.plans.data import Data
 from spineclue_v2.stages.centres.data import cut_patch, row_of
-from spineclue_v2.stages.centres.predictor import heat_maps, patch_starts
+from spineclue_v2.stages.centres.predictor import follow_row, heat_maps, patch_starts
 from spineclue_v2.stages.centres.row import Peak, best_chain, fill_gaps, find_peaks, reconcile, step_price
 from spineclue_v2.stages.centres.trainer import heat_loss
 
@@ -188,3 +189,15 @@ def test_a_box_beside_a_peak_at_the_end_of_the_chain_is_that_peaks():
     chain = best_chain(find_peaks(heat, 0.2, MM), MM)
     seen = located(np.vstack([bodies, [[60.0, 72, 201]]]))
     assert len(reconcile(seen, chain, heat, GRID)) == 4
+
+
+def test_a_row_that_the_detector_is_sure_of_stays_as_it_is(monkeypatch):
+    asked = []
+    monkeypatch.setattr("spineclue_v2.stages.centres.predictor.heat_maps",
+                        lambda array, *_: asked.append(True) or np.zeros((2, *array.shape), np.float32))
+    volume = Volume(np.full(GRID.shape, 40, np.int16), GRID)
+    bodies = column([200.0, 180, 160])
+    sure, unsure = located(bodies, 0.7), located(bodies, 0.5)
+    assert follow_row(volume, sure, [], plan(), torch.device("cpu")) == sure and not asked
+    assert follow_row(volume, unsure, [], plan(), torch.device("cpu")) == unsure and asked
+    assert follow_row(volume, [], [], plan(), torch.device("cpu")) == []

@@ -21,6 +21,7 @@ from .row import Located, best_chain, fill_gaps, find_peaks, reconcile
 
 REACH_MM = 60.0          # beyond the ends of the row
 STEP = 0.34              # of a patch's length: from one patch to the next; each place is seen three times, and as often mirrored
+SURE_ROW = 0.6           # median score of located vertebrae: voxels are fine and bodies clear, and nothing needs mending
 EDGE_SIGMA = 0.22        # of a patch's edges: the middle of a patch sees most around it and counts most
 LEAST_WEIGHT = 1e-3      # of that; what only the outermost corners saw was hardly looked at
 
@@ -36,7 +37,7 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
 
 def follow_row(volume: Volume, vertebrae: Sequence[Vertebra], networks: Sequence[torch.nn.Module], plan: StagePlan,
                device: torch.device) -> list[Vertebra]:
-    """The located vertebrae as the heat maps have them, cranio-caudal.
+    """The located vertebrae as the heat maps have them, cranio-caudal; as they are where the detector is sure of the row.
 
     Args:
         volume: int16 HU in the stage's network space; all of the scan, or `around_the_row`.
@@ -45,8 +46,8 @@ def follow_row(volume: Volume, vertebrae: Sequence[Vertebra], networks: Sequence
         plan: of stage centres.
         device: where the networks are.
     """
-    if not vertebrae:
-        return []
+    if not vertebrae or float(np.median([v.score for v in vertebrae])) >= SURE_ROW:
+        return list(vertebrae)
     spacing = plan.data.spacing_mm
     bodies = volume.geometry.world_to_index(np.array([v.known_body_centre for v in vertebrae]))
     heat = heat_maps(volume.array, bodies, networks, plan, device)[BODY]
