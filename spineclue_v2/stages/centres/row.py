@@ -66,7 +66,7 @@ class Located:
             return True
         pair = order[below - 1:below + 1]
         way = self.bodies[pair[1]] - self.bodies[pair[0]]
-        gap = float(np.linalg.norm(way))
+        gap = max(float(np.linalg.norm(way)), 1e-6)
         near = float(np.abs((self.bodies[pair] - place) @ way).min()) / gap      # along the row: boxes tell less of front and back
         return near < OWN_PART * gap or float(self.scores[pair].mean()) < SURE_PAIR
 
