@@ -55,3 +55,16 @@ def write_series(volume: Volume, folder: Path, shear: float = 0.0, reverse: bool
                 setattr(ds, name, wanted)
         ds.save_as(folder / f"IM{count - number if reverse else number:04d}.dcm", enforce_file_format=True)
     return folder
+
+
+def codes(volume: Volume) -> list[str]:
+    """Codes of what was noticed while reading."""
+    return [flag.code for flag in volume.flags]
+
+
+def pet(number, ds):
+    """The slice as one of a PET: an edit for `benchmarks.dicom_files.write_series`."""
+    from pydicom.uid import PositronEmissionTomographyImageStorage
+
+    ds.Modality, ds.SOPClassUID = "PT", PositronEmissionTomographyImageStorage
+    ds.file_meta.MediaStorageSOPClassUID = PositronEmissionTomographyImageStorage

@@ -74,7 +74,7 @@ def test_a_patch_and_its_target_agree(seed: int, augment: bool):
     assert float(target.min()) >= 0 and float(target.max()) <= 1 and set(weight.unique().tolist()) <= {0.0, 1.0}
     if augment:      # noise may look like air
         return
-    air = torch.from_numpy(ndimage.binary_erosion((image == 0).all(0).numpy(), border_value=1))   # its border is half air
+    air = torch.from_numpy(ndimage.binary_erosion((image == 0).all(0).numpy()))   # its border is half air
     assert not target[:, air].any() and weight[:, air].all()      # what is not in view is no body
 
 
@@ -201,3 +201,13 @@ def test_a_row_that_the_detector_is_sure_of_stays_as_it_is(monkeypatch):
     assert follow_row(volume, sure, [], plan(), torch.device("cpu")) == sure and not asked
     assert follow_row(volume, unsure, [], plan(), torch.device("cpu")) == unsure and asked
     assert follow_row(volume, [], [], plan(), torch.device("cpu")) == []
+
+
+def test_what_nobody_annotated_counts_for_nothing():
+    row = row_of(["T3", "T4", "T5"], np.array([[60.0, 20, 20], [54, 20, 20], [48, 20, 20]]), MM)
+    array, labels = np.full(GRID.shape, 40, np.int16), np.zeros(GRID.shape, np.uint8)
+    known = cut_patch(array, row, plan(), np.random.default_rng(5), False, labels)[2]
+    assert torch.equal(known, cut_patch(array, row, plan(), np.random.default_rng(5), False)[2]) and known.any()
+    labels[:] = 255
+    image, _, weight = cut_patch(array, row, plan(), np.random.default_rng(5), False, labels)
+    assert not weight[:, (image != 0).any(0)].any()

@@ -129,3 +129,38 @@ def test_the_piece_at_the_centre_is_the_mask():
     assert component_at(mask, np.array([3.0, 3, 6]), 2.0).sum() == 27      # two voxels beside it
     assert component_at(mask, np.array([0.0, 19, 0]), 2.0).sum() == 1000   # near neither: the largest
     assert not component_at(np.zeros((3, 3, 3), bool), np.zeros(3), 2.0).any()
+
+
+def test_no_mask_reaches_into_the_neighbours_body():
+    crop = np.zeros((32, 20, 20), np.float16)
+    crop[4:22, 6:15, 6:15] = 0.9                                         # not the neighbour's centre at 24, but its upper end
+    fence_in(crop, np.zeros(3, int), [Fence(np.array([10.0, 10, 10]), np.array([24.0, 10, 10]))])
+    assert crop[19, 10, 10] > 0 and not crop[20:, 10, 10].any()
+
+
+def test_a_centre_far_from_that_of_the_mask_is_believed():
+    near, far = (replace(at(34), body_centre=(40.0, 40.0, 2 * z)) for z in (33.0, 31.0))
+    assert abs(segment(apart(), [near], [ThresholdSegmenter()], PLAN, CPU)[0].body_centre[2] - 68) < 2
+    assert segment(apart(), [far], [ThresholdSegmenter()], PLAN, CPU)[0].body_centre == far.body_centre
+
+
+class Astray(torch.nn.Module):
+    """All bone where the heat map's peak lies on the body (600 HU); its process alone (900 HU) where it lies there."""
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((len(crops), 2, *crops.shape[2:]), -4.0)
+        for i, crop in enumerate(crops):
+            on_process = float(crop[1].flatten()[int(crop[-1].argmax())]) > 0.6
+            logits[i, 1][crop[1] > (0.6 if on_process else 0.3)] = 4.0
+        logits[:, 0] = -logits[:, 1]
+        return logits
+
+
+def test_a_crop_is_moved_onto_its_mask_only_where_it_still_shows_the_centre():
+    volume = apart()
+    volume.array[30:39, 25:38, 16:25] = 900                              # a process behind the body: the mask's middle lies on it
+    other = at(16)
+    bodies = {score: segment(volume, [replace(at(34), centre_score=score), other], [Astray()], PLAN, CPU)[0] for score in (0.8, None)}
+    shown = {score: v.mask[34 - v.mask_start[0], max(0, 20 - v.mask_start[1]), 20 - v.mask_start[2]] and v.mask_start[1] <= 20
+             for score, v in bodies.items()}
+    assert shown == {0.8: True, None: False}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...adapters import crop_and_pad
+from ...anatomy import IGNORED
 from ...dataset.preprocessed import PreprocessedDataset
 from ...errors import InputError
 from ...imageio.grid import ImageGrid
@@ -74,7 +75,8 @@ def row_of(names: Sequence[str], bodies: np.ndarray, spacing: float, sacrum: np.
     return Row(bodies, found, float(bottom), float(top), sacrum is not None or names[-1] not in ("L4", *LAST_LUMBAR))
 
 
-def cut_patch(array: Any, row: Row, plan: StagePlan, rng: np.random.Generator, augment: bool) -> tuple[Tensor, Tensor, Tensor]:
+def cut_patch(array: Any, row: Row, plan: StagePlan, rng: np.random.Generator, augment: bool, labels: Any = None
+              ) -> tuple[Tensor, Tensor, Tensor]:
     """CT windows (C, z, y, x), target heat maps (2, z, y, x) and how much each voxel counts (2, z, y, x) of a random patch.
 
     Args:
@@ -83,6 +85,7 @@ def cut_patch(array: Any, row: Row, plan: StagePlan, rng: np.random.Generator, a
         plan: of stage centres.
         rng: decides where, and how the patch is turned and changed.
         augment: False: only where.
+        labels: of a scan that is annotated in parts, on the grid of `array`: voxels of the label "ignore" count for nothing.
     """
     size, spacing = plan.network.patch_size, plan.data.spacing_mm
     shape = np.array(array.shape)
@@ -107,6 +110,8 @@ def cut_patch(array: Any, row: Row, plan: StagePlan, rng: np.random.Generator, a
 
     target = torch.stack([heat(row.bodies, plan.run.sigma_mm), heat(row.sacrum, SACRUM_WIDTH * plan.run.sigma_mm)])
     known = ((index[..., 0] <= row.top) & (index[..., 0] >= row.bottom)).float()
+    if labels is not None:
+        known = known * (_look_up(labels, index, 0, nearest=True) != IGNORED)
     weight = torch.stack([known, known * float(row.sacrum_known)])
     ct[blind] = plan.data.hu_min
     target[:, blind], weight[:, blind] = 0, 1          # what is not in view is no body, whatever lies there
@@ -130,14 +135,15 @@ def _movement(rng: np.random.Generator) -> np.ndarray:
     return matrix @ np.diag([1.0, 1.0, rng.choice([-1.0, 1.0])])
 
 
-def _look_up(array: Any, index: Tensor, outside: int) -> Tensor:
-    """HU (z, y, x) at indices (z, y, x, 3), linear; `outside` beyond the array."""
+def _look_up(array: Any, index: Tensor, outside: int, nearest: bool = False) -> Tensor:
+    """Values (z, y, x) at indices (z, y, x, 3), linear or the nearest one's; `outside` beyond the array."""
     low = np.floor(index.reshape(-1, 3).min(0).values.numpy()).astype(int) - 1
     size = np.ceil(index.reshape(-1, 3).max(0).values.numpy()).astype(int) + 2 - low
     box = torch.from_numpy(crop_and_pad(array, low, size, pad_value=outside).astype(np.float32))
     scale = 2 / (torch.from_numpy(size).float() - 1)
     grid = (index - torch.from_numpy(low).float()) * scale - 1
-    return functional.grid_sample(box[None, None], grid.flip(-1)[None], align_corners=True)[0, 0]
+    mode = "nearest" if nearest else "bilinear"
+    return functional.grid_sample(box[None, None], grid.flip(-1)[None], mode=mode, align_corners=True)[0, 0]
 
 
 def _other_scanner(ct: Tensor, hu_min: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -193,7 +199,8 @@ class PatchBatches:
         patches = []
         for _ in range(self.plan.run.batch_size):
             case = self.cases[int(rng.integers(len(self.cases)))]
-            patches.append(cut_patch(dataset.image(case), self._rows[case], self.plan, rng, self.augment))
+            labels = dataset.labels(case) if dataset.properties(case).get("partly_annotated") else None
+            patches.append(cut_patch(dataset.image(case), self._rows[case], self.plan, rng, self.augment, labels))
         return dict(zip(("image", "target", "weight"), map(torch.stack, zip(*patches, strict=True)), strict=True))
 
 
