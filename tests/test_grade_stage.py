@@ -18,7 +18,8 @@ from spineclue_v2.errors import InputError
 from spineclue_v2.evaluation import grading
 from spineclue_v2.export.case_record import case_record
 from spineclue_v2.planning import memory, rules
-from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
+from spineclue_v2.planning.paper_planner import SpineCLUEPaperPlanner
+from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans.plans import Plans
 from spineclue_v2.results import SpineResult
 from spineclue_v2.stages.grade import trust

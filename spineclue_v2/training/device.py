@@ -59,3 +59,13 @@ def autocast(device: torch.device, smallest_grid: Sequence[int] | None = None, b
     if bfloat16 and device.type == "cpu" and fast_bfloat16() and sound_bfloat16_gradients(smallest_grid):
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch failed for lack of memory, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory"))
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
