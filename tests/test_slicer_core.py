@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -47,7 +47,10 @@ def slicer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name, value in {"slicer.ScriptedLoadableModule": loadable, "qt": MagicMock(), "ctk": MagicMock()}.items():
         monkeypatch.setitem(sys.modules, name, value)
     scene = slicer.vtkMRMLScene()
+    logic = slicer.vtkSlicerSegmentationsModuleLogic()
+    logic.SetMRMLScene(scene)
     monkeypatch.setattr(slicer, "mrmlScene", scene, raising=False)
+    monkeypatch.setattr(slicer, "modules", SimpleNamespace(segmentations=SimpleNamespace(logic=lambda: logic)), raising=False)
     monkeypatch.setattr(slicer.util, "loadSegmentation", lambda path, properties: read(
         scene, "vtkMRMLSegmentationNode", "vtkMRMLSegmentationStorageNode", Path(path)))
     monkeypatch.setattr(slicer.util, "loadMarkups", lambda path: read(

@@ -49,7 +49,7 @@ class Wanted:
     also: tuple[str, ...] = ()
 
 
-def predict(source: str | Path | Sequence[Case], output: str | Path, model: Model, options: Options | None = None,
+def predict(source: str | Path | Sequence[Case], output: str | Path, model: Model, options: Options | None = None, *,
             continue_prediction: bool = False, num_parts: int = 1, part_id: int = 0, save_probabilities: bool = False, report: bool = True,
             progress: bool = True, executor: Executor | None = None, model_source: ModelSource | None = None,
             known: Mapping[str, Known] | None = None, also: Sequence[str] = (), num_processes: int = 0) -> dict[str, str | None]:
