@@ -36,8 +36,8 @@ GROUPS = {
     "alignment": _Group("Alignment", "Thoracic kyphosis is positive as kyphosis, all other sagittal angles as lordosis."),
     "vertebrae": _Group("Angles of the vertebrae", "Positive: higher in front; higher on the right; front turned to the patient's left.",
                         "Level"),
-    "heights": _Group("Heights", "Loss is what the body lacks of the height that is expected, where it lacks most. Three heights: anterior, "
-                                 "middle, posterior.", "Level",
+    "heights": _Group("Heights", "Loss is what the body lacks of the height that is expected, where it lacks most. Three heights: "
+                                 "anterior, middle, posterior.", "Level",
                       (("interval", "95 % interval", "%"), ("where", "at", ""), ("measured_mm", "measured", "mm"),
                        ("expected_mm", "expected", "mm"), ("reference", "expected from", ""),
                        ("grade_probabilities", "likely grade", ""))),
