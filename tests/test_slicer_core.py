@@ -23,7 +23,7 @@ from spineclue_v2.anatomy.levels import LABEL_OF_NAME
 from spineclue_v2.export.formats.base import colour_of
 from spineclue_v2.imageio.volume import Volume, write_volume
 
-pytest.importorskip("slicer_core", reason="3D Slicer's libraries (pip install slicer-core) are not installed")
+pytest.importorskip("slicer_core", reason="3D Slicer's libraries are not installed (pip install -e .[slicer])")
 
 
 def read(scene: Any, node: str, storage: str, path: Path) -> Any:
