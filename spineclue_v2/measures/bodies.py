@@ -17,6 +17,7 @@ from ..stages.grade.comparison import USUAL
 from ..stages.grade.heights import axes_along, crossing, line_ends, measure, sample
 from ..stages.grade.trust import inside, voxel_along
 from ..utilities.triples import Floats3
+from .stairs import stair_slopes
 
 STEP_MM = 1.0               # between columns
 Z_STEP_MM = 0.5             # along columns, as `crossing` counts
@@ -60,6 +61,16 @@ class EndPlate:
     def length_mm(self) -> float:
         """From the front to the back edge."""
         return float(np.linalg.norm(self.back - self.front))
+
+    def turned_to(self, normal: np.ndarray) -> EndPlate:
+        """The end plate turned about its centre, the shortest way, so that its normal points along `normal` (3,)."""
+        wanted = normal / np.linalg.norm(normal)
+        across = np.cross(self.normal, wanted)
+        skew = np.cross(np.eye(3), across)      # skew @ v = across x v
+        turn = np.eye(3) + skew + skew @ skew / (1 + self.normal @ wanted)
+        front, back, right, left, surface = (self.centre + (points - self.centre) @ turn.T
+                                             for points in (self.front, self.back, self.right, self.left, self.surface))
+        return EndPlate(self.centre, wanted, front, back, right, left, surface, self.residual_mm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +147,7 @@ def _fit_body(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
     if voxel > COARSEST * 2 * body.half_depth_mm:
         return replace(body, why_not=TOO_COARSE)
     values = mask_values(vertebra, grid)
-    upper, lower = (fit_plate(values, vertebra.known_mask_start, grid, frame, side) for side in (1, -1))
+    upper, lower = (_plate_of(vertebra, values, grid, frame, side) for side in (1, -1))
     return replace(body, upper=upper, lower=lower, why_not=None if upper is not None and lower is not None else NO_PLATES)
 
 
@@ -166,7 +177,7 @@ def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
         frame = BodyFrame(centre, axes, (-half, half), (12.0, 12.0, 12.0), width, 0.0)
         if not inside(frame, np.array(vertebra.known_mask_start), grid, field):
             return _without(vertebra, grid, axis, CUT)
-        plate = fit_plate(values, vertebra.known_mask_start, grid, frame, -1)
+        plate = _plate_of(vertebra, values, grid, frame, -1)
         if plate is None or voxel_along(axes[0], grid, field) > COARSEST * 2 * half:
             return _without(vertebra, grid, axis, NO_PLATES)
         axis = (plate.normal @ np.asarray(grid.direction))[::-1]
@@ -175,14 +186,25 @@ def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
     return Body("C2", vertebra.confidence, middle, world, half, width, None, plate, "only its lower end plate is one")
 
 
+def _plate_of(vertebra: Vertebra, values: np.ndarray, grid: ImageGrid, frame: BodyFrame, side: int) -> EndPlate | None:
+    """The fitted end plate; where slices are thick, turned half way to what the ends of the columns in them say."""
+    plate = fit_plate(values, vertebra.known_mask_start, grid, frame, side)
+    if plate is None or thick_axis(vertebra, grid) is None:
+        return plate
+    slopes = stair_slopes(vertebra.known_mask, grid.spacing, frame, side)
+    if slopes is None:
+        return plate
+    other = _lps(grid, frame.axes[0] - slopes[0] * frame.axes[1] - slopes[1] * frame.axes[2])
+    return plate.turned_to(plate.normal + other / np.linalg.norm(other))
+
+
 def mask_values(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:
     """The mask as float 0..1 with an edge that places surfaces to less than a voxel: the network's own where it was kept, between thick
     slices that of the distance to the mask's outline in each slice (shape-based interpolation, Raya and Udupa 1990)."""
     if vertebra.mask_probability is not None:
         return vertebra.mask_probability.astype(np.float32) / 255
-    mask, spacing = vertebra.known_mask, np.asarray(grid.spacing)
-    thick = int(np.argmax(spacing))
-    if spacing[thick] < THICK * spacing.min():
+    mask, spacing, thick = vertebra.known_mask, np.asarray(grid.spacing), thick_axis(vertebra, grid)
+    if thick is None:
         return mask.astype(np.float32)
     from scipy.ndimage import distance_transform_edt
 
@@ -194,6 +216,12 @@ def mask_values(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:
     in_plane = np.delete(spacing, thick)
     distance = np.stack([inside(slice_) for slice_ in np.moveaxis(mask, thick, 0)], axis=thick)
     return np.clip(0.5 + distance / (2 * SOFT_MM), 0, 1).astype(np.float32)
+
+
+def thick_axis(vertebra: Vertebra, grid: ImageGrid) -> int | None:
+    """The axis (0 z, 1 y, 2 x) along which the mask has nothing but thick slices; None where it has voxels of one size, or probabilities."""
+    thick = int(np.argmax(grid.spacing))
+    return thick if vertebra.mask_probability is None and grid.spacing[thick] >= THICK * min(grid.spacing) else None
 
 
 def fit_plate(values: np.ndarray, start: Sequence[int], grid: ImageGrid, frame: BodyFrame, side: int) -> EndPlate | None:
