@@ -17,7 +17,8 @@ from ..stages.grade.comparison import USUAL
 from ..stages.grade.heights import axes_along, crossing, line_ends, measure, sample
 from ..stages.grade.trust import inside, voxel_along
 from ..utilities.triples import Floats3
-from .stairs import stair_slopes
+from .stairs import stair_slope
+from .usual_wedge import turns_to_usual
 
 STEP_MM = 1.0               # between columns
 Z_STEP_MM = 0.5             # along columns, as `crossing` counts
@@ -62,15 +63,18 @@ class EndPlate:
         """From the front to the back edge."""
         return float(np.linalg.norm(self.back - self.front))
 
-    def turned_to(self, normal: np.ndarray) -> EndPlate:
-        """The end plate turned about its centre, the shortest way, so that its normal points along `normal` (3,)."""
-        wanted = normal / np.linalg.norm(normal)
-        across = np.cross(self.normal, wanted)
-        skew = np.cross(np.eye(3), across)      # skew @ v = across x v
-        turn = np.eye(3) + skew + skew @ skew / (1 + self.normal @ wanted)
+    def nod(self, axes: np.ndarray) -> float:
+        """Degrees by which it falls to the front in the frame `axes` (3, 3): rows cranial, posterior, left, LPS."""
+        up, back, _ = axes @ self.normal
+        return float(np.degrees(np.arctan2(-back, up)))
+
+    def nodded(self, degrees: float, axes: np.ndarray) -> EndPlate:
+        """The end plate turned about its centre and the left axis of `axes`, so that it falls `degrees` more to the front."""
+        cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        turn = axes.T @ np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]]) @ axes
         front, back, right, left, surface = (self.centre + (points - self.centre) @ turn.T
                                              for points in (self.front, self.back, self.right, self.left, self.surface))
-        return EndPlate(self.centre, wanted, front, back, right, left, surface, self.residual_mm)
+        return EndPlate(self.centre, turn @ self.normal, front, back, right, left, surface, self.residual_mm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +151,9 @@ def _fit_body(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
     if voxel > COARSEST * 2 * body.half_depth_mm:
         return replace(body, why_not=TOO_COARSE)
     values = mask_values(vertebra, grid)
-    upper, lower = (_plate_of(vertebra, values, grid, frame, side) for side in (1, -1))
+    (upper, above), (lower, below) = (_plate_of(vertebra, values, grid, frame, side) for side in (1, -1))
+    if upper is not None and lower is not None and above is not None and below is not None:
+        upper, lower = _usually_wedged(body, upper, lower, (above, below))
     return replace(body, upper=upper, lower=lower, why_not=None if upper is not None and lower is not None else NO_PLATES)
 
 
@@ -177,7 +183,7 @@ def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
         frame = BodyFrame(centre, axes, (-half, half), (12.0, 12.0, 12.0), width, 0.0)
         if not inside(frame, np.array(vertebra.known_mask_start), grid, field):
             return _without(vertebra, grid, axis, CUT)
-        plate = _plate_of(vertebra, values, grid, frame, -1)
+        plate, _ = _plate_of(vertebra, values, grid, frame, -1)
         if plate is None or voxel_along(axes[0], grid, field) > COARSEST * 2 * half:
             return _without(vertebra, grid, axis, NO_PLATES)
         axis = (plate.normal @ np.asarray(grid.direction))[::-1]
@@ -186,16 +192,26 @@ def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
     return Body("C2", vertebra.confidence, middle, world, half, width, None, plate, "only its lower end plate is one")
 
 
-def _plate_of(vertebra: Vertebra, values: np.ndarray, grid: ImageGrid, frame: BodyFrame, side: int) -> EndPlate | None:
-    """The fitted end plate; where slices are thick, turned half way to what the ends of the columns in them say."""
+def _plate_of(vertebra: Vertebra, values: np.ndarray, grid: ImageGrid, frame: BodyFrame, side: int
+              ) -> tuple[EndPlate | None, float | None]:
+    """The fitted end plate. Where slices are thick it is nodded half way to what the ends of the columns in them say, and the standard
+    deviation (degrees) of its slope from front to back is told."""
     plate = fit_plate(values, vertebra.known_mask_start, grid, frame, side)
-    if plate is None or thick_axis(vertebra, grid) is None:
-        return plate
-    slopes = stair_slopes(vertebra.known_mask, grid.spacing, frame, side)
-    if slopes is None:
-        return plate
-    other = _lps(grid, frame.axes[0] - slopes[0] * frame.axes[1] - slopes[1] * frame.axes[2])
-    return plate.turned_to(plate.normal + other / np.linalg.norm(other))
+    slope = None
+    if plate is not None and thick_axis(vertebra, grid) is not None:
+        slope = stair_slope(vertebra.known_mask, grid.spacing, frame, side)
+    if plate is None or slope is None:
+        return plate, None
+    axes = np.stack([_lps(grid, row) for row in frame.axes])
+    tilt, deviation = np.degrees(np.arctan(slope))
+    return plate.nodded(0.5 * (float(tilt) - plate.nod(axes)), axes), float(deviation)
+
+
+def _usually_wedged(body: Body, upper: EndPlate, lower: EndPlate, deviations: tuple[float, float]) -> tuple[EndPlate, EndPlate]:
+    """Both end plates of thick slices, nodded as far as they are uncertain (`deviations`, degrees) towards the wedge that is usual at this
+    level."""
+    above, below = turns_to_usual(body.level, (upper.nod(body.axes), lower.nod(body.axes)), deviations)
+    return upper.nodded(above, body.axes), lower.nodded(below, body.axes)
 
 
 def mask_values(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:

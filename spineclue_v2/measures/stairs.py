@@ -23,10 +23,12 @@ ODD, ODD_WIDTH = 0.02, 0.05      # share of columns that may end anywhere, and h
 USUAL_MM = np.array([0.0, 0.0, 0.0, 0.8, 0.5, 0.0, 0.0])             # coefficients: end plates rise towards their rims
 SPREAD_MM = np.array([np.inf, np.inf, np.inf, 0.6, 0.6, 0.5, 0.5])   # and how far they differ; nothing is known of place and slopes
 STEPS = 40
+DEVIATION = 0.7          # of the slope, in those that the curvature of the likelihood gives: as errors on phantoms are
 
 
-def stair_slopes(mask: np.ndarray, spacing_mm: Sequence[float], frame: BodyFrame, side: int) -> tuple[float, float] | None:
-    """Slopes of an end plate along y' and x' of the frame, mm along z' per mm; None where too few columns end in the mask.
+def stair_slope(mask: np.ndarray, spacing_mm: Sequence[float], frame: BodyFrame, side: int) -> tuple[float, float] | None:
+    """Slope of an end plate along y' of the frame, mm along z' per mm, and its standard deviation; None where too few columns end in the
+    mask. What this tells of the slope along x' is worse than what the interpolated outline tells, and is not given.
 
     Args:
         mask: bool (z, y, x).
@@ -47,8 +49,10 @@ def stair_slopes(mask: np.ndarray, spacing_mm: Sequence[float], frame: BodyFrame
         return None
     s, t = y[known] / half_depth, x[known] / half_width
     design = np.stack([np.ones_like(s), s, t, s * s, t * t, s * t, s ** 3], axis=1)
-    surface = _most_probable(design, ends[known])
-    return side * float(surface[1] + surface[6] * RIM ** 2) / half_depth, side * float(surface[2]) / half_width
+    surface, covariance = _most_probable(design, ends[known])
+    rim = np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0, RIM ** 2])
+    deviation = DEVIATION * float(np.sqrt(rim @ covariance @ rim)) / half_depth
+    return side * float(rim @ surface) / half_depth, deviation
 
 
 def _ends(mask: np.ndarray, feet: np.ndarray, step: np.ndarray, reach_mm: float) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +73,8 @@ def _ends(mask: np.ndarray, feet: np.ndarray, step: np.ndarray, reach_mm: float)
     return np.stack([along[every, np.maximum(end - 1, 0)], along[every, end]], axis=1), outside.any(1) & (end > 0)
 
 
-def _most_probable(design: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Coefficients of the surface under which every column ends between its `ends` (n, 2), by Newton's method.
+def _most_probable(design: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of the surface under which every column ends between its `ends` (n, 2), by Newton's method, and their covariance.
 
     A column's likelihood is the share of a normal deviation of `NOISE_MM` that falls between its ends; coefficients have normal priors.
     """
@@ -86,9 +90,9 @@ def _most_probable(design: np.ndarray, ends: np.ndarray) -> np.ndarray:
         slope = (1 - ODD) * (density_low - density_high) / NOISE_MM / likelihood
         bend = (1 - ODD) * (density_low * low - density_high * high) / NOISE_MM ** 2 / likelihood
         weight = np.maximum(np.square(slope) - bend, 1e-4)
-        change = np.linalg.solve(OWN_SHARE * (design * weight[:, None]).T @ design + prior + weak,
-                                 OWN_SHARE * design.T @ slope - prior @ (found - USUAL_MM))
+        curvature = OWN_SHARE * (design * weight[:, None]).T @ design + prior + weak
+        change = np.linalg.solve(curvature, OWN_SHARE * design.T @ slope - prior @ (found - USUAL_MM))
         found = found + change / max(1.0, float(np.abs(change).max()))
         if np.abs(change).max() < 1e-3:
             break
-    return found
+    return found, np.linalg.inv(curvature)
