@@ -14,6 +14,7 @@ import numpy as np
 
 from . import anatomy
 from .anatomy.known import KnownInput, known_of
+from .anatomy.sacral_segment import first_sacral_segment
 from .errors import InputError
 from .export.case_files import remove_earlier, write_labels
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record

@@ -235,7 +235,7 @@ def mask_values(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:
 
 
 def thick_axis(vertebra: Vertebra, grid: ImageGrid) -> int | None:
-    """The axis (0 z, 1 y, 2 x) along which the mask has nothing but thick slices; None where it has voxels of one size, or probabilities."""
+    """The axis (0 z, 1 y, 2 x) along which a mask without probabilities has thick slices; None where voxels are about as long as wide."""
     thick = int(np.argmax(grid.spacing))
     return thick if vertebra.mask_probability is None and grid.spacing[thick] >= THICK * min(grid.spacing) else None
 

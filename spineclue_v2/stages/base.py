@@ -73,8 +73,8 @@ class NumberingBasis:
     """What a numbering rests on: enough to number the scan again with other knowledge, without a network.
 
     `detections`: all, cranio-caudal; `names`: of them in the numbering, None = not a vertebra. `free`: the same with nothing known.
-    `evidence`: of the classifiers that counted. `penalties`, `weights`, `model`: of the decoder, as the plan of identify has them. `below`: what lies
-    below the row where a sacrum was looked for, with a mask; no detection, and no numbering names it.
+    `evidence`: of the classifiers that counted. `penalties`, `weights`, `model`: of the decoder, as the plan of identify has them.
+    `below`: what lies below the row where a sacrum was looked for, with a mask; no detection, and no numbering names it.
     """
 
     detections: tuple[Vertebra, ...]
