@@ -11,8 +11,8 @@ USUAL_DEG = {**{f"T{i}": -3.0 for i in range(1, 9)}, "T9": -3.8, "T10": -3.2, "T
              "L3": 0.0, "L4": 1.9, "L5": 6.2, "L6": 6.2}
 """Degrees, positive where the body is higher in front. T9 to L5: Masharawi et al. (2010); T1 to T8 are assumed. Of other levels nothing
 is said."""
-SPREAD_DEG = 3.0    # standard deviation between people, and by which much more is an exception (a Cauchy distribution's scale):
-EXCEPTION = 1.5     # times the first
+SPREAD_DEG = 3.0    # standard deviation between people
+EXCEPTION = 1.5     # times that: where a wedge farther from the usual begins to be an exception (the scale of a Cauchy distribution)
 ROUNDS = 10
 
 
