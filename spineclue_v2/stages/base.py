@@ -74,6 +74,7 @@ class NumberingBasis:
 
     `detections`: all, cranio-caudal; `names`: of them in the numbering, None = not a vertebra. `free`: the same with nothing known.
     `evidence`: of the classifiers that counted. `penalties`, `weights`, `model`: of the decoder, as the plan of identify has them.
+    `below`: what lies below the row where a sacrum was looked for, with a mask; no detection, and no numbering names it.
     """
 
     detections: tuple[Vertebra, ...]
@@ -84,6 +85,7 @@ class NumberingBasis:
     weights: Mapping[str, float] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     forbid_anomalies: bool = False
+    below: Vertebra | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
