@@ -238,7 +238,7 @@ def _assemble(files: Mapping[str, list[Path]], plans: Plans | None, device: torc
     if "segment" in plans.stages:
         _check_one_space(plans, source)
     ordered = [stage.name for stage in pipeline_of(modality_of(loaded)) if stage.name in loaded]
-    models = {name: stage_model(name, loaded[name], everything[name], plans, device) for name in ordered}
+    models = {name: stage_model(name, loaded[name], everything[name], plans, device, convert=True) for name in ordered}
     _warn_about_upstream(models, files)
     record = {"name": plans.plans_name, "dataset": plans.dataset_name, "source": source,
               "fingerprints": {name: plans.stage(name).model_fingerprint for name in ordered},
@@ -275,26 +275,28 @@ def _saved(file: Path, stage: str, device: torch.device) -> Checkpoint | Kept:
     return Checkpoint.load(file, device)
 
 
-def stage_model(stage: str, saved: Sequence[Checkpoint | Kept], files: list[Path], plans: Plans, device: torch.device) -> StageModel:
-    """The networks of one stage, each with its own checkpoint's weights (`files`: where those came from). Those that OpenVINO computes
-    are converted when they are loaded for the first time."""
+def stage_model(stage: str, saved: Sequence[Checkpoint | Kept], files: list[Path], plans: Plans, device: torch.device,
+                convert: bool = False) -> StageModel:
+    """The networks of one stage, each with its own checkpoint's weights (`files`: where those came from). `convert`: those that OpenVINO
+    computes are converted now, where they never were: not worth its seconds for weights that are soon others."""
     found = []
     for one, file in zip(saved, files, strict=True):
         _check_fingerprint(one, plans, stage, file)
         check_package(one.meta, file)
-        found.append(_loaded(stage, one, file, plans, device))
+        found.append(_loaded(stage, one, file, plans, device, convert))
     networks, extra, sha256 = ([part[k] for part in found] for k in range(3))
     return StageModel(networks, [one.meta.get("fitted", {}) for one in saved], extra, sha256)
 
 
-def _loaded(stage: str, saved: Checkpoint | Kept, file: Path, plans: Plans, device: torch.device) -> tuple[Any, dict[str, Any], str]:
+def _loaded(stage: str, saved: Checkpoint | Kept, file: Path, plans: Plans, device: torch.device, convert: bool
+            ) -> tuple[Any, dict[str, Any], str]:
     """A network, what its checkpoint holds beside it, and the sha256 of its weights."""
     if isinstance(saved, Kept):
         return saved.network(partial(_module, stage, file, plans, device)), dict(saved.extra), saved.sha256
     from ..training.checkpoint import weights_sha256
 
     network, sha256 = _module_of(stage, saved, file, plans, device), weights_sha256(saved.network)
-    kept = _convert(stage, saved, network, file, plans, sha256) if uses_openvino(device) else None
+    kept = _convert(stage, saved, network, file, plans, sha256) if convert and uses_openvino(device) else None
     if kept is None:
         return network, dict(saved.extra), sha256
     return kept.network(partial(_module, stage, file, plans, device)), dict(kept.extra), sha256
