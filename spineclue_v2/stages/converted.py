@@ -73,6 +73,11 @@ class ConvertedNetwork:
                 self._engines[name] = _compile(self._files[name], self.functions[name])
             return self._engines[name]
 
+    def compile_all(self) -> None:
+        """Compile all functions, so that nobody waits for it later."""
+        for name in self.functions:
+            self.engine(name)
+
     def module(self) -> Any:
         """The network as PyTorch has it."""
         with self._lock:
