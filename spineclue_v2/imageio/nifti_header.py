@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,6 +10,7 @@ SIZES = {348: b"n+1", 540: b"n+2"}      # bytes of the header -> how its magic b
 VOXEL_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 COLOURS = {32: "complex64", 128: "RGB", 1792: "complex128", 2304: "RGBA"}     # types that are no single number
 EXTENSION = 4                           # bytes between the header and the voxels that say whether there is more
+_ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 _FIRST = [("sizeof_hdr", "i4"), ("data_type", "S10"), ("db_name", "S18"), ("extents", "i4"), ("session_error", "i2"), ("regular", "S1"),
           ("dim_info", "u1"), ("dim", "i2", (8,)), ("intent_p", "f4", (3,)), ("intent_code", "i2"), ("datatype", "i2"), ("bitpix", "i2"),
           ("slice_start", "i2"), ("pixdim", "f4", (8,)), ("vox_offset", "f4"), ("scl_slope", "f4"), ("scl_inter", "f4"),
@@ -34,7 +35,7 @@ class NiftiHeader:
     def read(cls, head: bytes) -> NiftiHeader | None:
         """The header that a file's first bytes are; None where they are none."""
         for size, magic in SIZES.items():
-            for order in ("<", ">"):
+            for order in _ORDERS:
                 if len(head) >= size and head[:4] == size.to_bytes(4, "little" if order == "<" else "big"):
                     header = cls(np.frombuffer(head[:size], _layout(size, order))[0])
                     return header if bytes(header["magic"])[:3] == magic and 1 <= int(header["dim"][0]) <= 7 else None
@@ -142,5 +143,5 @@ def quaternion_of(axes: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _layout(size: int, order: str) -> np.dtype[Any]:
+def _layout(size: int, order: Literal["<", ">"]) -> np.dtype[Any]:
     return np.dtype(_FIRST if size == 348 else _SECOND).newbyteorder(order)

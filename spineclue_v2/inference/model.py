@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
+from ..stages.converted import Kept, find_kept, keep
+from ..stages.engine import uses_openvino
 from ..stages.method import method_fingerprint
 from ..stages.plan_files import load_plans, plans_from_json
 from ..stages.registry import (
@@ -23,8 +25,6 @@ from ..stages.registry import (
     train_command,
     trainer_class,
 )
-from ..stages.converted import Kept, find_kept, keep
-from ..stages.engine import uses_openvino
 from ..training.stage_model import CHECKPOINT_NAME, StageModel
 from ..utilities import paths
 from ..utilities.files import read_json

@@ -9,7 +9,7 @@ from ..segment.network import residual_encoder_unet
 
 
 def network_of_plans(plans: Plans) -> torch.nn.Module:
-    """(B, windows, z, y, x) -> logits (B, 2, z, y, x) of the plan's U-Net with fresh weights; the channels are `row.BODY` and the sacrum."""
+    """(B, windows, z, y, x) -> logits (B, 2, z, y, x) of the plan's U-Net with fresh weights: `row.BODY`, then the sacrum."""
     plan = plans.stage("centres")
     return residual_encoder_unet(plan.network.features, plan.network.blocks, len(plan.data.windows_hu))
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .landmarks import FEATURES, NOT_A_VERTEBRA, POINTS, UNIT_MM, UNKNOWN, Landmarks
+from .landmarks import NOT_A_VERTEBRA, POINTS, UNIT_MM, UNKNOWN, Landmarks
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -1,7 +1,7 @@
 """Detections of a scan and the classes they may have; their features where nothing but body centres is known, without PyTorch."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -42,6 +42,9 @@ POINTS = ("centres", "left", "right", "ctl", "extents")
 """Fields of three numbers per detection; `rank` has one."""
 
 
+OPTIONAL = tuple(entry.name for entry in fields(Landmarks) if entry.name not in ("centres", "targets"))
+
+
 def row_features(centres_xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, FEATURES) of one scan's body centres (n, 3), LPS mm, with everything else unknown, and their arc lengths (n,) from the first.
 
@@ -67,7 +70,8 @@ def row_features(centres_xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         index = np.arange(n)
         place = np.stack([index, n - 1 - index, np.full(n, n)], axis=1) / 10.0
         ends = np.stack([index == 0, index == n - 1], axis=1)
-        parts = [gaps / UNIT_MM, np.log(gaps / typical), np.log(gaps[:, 2:3] / gaps[:, 1:2]), up, down, 3.0 * np.cross(up, down), place, ends]
+        ratios = [np.log(gaps / typical), np.log(gaps[:, 2:3] / gaps[:, 1:2])]
+        parts = [gaps / UNIT_MM, *ratios, up, down, 3.0 * np.cross(up, down), place, ends]
     found = np.nan_to_num(np.concatenate(parts, axis=1), nan=0.0, posinf=0.0, neginf=0.0).clip(-5.0, 5.0)
     result = np.zeros((n, FEATURES), np.float32)
     result[:, :found.shape[1]] = found

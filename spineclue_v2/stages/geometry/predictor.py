@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +11,12 @@ from ...anatomy import NUM_LEVELS
 from ...training.stage_model import StageModel
 from ..base import Context, Evidence, Findings
 from ..converted import ConvertedNetwork
-from .landmarks import CLASSES, L6, Landmarks, row_features
+from .landmarks import CLASSES, L6, OPTIONAL, Landmarks, row_features
 
 if TYPE_CHECKING:
     from .network import GeometryNetwork
 
 LEAST = 1e-12
-OPTIONAL = tuple(entry.name for entry in fields(Landmarks) if entry.name not in ("centres", "targets"))
 
 
 def predict(findings: Findings, model: StageModel, context: Context) -> Findings:

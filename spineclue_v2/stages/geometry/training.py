@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ...anatomy import EMITTING_LEVEL, LEVEL_INDEX
 from ...errors import InputError
 from .features import Augmentation, Batch, augment
-from .landmarks import L6, UNKNOWN, Landmarks
+from .landmarks import L6, OPTIONAL, UNKNOWN, Landmarks
 from .network import GeometryNetwork, SequenceNetwork, Shape
 from .variants import with_rare_numberings
 from .vid_landmarks import read_scans

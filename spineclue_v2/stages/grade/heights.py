@@ -131,7 +131,7 @@ def sample(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: np
     first = np.array([line[0] for line in along])
     steps = np.array([(line[-1] - line[0]) / max(len(line) - 1, 1) for line in along])
     result: np.ndarray = affine_transform(values, (steps[:, None] * axes / spacing).T, centre + first @ axes / spacing,
-                                          tuple(len(line) for line in along), np.float32, order=1, mode="constant")
+                                          tuple(len(line) for line in along), output=np.float32, order=1, mode="constant")
     return result
 
 

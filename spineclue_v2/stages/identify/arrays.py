@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout and message fusion of a prediction without PyTorch: the same draws and the same sums as `uncertainty` and `fusion`."""
+"""Monte-Carlo dropout and message fusion of a prediction without PyTorch: the same draws and sums as `uncertainty` and `fusion`."""
 from __future__ import annotations
 
 import math

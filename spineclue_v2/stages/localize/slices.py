@@ -1,4 +1,4 @@
-"""Slices of a volume: sagittal ones hold (z, y) at one x, coronal ones (z, x) at one y. Row 0 is the highest z, as a reader would see it."""
+"""Slices of a volume: sagittal ones hold (z, y) at one x, coronal ones (z, x) at one y. Row 0 is the highest z, as a reader sees it."""
 from __future__ import annotations
 
 from typing import Any

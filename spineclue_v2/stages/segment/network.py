@@ -57,8 +57,9 @@ def foreground(network: nn.Module, crops: torch.Tensor) -> torch.Tensor:
 
 def graphs(network: nn.Module, plan: StagePlan) -> dict[str, Graph]:  # noqa: ARG001 - as in every stage
     """What a prediction asks of the network."""
-    size = (len(plan.data.windows_hu) + 1, *plan.network.crop_size)
-    return {"foreground": Graph(foreground, (torch.zeros(1, *size),), ((-1, *size),))}
+    channels, size, shape = len(plan.data.windows_hu) + 1, plan.network.crop_size, plan.network
+    example = (2 ** (len(shape.features) + 1),) * 3 if shape.architecture == "ResEnc" else size    # a small one is traced sooner
+    return {"foreground": Graph(foreground, (torch.zeros(1, channels, *example),), ((-1, channels, *size),))}
 
 
 def network_of_plans(plans: Plans) -> nn.Module:
