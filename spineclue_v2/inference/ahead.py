@@ -14,9 +14,10 @@ logger = logging.getLogger(__name__)
 def prepare_ahead(model: Model, report: bool) -> None:
     """Compile the converted networks of a model in the order of its stages and, for a `report`, import what draws; returns at once.
 
-    Who needs one of them before it is ready waits for it, as if it had begun itself.
+    Who needs one of them before it is ready waits for it, as if it had begun itself. The process does not end before the thread has: what
+    it imports must not be pulled down under it.
     """
-    threading.Thread(target=_prepare, args=(model, report), name="prepare_ahead", daemon=True).start()
+    threading.Thread(target=_prepare, args=(model, report), name="prepare_ahead").start()
 
 
 def _prepare(model: Model, report: bool) -> None:
