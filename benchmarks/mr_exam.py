@@ -2,6 +2,7 @@
 
     python -m benchmarks.mr_exam phantoms --weights WORK/weights          # 20 varied phantoms with seeds of their own
     python -m benchmarks.mr_exam vb3 --work WORK --parts 0 1              # each volume by the fold that left it out; or --parts base
+    python -m benchmarks.mr_exam border --work WORK --weights WORK/weights --names 05 10 14   # where Dice is lost in volumes of vb3
     python -m benchmarks.mr_exam taichi --data DATA --weights WORK/weights
     python -m benchmarks.mr_exam tptbox --data DATA --weights WORK/weights
 
@@ -109,6 +110,30 @@ def vb3(work: Path, parts: list[str]) -> Iterator[tuple[str, Volume, np.ndarray,
                 yield f"{name} ({part})", read_volume(path), read_labels(work / "raw" / f"{name}_label.nii.gz").array, program
 
 
+def border(work: Path, weights: Path | None, names: list[str]) -> None:
+    """Whether bodies of vb3 are too large, moved, or wrong in the outer slices. The package's own weights have seen these volumes."""
+    program, levels = model(weights), [VALUE[name] for name in ("L1", "L2", "L3", "L4", "L5")]
+
+    def dice(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.mean([2 * np.sum((one == v) & (other == v)) / max(1, np.sum(one == v) + np.sum(other == v)) for v in levels]))
+
+    for name in names:
+        truth = read_labels(work / "raw" / f"{name}_label.nii.gz").array
+        result = program.predict(read_volume(work / "raw" / f"{name}_image.nii.gz"), modality="mr", keep_scan=False)
+        assert isinstance(result, MRResult)
+        found = np.where(np.isin(result.labels, levels), result.labels, 0)
+        shown = np.flatnonzero((truth > 0).any((1, 2)))
+        outer, inner = [*shown[:2], *shown[-2:]], shown[2:-2]
+        wrong = (found > 0) != (truth > 0)
+        moved = {f"{way} {axis}": round(dice(np.roll(found, way, number), truth) - dice(found, truth), 3)
+                 for number, axis in ((1, "row"), (2, "column")) for way in (-1, 1)}
+        shares = {"truth": np.sum(truth[outer] > 0) / np.sum(truth > 0), "errors": wrong[outer].sum() / wrong.sum()}
+        sys.stdout.write(f"{name}: Dice {dice(found, truth):.3f}, volume {np.sum(found > 0) / np.sum(truth > 0):.2f} of the truth; inner "
+                         f"slices {dice(found[inner], truth[inner]):.3f}; the two outermost on each side hold {shares['truth']:.2f} of "
+                         f"it and {shares['errors']:.2f} of the errors; moved, Dice changes by {moved}; the truth moved by one slice: "
+                         f"{dice(np.roll(truth, 1, 0), truth):.3f}\n")
+
+
 def taichi(data: Path, weights: Path | None) -> None:
     """T1 and T2 against points set by eye in the CT of the same patient: residual of each level after a rigid fit of all of them, and of
     each sequence against the other, which share a frame."""
@@ -154,17 +179,20 @@ def tptbox(data: Path, weights: Path | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("phantoms", "vb3", "taichi", "tptbox"))
+    parser.add_argument("what", choices=("phantoms", "vb3", "border", "taichi", "tptbox"))
     parser.add_argument("--weights", type=Path, default=None)
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--data", type=Path, default=None, help="folder of real scans")
     parser.add_argument("--parts", nargs="+", default=["0", "1"])
+    parser.add_argument("--names", nargs="+", default=["05", "10", "14"], help="volumes of vb3 (border)")
     parser.add_argument("--count", type=int, default=PHANTOMS)
     args = parser.parse_args()
     if args.what == "phantoms":
         measure(phantoms(args.weights, args.count), set(VALUE))
     elif args.what == "vb3":
         measure(vb3(args.work, args.parts), {"L1", "L2", "L3", "L4", "L5"})
+    elif args.what == "border":
+        border(args.work, args.weights, args.names)
     elif args.what == "taichi":
         taichi(args.data, args.weights)
     else:
