@@ -4,6 +4,7 @@
     python -m benchmarks.mr_exam vb3 --work WORK --parts 0 1              # each volume by the fold that left it out; or --parts base
     python -m benchmarks.mr_exam border --work WORK --weights WORK/weights --names 05 10 14   # where Dice is lost in volumes of vb3
     python -m benchmarks.mr_exam taichi --data DATA --weights WORK/weights
+    python -m benchmarks.mr_exam scan --data DATA        # processor seconds and memory of 512 x 512 x 15, on one thread
     python -m benchmarks.mr_exam tptbox --data DATA --weights WORK/weights
 
 WORK is the folder of recipes.mr_weights; without --weights those of the package are measured. A name is right where the body's centre lies
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from spineclue_v2 import SpineCLUE
 from spineclue_v2.anatomy.structures import VALUE, kind
@@ -156,6 +159,20 @@ def taichi(data: Path, weights: Path | None) -> None:
     sys.stdout.write(f"T1 against T2: {({n: round(float(np.linalg.norm(centres['t1'][n] - centres['t2'][n])), 1) for n in both})} mm\n")
 
 
+def scan(data: Path, weights: Path | None) -> None:
+    """What one scan of 512 x 512 x 15 costs: taichi's T2 with its border repeated."""
+    torch.set_num_threads(1)
+    program, read = model(weights), read_volume(data / "mr" / "taichi" / "taichi_lumbar_t2_sag.nii.gz")
+    array = np.pad(read.array, [(0, wanted - length) for wanted, length in zip((15, 512, 512), read.array.shape, strict=True)], mode="edge")
+    grid, before = read.geometry, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    large = Volume(array, ImageGrid(array.shape, grid.spacing, grid.origin, grid.direction))
+    started = time.process_time()
+    result = program.predict(large, modality="mr", keep_scan=False)
+    assert isinstance(result, MRResult)
+    sys.stdout.write(f"{len(result.structures)} structures; {time.process_time() - started:.1f} processor s; at most "
+                     f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB, {before / 1e6:.2f} GB before\n")
+
+
 def residuals(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     """(n,) distances after the rigid motion that fits `moving` (n, 3) to `fixed` best (Kabsch 1976)."""
     a, b = moving - moving.mean(0), fixed - fixed.mean(0)
@@ -179,7 +196,7 @@ def tptbox(data: Path, weights: Path | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("phantoms", "vb3", "border", "taichi", "tptbox"))
+    parser.add_argument("what", choices=("phantoms", "vb3", "border", "taichi", "scan", "tptbox"))
     parser.add_argument("--weights", type=Path, default=None)
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--data", type=Path, default=None, help="folder of real scans")
@@ -195,6 +212,8 @@ def main() -> None:
         border(args.work, args.weights, args.names)
     elif args.what == "taichi":
         taichi(args.data, args.weights)
+    elif args.what == "scan":
+        scan(args.data, args.weights)
     else:
         tptbox(args.data, args.weights)
 
