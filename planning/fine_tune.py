@@ -37,7 +37,7 @@ def source_plans(source: str) -> Plans:
 
     stages: dict[str, StagePlan] = {}
     found: Plans | None = None
-    for name in ("localize", "centres", "segment", "appearance", "geometry", "identify"):
+    for name in ("localize", "centres", "segment", "appearance", "ribs", "geometry", "identify"):
         file = paths.weights_folder() / f"{name}.pth"
         if file.is_file():
             found = plans_from_json(Checkpoint.load(file).meta["plans"], str(file))

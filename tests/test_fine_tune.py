@@ -91,7 +91,7 @@ def test_all_trains_the_stages_in_order_and_goes_on_where_it_stopped(tiny, tmp_p
     assert _common.main("train", [DATASET, "all", "0", "-pretrained_weights", "shipped"]) == _common.INTERRUPTED
     assert "Interrupted in appearance, fold 0" in (said := capsys.readouterr()).err and "--c" in said.err
     assert done == [(stage, False, "shipped") for stage in ("localize", "centres", "segment", "appearance")]
-    assert "Stage 3 of 6: segment" in said.out
+    assert "Stage 3 of 7: segment" in said.out
     done.clear()
     done += [None, None, None, None]
     assert _common.main("train", [DATASET, "all", "0", "--c"]) == 0

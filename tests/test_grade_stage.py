@@ -286,9 +286,9 @@ def planned(grades: dict[str, int] | None = None, planner=SpineCLUEPlanner, gb: 
 
 def test_the_stage_is_planned_where_there_is_something_to_learn() -> None:
     assert not rules.can_learn_grades({}) and not rules.can_learn_grades({"0": 5, "1": 0}) and not rules.can_learn_grades({"0": 0, "2": 3})
-    assert set(planned({"0": 9, "1": 0, "2": 0, "3": 0}).stages) == {*CORE_STAGES, "centres", "appearance", "geometry"}
+    assert set(planned({"0": 9, "1": 0, "2": 0, "3": 0}).stages) == {*CORE_STAGES, "centres", "appearance", "ribs", "geometry"}
     plan = planned()
-    assert list(plan.stages) == ["localize", "centres", "segment", "appearance", "geometry", "identify", "grade"]
+    assert list(plan.stages) == ["localize", "centres", "segment", "appearance", "ribs", "geometry", "identify", "grade"]
     assert plan.stage("grade").data_fingerprint == plan.stage("segment").data_fingerprint
     grade = plan.stage("grade")
     assert all(n % 16 == 0 for n in grade.network.crop_size) and grade.network.crop_size[1] <= 64 and 8 <= grade.run.batch_size <= 12

@@ -60,7 +60,7 @@ def test_a_stage_that_does_not_work(tmp_path, tiny, capsys, source, sentence):
 def test_what_does_not_need_the_stage_goes_on_with_a_warning(tmp_path, caplog):
     write_package(tmp_path, "theirs", "import no_such_library", "mine=STAGE", "Theirs=Theirs", "TheirPlanner=TheirPlanner")
     with found_in(tmp_path), caplog.at_level(logging.WARNING):
-        assert list(load_shipped(CPU).stages) == ["localize", "centres", "segment", "appearance", "geometry", "identify"]
+        assert list(load_shipped(CPU).stages) == ["localize", "centres", "segment", "appearance", "ribs", "geometry", "identify"]
     (said,) = {record.getMessage() for record in caplog.records if "mine" in record.getMessage()}
     assert "of package theirs 1.0) cannot be imported" in said and said.endswith("Whatever needs no stage 'mine' goes on without it.")
 

@@ -10,8 +10,8 @@ FIRST_GUESS = {"read": 1.0, "localize": 10.0, "centres": 1.0, "segment": 20.0, "
                "hybrid_2d": 10.0, "hybrid_3d": 30.0}
 """Seconds of each step before any case is done; only their ratios count. Steps not named here take next to nothing."""
 WORDS = {"read": "reading", "localize": "finding vertebrae", "centres": "following the row", "segment": "segmenting",
-         "appearance": "looking", "geometry": "comparing gaps", "identify": "naming", "heights": "measuring heights",
-         "grade": "grading", "report": "writing"}
+         "appearance": "looking", "ribs": "counting ribs", "geometry": "comparing gaps", "identify": "naming",
+         "heights": "measuring heights", "grade": "grading", "report": "writing"}
 
 
 class RunProgress:

@@ -25,6 +25,7 @@ OWN = {  # name -> where its Stage is; in the order of prediction
     "centres": "spineclue_v2.stages.centres:STAGE",
     "segment": "spineclue_v2.stages.segment:STAGE",
     "appearance": "spineclue_v2.stages.appearance:STAGE",
+    "ribs": "spineclue_v2.stages.ribs:STAGE",
     "geometry": "spineclue_v2.stages.geometry:STAGE",
     "identify": "spineclue_v2.stages.identify:STAGE",
     "heights": "spineclue_v2.stages.grade:HEIGHTS",

@@ -215,7 +215,7 @@ def landmark_weights(evidence: Mapping[str, Evidence], model: EvidenceModel,
         seen, trust = found[:, column:column + 1], model.landmark.get(name, 0.0)
         p = np.nan_to_num(seen, nan=0.5)
         log = np.log(trust * np.where(np.isin(np.arange(NAMES), ends)[None], p, 1 - p) + (1 - trust) * 0.5)
-        weights[name] = np.where(np.isnan(seen), 0.0, log)
+        weights[name] = np.where(np.isnan(seen) | (trust == 0), 0.0, log)   # without trust it is only told to the reader
     return weights
 
 

@@ -11,10 +11,11 @@ LOW_CONFIDENCE = 0.7          # as in the picture: below it a name carries a que
 ALTERNATIVE = 0.02            # other levels with less than this are left out
 SUSPICION = 0.05              # probability of a deformity that is worth a remark
 STAGES = {"read": "read", "localize": "find vertebrae", "centres": "follow the row", "segment": "segment", "appearance": "appearance",
-          "geometry": "geometry", "identify": "name", "heights": "heights", "grade": "grade", "hybrid_2d": "label map (2D)",
+          "ribs": "ribs", "geometry": "geometry", "identify": "name", "heights": "heights", "grade": "grade", "hybrid_2d": "label map (2D)",
           "hybrid_3d": "label map (3D)"}
 """Words for the steps of a prediction; another step keeps its own name."""
-CLASSIFIERS = {"shape": "Shape of the vertebrae", "geometry": "Geometry of the bodies", "appearance": "Surroundings in the CT"}
+CLASSIFIERS = {"shape": "Shape of the vertebrae", "geometry": "Geometry of the bodies", "appearance": "Surroundings in the CT",
+               "ribs": "Ribs and width beside the bodies"}
 """What a classifier looks at, as the beginning of "... alone: T1 to T12, agrees"."""
 REMARKS = {
     "heights": "Heights are those of the body in the mask. Missing height compares them with the neighbours or with the body's own back. "
