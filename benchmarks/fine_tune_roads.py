@@ -21,7 +21,7 @@ from typing import Any
 
 NAME, TEST = "Dataset831_NewLook", "Dataset832_NewLookTest"
 LOOK: dict[str, Any] = {"randomise": 1.0, "short": 5, "wide": False, "spacing": (1.5, 1.5, 1.5), "spine": True}
-SHARES = {"localize": 0.2, "centres": 0.1, "segment": 0.4, "appearance": 0.15, "identify": 0.15}   # geometry stands in
+SHARES = {"localize": 0.2, "centres": 0.1, "segment": 0.4, "appearance": 0.13, "ribs": 0.02, "identify": 0.15}   # geometry stands in
 ROADS = {"fine-tuned": "shipped", "from scratch": None}   # the weights that it starts from
 STEPS = 20                   # per epoch
 PROBE = 3                    # steps whose time says how many there are room for

@@ -141,8 +141,8 @@ def remember_cases(raw_folder: Path, preprocessed: Path, count: int) -> None:
     """A raw dataset of `count` cases that share four small files, and the measurements of each as if it were a scan of its own."""
     import numpy as np
 
-    from spineclue_v2.planning import fingerprint
     from spineclue_v2.dataset.raw import RawDataset
+    from spineclue_v2.planning import fingerprint
     from spineclue_v2.utilities.files import read_json, write_json
 
     make_dataset(raw_folder, len(SPACINGS))
