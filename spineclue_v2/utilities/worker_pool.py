@@ -67,7 +67,7 @@ class WorkerPool(Executor):
                 thread.join()
 
     def _cancel(self) -> None:
-        kept = []
+        kept: list[None] = []
         while True:
             try:
                 task = self._tasks.get_nowait()
