@@ -1,6 +1,6 @@
 """Does `spineclue_check_labels` find planted errors, and does it leave good labels alone?
 
-    python -m benchmarks.label_errors [--phantoms 100] [--planted 48] [--with_model 20]
+    python -m benchmarks.label_errors [--phantoms 100] [--planted 48] [--kinds KIND ...] [--with_model 20]
         [--foreign ../shared/data/masks_foreign] [--cache FOLDER]
     python -m benchmarks.label_errors --real ../shared/data
 
@@ -78,9 +78,10 @@ def alarms(found: list[Suspicion]) -> set[tuple[str, tuple[str, ...]]]:
     return {(s.kind, s.levels) for s in found if s.alarm}
 
 
-def run_phantoms(count: int, errors: int, cache: Path | None, model: Model | None, with_model: int) -> tuple[dict[str, list[bool]], int]:
+def run_phantoms(count: int, errors: int, kinds: list[str], cache: Path | None, model: Model | None,
+                 with_model: int) -> tuple[dict[str, list[bool]], int]:
     results: dict[str, list[bool]] = {kind: [] for kind in PLANTS}
-    false, left, kinds = 0, errors, [kind for kind in PLANTS if model is not None or kind != "shifted"]
+    false, left, kinds = 0, errors, [kind for kind in kinds if model is not None or kind != "shifted"]
     for seed in range(FIRST, FIRST + count):
         labels, ct = phantom(seed, cache)
         started = time.perf_counter()
@@ -101,8 +102,8 @@ def run_phantoms(count: int, errors: int, cache: Path | None, model: Model | Non
     return results, false
 
 
-def run_foreign(folder: Path, model: Model | None) -> dict[str, list[bool]]:
-    results: dict[str, list[bool]] = {kind: [] for kind in WITHOUT_CT if model is not None or kind != "shifted"}
+def run_foreign(folder: Path, kinds: list[str], model: Model | None) -> dict[str, list[bool]]:
+    results: dict[str, list[bool]] = {kind: [] for kind in kinds if kind in WITHOUT_CT and (model is not None or kind != "shifted")}
     number = FIRST
     for name, labels in foreign(folder):
         as_is = check_labels(name, labels)
@@ -137,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phantoms", type=int, default=100)
     parser.add_argument("--planted", type=int, default=48)
+    parser.add_argument("--kinds", nargs="+", choices=PLANTS, default=list(PLANTS))
     parser.add_argument("--foreign", type=Path, default=None)
     parser.add_argument("--real", type=Path, default=None)
     parser.add_argument("--cache", type=Path, default=None)
@@ -152,8 +154,10 @@ def main() -> None:
     if args.real is not None:
         run_real(args.real, model)
         return
-    results, false = run_phantoms(args.phantoms, args.planted, args.cache, model, args.with_model) if args.phantoms else ({}, 0)
-    other = run_foreign(args.foreign, model) if args.foreign is not None else {}
+    results, false = {}, 0
+    if args.phantoms:
+        results, false = run_phantoms(args.phantoms, args.planted, args.kinds, args.cache, model, args.with_model)
+    other = run_foreign(args.foreign, args.kinds, model) if args.foreign is not None else {}
     print("kind | phantoms | masks_foreign")
     for kind in PLANTS:
         a, b = results.get(kind, []), other.get(kind, [])

@@ -67,6 +67,24 @@ def write_model(folder: Path, stage: str, plans: Plans, seed: int = 0) -> None:
         Checkpoint(network.state_dict(), meta).save(folder / f"fold_{fold}" / "checkpoint_final.pth")
 
 
+def train_centres(home: Path, results: Path) -> None:
+    """Stage centres of fold 0 in `results`: the package's weights after one more step, on the grid of the other stages."""
+    from spineclue_v2.dataset.preprocessed import PreprocessedDataset
+    from spineclue_v2.planning.plan_and_preprocess import plan_experiment
+    from spineclue_v2.stages.registry import trainer_class
+    from spineclue_v2.utilities import paths
+
+    edits = {"centres": {"network": {"patch_size": (32, 16, 16)}, "run": {"epochs": 1, "iterations_per_epoch": 1, "batch_size": 2,
+                                                                         "initial_lr": 1e-4}}}
+    plans = edited(plan_experiment(DATASET, gpu_memory_target=1, device="cpu", plans_name="WithCentres"), edits, 2.5)
+    folder, split = results / DATASET / stage_folder_name("centres"), splits()[0]
+    plans.save(folder / "plans.json")
+    data = PreprocessedDataset(home / "preprocessed" / DATASET / plans.stage("centres").data_fingerprint)
+    trainer = trainer_class("centres")(plans, 0, data, split["train"], split["val"], folder / "fold_0", torch.device("cpu"), workers=0)
+    trainer.load_pretrained(paths.weights_folder() / "centres.pth")
+    trainer.run(False)
+
+
 def use_analytic_networks(patch: pytest.MonkeyPatch) -> None:
     """Tell the loader of models about the analytic networks."""
     analytic: dict[str, Callable[[], torch.nn.Module]] = {"localize": ThresholdDetector, "segment": ThresholdSegmenter}

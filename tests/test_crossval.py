@@ -80,6 +80,26 @@ def test_each_stage_is_judged_on_what_the_earlier_ones_found(home):
     assert poorer["spineclue"]["missed"] == segmented["spineclue"]["missed"] + 2
 
 
+def test_the_row_follows_the_centres_network_of_the_fold(home, home_once):
+    validate("localize")
+    place = folder(home, "localize", 0) / "validation" / "case_0.json"
+    content = read_json(place)
+    left = [vertebra | {"score": 0.4} for vertebra in content["vertebrae"][-1:]]    # one of three, and the detector is not sure of it
+    write_json(place, content | {"vertebrae": left})
+    before = open_fold(DATASET, 0, CPU)
+    signature = before.signature("segment")
+    assert len(before.followed("case_0")) == 1 and validate("segment")["spineclue"]["missed"] == 2
+    crossval_dataset.train_centres(home_once, home / "results")
+    after = open_fold(DATASET, 0, CPU)
+    assert len(after.followed("case_0")) == 2 and after.signature("segment") != signature
+    assert validate("segment")["spineclue"]["missed"] == 1, "findings of the row without centres are made again"
+    checkpoint = Checkpoint.load(folder(home, "centres", 0) / "checkpoint_final.pth")
+    checkpoint.meta["train_cases"] = [*checkpoint.meta["train_cases"], "case_0"]
+    checkpoint.save(folder(home, "centres", 0) / "checkpoint_final.pth")
+    with pytest.raises(InputError, match="was trained on 'case_0'"):
+        open_fold(DATASET, 0, CPU).followed("case_0")
+
+
 def test_findings_belong_to_their_weights(home):
     found = open_fold(DATASET, 0, CPU)
     first = found.segmented("case_0")

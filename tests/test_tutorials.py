@@ -110,10 +110,16 @@ def test_own_data_and_own_trainer_run_in_short(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_weights
 def test_a_dataset_like_ctspine1k_runs_as_it_stands(tmp_path: Path) -> None:
-    run(script(blocks(TUTORIALS / "ctspine1k_like_dataset.md")), tmp_path)
+    """All stages of the first fold, predicted, evaluated, exported, installed elsewhere: equal labels there, and some to be equal."""
+    shown = run(script(blocks(TUTORIALS / "ctspine1k_like_dataset.md")), tmp_path)
     assert len(list((tmp_path / "home" / "raw" / "Dataset531_CTSpine1K" / "imagesTr").iterdir())) == 5
     cases = json.loads((tmp_path / "predicted" / "summary.json").read_text())["spineclue"]["cases"]
     assert {row["case"] for row in cases} == {"liver_5", "liver_6"}
+    trained = {place.name.rpartition("__")[2] for place in (tmp_path / "home" / "results" / "Dataset531_CTSpine1K").glob("*__*__*")}
+    assert trained == {"localize", "centres", "segment", "appearance", "ribs", "geometry", "identify"}
+    for case in ("liver_5", "liver_6"):
+        [line] = [line for line in shown.splitlines() if line.startswith(f"{case}.nii.gz ")]
+        assert line.endswith(", 0 voxels differ") and int(line.split()[1]) >= 3, line
 
 
 @pytest.mark.slow

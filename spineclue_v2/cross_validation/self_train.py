@@ -42,7 +42,7 @@ from .validation import open_fold
 
 logger = logging.getLogger(__name__)
 
-LEARNING = ("localize", "centres", "segment", "appearance", "identify")
+LEARNING = ("localize", "centres", "segment", "appearance", "ribs", "identify")
 """Stages that are trained again, in this order; others of the model go along as they are."""
 RATE = 0.1               # of a new network's rate, unless the plan is one for fine-tuning: the weights are there, and only to be improved
 RATES = ("initial_lr", "contrastive_lr", "classifier_lr")

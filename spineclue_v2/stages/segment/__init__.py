@@ -6,5 +6,6 @@ from .plan import SegmentNetwork, SegmentRun
 _HERE = __name__
 STAGE = Stage("segment", "CT", f"{_HERE}.spine:predict", Data, SegmentNetwork, SegmentRun, f"{_HERE}.network:network_of_plans",
               f"{_HERE}.trainer:SegmentTrainer",
-              headline=("data.spacing_mm", "network.architecture", "network.crop_size", "network.features", "run.batch_size"))
+              headline=("data.spacing_mm", "network.architecture", "network.crop_size", "network.features", "run.batch_size"),
+              graphs=f"{_HERE}.network:graphs")
 SACRUM = Stage("sacrum", "CT", f"{_HERE}.sacrum:predict", required=False)
