@@ -130,14 +130,16 @@ def _record(vertebra: Vertebra) -> dict[str, Any]:
 
 
 def _vertebrae(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[Vertebra]:
-    found = []
-    for i, values in enumerate(record["vertebrae"]):
-        heights = values.pop("heights", None)
-        if heights is not None:
-            expected = heights.pop("expected")
-            values["heights"] = BodyHeights(**heights, expected=None if expected is None else tuple(expected))
-        found.append(vertebra_from_record(values, **{row: arrays[f"{row}_{i}"] for row in ROWS if f"{row}_{i}" in arrays}))
-    return found
+    return [_vertebra(values, **{row: arrays[f"{row}_{i}"] for row in ROWS if f"{row}_{i}" in arrays})
+            for i, values in enumerate(record["vertebrae"])]
+
+
+def _vertebra(values: dict[str, Any], **arrays: np.ndarray) -> Vertebra:
+    heights = values.pop("heights", None)
+    if heights is not None:
+        expected = heights.pop("expected")
+        values["heights"] = BodyHeights(**heights, expected=None if expected is None else tuple(expected))
+    return vertebra_from_record(values, **arrays)
 
 
 def _basis(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> NumberingBasis:
@@ -145,6 +147,6 @@ def _basis(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Numbe
     for name, weight in record["classifiers"].items():
         parts = {part: arrays.get(f"evidence_{name}_{part}") for part in ("variants", "landmarks")}
         evidence[name] = Evidence(arrays[f"evidence_{name}_logs"], weight=weight, **parts)
-    below = None if "below" not in record else vertebra_from_record(record["below"])
+    below = None if "below" not in record else _vertebra(record["below"])
     return NumberingBasis(tuple(_vertebrae(record, arrays)), tuple(record["names"]), tuple(record["free"]), evidence,
                           record["penalties"], record["weights"], record["model"], bool(record["forbid_anomalies"]), below)
