@@ -2,7 +2,9 @@
 
     python -m benchmarks.mr_exam phantoms --weights WORK/weights          # 20 varied phantoms with seeds of their own
     python -m benchmarks.mr_exam vb3 --work WORK --parts 0 1              # each volume by the fold that left it out; or --parts base
+    python -m benchmarks.mr_exam border --work WORK --weights WORK/weights --names 05 10 14   # where Dice is lost in volumes of vb3
     python -m benchmarks.mr_exam taichi --data DATA --weights WORK/weights
+    python -m benchmarks.mr_exam scan --data DATA        # processor seconds and memory of 512 x 512 x 15, on one thread
     python -m benchmarks.mr_exam tptbox --data DATA --weights WORK/weights
 
 WORK is the folder of recipes.mr_weights; without --weights those of the package are measured. A name is right where the body's centre lies
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from spineclue_v2 import SpineCLUE
 from spineclue_v2.anatomy.structures import VALUE, kind
@@ -109,6 +113,30 @@ def vb3(work: Path, parts: list[str]) -> Iterator[tuple[str, Volume, np.ndarray,
                 yield f"{name} ({part})", read_volume(path), read_labels(work / "raw" / f"{name}_label.nii.gz").array, program
 
 
+def border(work: Path, weights: Path | None, names: list[str]) -> None:
+    """Whether bodies of vb3 are too large, moved, or wrong in the outer slices. The package's own weights have seen these volumes."""
+    program, levels = model(weights), [VALUE[name] for name in ("L1", "L2", "L3", "L4", "L5")]
+
+    def dice(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.mean([2 * np.sum((one == v) & (other == v)) / max(1, np.sum(one == v) + np.sum(other == v)) for v in levels]))
+
+    for name in names:
+        truth = read_labels(work / "raw" / f"{name}_label.nii.gz").array
+        result = program.predict(read_volume(work / "raw" / f"{name}_image.nii.gz"), modality="mr", keep_scan=False)
+        assert isinstance(result, MRResult)
+        found = np.where(np.isin(result.labels, levels), result.labels, 0)
+        shown = np.flatnonzero((truth > 0).any((1, 2)))
+        outer, inner = [*shown[:2], *shown[-2:]], shown[2:-2]
+        wrong = (found > 0) != (truth > 0)
+        moved = {f"{way} {axis}": round(dice(np.roll(found, way, number), truth) - dice(found, truth), 3)
+                 for number, axis in ((1, "row"), (2, "column")) for way in (-1, 1)}
+        shares = {"truth": np.sum(truth[outer] > 0) / np.sum(truth > 0), "errors": wrong[outer].sum() / wrong.sum()}
+        sys.stdout.write(f"{name}: Dice {dice(found, truth):.3f}, volume {np.sum(found > 0) / np.sum(truth > 0):.2f} of the truth; inner "
+                         f"slices {dice(found[inner], truth[inner]):.3f}; the two outermost on each side hold {shares['truth']:.2f} of "
+                         f"it and {shares['errors']:.2f} of the errors; moved, Dice changes by {moved}; the truth moved by one slice: "
+                         f"{dice(np.roll(truth, 1, 0), truth):.3f}\n")
+
+
 def taichi(data: Path, weights: Path | None) -> None:
     """T1 and T2 against points set by eye in the CT of the same patient: residual of each level after a rigid fit of all of them, and of
     each sequence against the other, which share a frame."""
@@ -129,6 +157,20 @@ def taichi(data: Path, weights: Path | None) -> None:
                 sys.stdout.write(f"  {row['structure']}: {row['height_mm']} mm, {row['signal_to_csf']} of the fluid's signal\n")
     both = [name for name in centres["t1"] if name in centres["t2"]]
     sys.stdout.write(f"T1 against T2: {({n: round(float(np.linalg.norm(centres['t1'][n] - centres['t2'][n])), 1) for n in both})} mm\n")
+
+
+def scan(data: Path, weights: Path | None) -> None:
+    """What one scan of 512 x 512 x 15 costs: taichi's T2 with its border repeated."""
+    torch.set_num_threads(1)
+    program, read = model(weights), read_volume(data / "mr" / "taichi" / "taichi_lumbar_t2_sag.nii.gz")
+    array = np.pad(read.array, [(0, wanted - length) for wanted, length in zip((15, 512, 512), read.array.shape, strict=True)], mode="edge")
+    grid, before = read.geometry, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    large = Volume(array, ImageGrid(array.shape, grid.spacing, grid.origin, grid.direction))
+    started = time.process_time()
+    result = program.predict(large, modality="mr", keep_scan=False)
+    assert isinstance(result, MRResult)
+    sys.stdout.write(f"{len(result.structures)} structures; {time.process_time() - started:.1f} processor s; at most "
+                     f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB, {before / 1e6:.2f} GB before\n")
 
 
 def residuals(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
@@ -154,19 +196,24 @@ def tptbox(data: Path, weights: Path | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("phantoms", "vb3", "taichi", "tptbox"))
+    parser.add_argument("what", choices=("phantoms", "vb3", "border", "taichi", "scan", "tptbox"))
     parser.add_argument("--weights", type=Path, default=None)
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--data", type=Path, default=None, help="folder of real scans")
     parser.add_argument("--parts", nargs="+", default=["0", "1"])
+    parser.add_argument("--names", nargs="+", default=["05", "10", "14"], help="volumes of vb3 (border)")
     parser.add_argument("--count", type=int, default=PHANTOMS)
     args = parser.parse_args()
     if args.what == "phantoms":
         measure(phantoms(args.weights, args.count), set(VALUE))
     elif args.what == "vb3":
         measure(vb3(args.work, args.parts), {"L1", "L2", "L3", "L4", "L5"})
+    elif args.what == "border":
+        border(args.work, args.weights, args.names)
     elif args.what == "taichi":
         taichi(args.data, args.weights)
+    elif args.what == "scan":
+        scan(args.data, args.weights)
     else:
         tptbox(args.data, args.weights)
 

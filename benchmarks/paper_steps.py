@@ -26,7 +26,7 @@ def measure(stage: str) -> None:
     from paper_step import one_step
 
     from spineclue_v2.planning import memory
-    from spineclue_v2.planning.planner import SpineCLUEPaperPlanner
+    from spineclue_v2.planning.paper_planner import SpineCLUEPaperPlanner
 
     torch.set_num_threads(2)
     plans = SpineCLUEPaperPlanner("raw", fingerprint(voxel=0.7), 80, "cuda").plan()

@@ -33,7 +33,7 @@ def real_spines(folder: Path, model) -> dict[str, tuple[list[int], torch.Tensor]
         labels = read_labels(folder / f"sub-{case}_seg-vert_msk.nii.gz").reoriented("LPS")
         bodies = sorted(find_bodies(labels, 2.0)[0], key=lambda body: body.value)
         vertebrae = [to_vertebra(body, labels.geometry, plan.data) for body in bodies]
-        spines[case] = [LEVEL_INDEX[NAME_OF_LABEL[body.value]] for body in bodies], mask_crops(vertebrae, plan)
+        spines[case] = [LEVEL_INDEX[NAME_OF_LABEL[body.value]] for body in bodies], torch.from_numpy(mask_crops(vertebrae, plan))
     return spines
 
 

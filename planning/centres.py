@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from spineclue_v2.plans.plans import StagePlan
 
-from .planner import SpineCLUEPaperPlanner, SpineCLUEPlanner, stage_plan
+from .paper_planner import SpineCLUEPaperPlanner
+from .planner import SpineCLUEPlanner, stage_plan
 from .rules import PlannedValue
 
 SPACING_MM = 3.0

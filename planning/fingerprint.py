@@ -26,6 +26,7 @@ from spineclue_v2.preprocessing.sides import lung_beside
 from spineclue_v2.utilities.files import read_json, write_json
 from spineclue_v2.utilities.parallel import run_tasks
 
+from .grade_checks import check_grades, grade_counts
 from .integrity import ISLAND_ML, LUNG_BASES, Finding, are_neighbours, check_case, distance_mm, table
 
 logger = logging.getLogger(__name__)
@@ -59,9 +60,8 @@ def extract_fingerprint(raw: RawDataset, dataset_folder: str | Path, num_process
     findings = [Finding(case, "error", "unusable", detail) for case, detail in failures.items()]
     for case in sorted(records):
         findings += [Finding(**entry) for entry in records[case]["findings"]]
-        unseen = sorted(set(raw.grades.get(case, {})) - set(records[case]["vertebrae"]))
-        if unseen:
-            findings.append(Finding(case, "warning", "grades", f"graded but not in the label map: {', '.join(unseen)}"))
+    if not failures:
+        findings += check_grades(raw, {case: records[case]["vertebrae"] for case in raw.cases})
     text = table(findings)
     if text:
         level = logging.WARNING if any(f.severity != "note" for f in findings) else logging.INFO
@@ -158,7 +158,7 @@ def summarise(raw: RawDataset, records: Mapping[str, Mapping[str, Any]], finding
         "cases": {c: {"fov_mm": records[c]["fov_mm"], "spacing": records[c]["spacing"], "orientation": records[c]["orientation"],
                       "levels": list(records[c]["vertebrae"]), "num_vertebrae": len(records[c]["vertebrae"])} for c in cases},
         "checks": [finding.to_json() for finding in findings],
-    } | _annotated_shares(records) | ({"grades": _grade_counts(raw, records)} if raw.grades else {})
+    } | _annotated_shares(records) | ({"grades": grade_counts(raw, {c: records[c]["vertebrae"] for c in cases})} if raw.grades else {})
 
 
 def _annotated_shares(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -168,13 +168,6 @@ def _annotated_shares(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
         logger.info("Label 'ignore': %.0f %% of the voxels are annotated (mean over %d cases); the others count nowhere.",
                     100 * float(np.mean(list(shares.values()))), len(shares))
     return {"annotated_share": shares} if shares else {}
-
-
-def _grade_counts(raw: RawDataset, records: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """{Genant grade: vertebrae of that grade whose mask is there}."""
-    found = Counter(str(grade) for case, grades in raw.grades.items() for level, grade in grades.items()
-                    if level in records[case]["vertebrae"])
-    return {str(grade): found[str(grade)] for grade in range(4)}
 
 
 def _spine_statistics(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

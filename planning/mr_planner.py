@@ -11,8 +11,9 @@ from spineclue_v2.plans.plans import DEFAULT_PLANS_NAME, Plans, StagePlan
 
 from . import rules
 from .mr_fingerprint import ORIENTATION
-from .planner import adamw, overridden, plan_other_stages, stage_plan
+from .planner import overridden, plan_other_stages, stage_plan
 from .rules import PlannedValue
+from .sources import adamw
 
 NAMING_MM = 288.0        # rows of a crop: a lumbar scan with its sacrum, from which levels are counted
 THIN_MM = 3.0            # slices closer than this are averaged: sagittal structures change little from one to the next

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 report = logging.getLogger(f"{__name__}.report")   # what a planning was asked for: its commands print it
 
 
-def plan_and_preprocess(datasets: Sequence[str | int], planner: str | None = None, gpu_memory_target: float | None = None,
+def plan_and_preprocess(datasets: Sequence[str | int], planner: str | None = None, *, gpu_memory_target: float | None = None,
                         device: str = "cuda", plans_name: str | None = None, verify_integrity: bool = False,
                         preprocess: bool = True, clean: bool = False, num_processes: int = 0,
                         num_processes_fingerprint: int | None = None, executor: Executor | None = None,

@@ -25,6 +25,7 @@ from spineclue_v2.utilities.plugins import find_points, load_named
 
 from . import memory, rules
 from .rules import DatasetStatistics, PlannedValue
+from .sources import adamw, method_choices, wei
 
 DEFAULT_PLANNER = "SpineCLUEPlanner"
 ENTRY_POINTS = "spineclue_v2.planners"
@@ -230,97 +231,6 @@ class SpineCLUEPlanner:
         why = (f"that of class {name}: larger ones do not fit the memory" if name != self.profile.name
                else "what this class of machine serves")
         return PlannedValue(value, why + (f"; {note}" if note else ""), {"class": name})
-
-
-class SpineCLUEPaperPlanner(SpineCLUEPlanner):
-    """The paper's numbers exactly (arXiv 2401.07271); what the paper leaves open follows the default planner's largest class."""
-
-    default_plans_name = "SpineCLUEPaperPlans"
-
-    def __init__(self, *arguments: Any, **keywords: Any):
-        super().__init__(*arguments, **keywords)
-        self.profile = rules.HARDWARE_PROFILES[-1]
-
-    def fitting(self, bytes_of: Callable[[rules.HardwareProfile], float]) -> rules.HardwareProfile:
-        """The largest class whatever the memory: the paper's numbers do not shrink."""
-        return self.profile
-
-    def data(self, finest_mm: float) -> dict[str, PlannedValue]:
-        return super().data(finest_mm) | {"spacing_mm": paper(1.0, "isotropic 1 mm")}
-
-    def localize(self) -> StagePlan:
-        default = super().localize()
-        network = {"scale": paper("x", "YOLOv7-X; ultralytics does not build v7, its present X model stands in"),
-                   "slice_size": paper((640, 640))}
-        run = {"batch_size": paper(64), "epochs": paper(500), "initial_lr": paper(1e-3),
-               "slice_gap_mm": paper(3.2, "k = 200 slices of 1 mm over 640 mm"),
-               "optimizer": unnamed()}
-        return overridden(default, network=network, run=run)
-
-    def segment(self) -> StagePlan:
-        network = {"architecture": paper("TransUNet3D", "TransUNet; ours is its 3D form"), "crop_size": paper((128, 128, 128)),
-                   "features": PlannedValue((32, 64, 128, 256), "the paper gives no widths", {}),
-                   "blocks": PlannedValue((1, 2, 3, 3), "the paper gives no depths", {})}
-        run = {"batch_size": paper(32), "epochs": paper(300), "initial_lr": paper(1e-4), "weight_decay": paper(1e-4),
-               "optimizer": paper("Adam")}
-        return overridden(super().segment(), data={"spacing_mm": paper(1.0, "isotropic 1 mm")}, network=network, run=run)
-
-    def identify(self, segment: StagePlan) -> StagePlan:
-        network = {"depth": paper(101, "3D ResNet-101"), "width": paper(64), "pool_grid": paper((1, 1, 1), "global pooling"),
-                   "crop_size": paper((48, 96, 96), "48 x 96 x 96 as SI x AP x LR, centred and clipped")}
-        run = {"batch_size": paper(32, "contrastive phase"), "classifier_batch_size": paper(64, "classifier's phase"),
-               "optimizer": unnamed(), "contrastive_epochs": paper(500),
-               "classifier_epochs": paper(100), "contrastive_lr": paper(1e-2), "classifier_lr": paper(1e-5),
-               "contrastive_loss": paper("in", "Eq. 2 as printed"), "freeze_backbone": paper(True),
-               "loss_weights": paper((0.1, 0.5, 1.0), "alpha, beta, gamma"),
-               "classifier_weights": paper({"shape": 1.0, "geometry": 0.0, "appearance": 0.0}, "the mask's shape alone"),
-               "evidence_model": paper({}, "none: rows of one classifier, added up")}
-        return overridden(super().identify(segment), network=network, run=run)
-
-    def grade(self, segment: StagePlan) -> StagePlan:
-        network = {"crop_size": wei((128, 128, 128)), "features": wei((64, 128, 256, 512), "SE-ResNet50; ours has basic blocks of half its "
-                                                                        "outer width"), "blocks": wei((3, 4, 6, 3), "SE-ResNet50")}
-        run = {"batch_size": wei(12, "3 of each grade"), "optimizer": wei("SGD", "momentum 0.9"), "initial_lr": wei(5e-3),
-               "weight_decay": wei(1e-4)}
-        return overridden(super().grade(segment), network=network, run=run)
-
-
-def paper(value: Any, what: str = "") -> PlannedValue:
-    """A number of the paper's."""
-    return PlannedValue(value, "SpineCLUE, arXiv 2401.07271" + (f": {what}" if what else ""), {})
-
-
-def unnamed() -> PlannedValue:
-    """The optimiser of a stage for which the paper says none."""
-    return adamw()._replace(rule="the paper names none; AdamW as the default planner has it")
-
-
-def adamw() -> PlannedValue:
-    """The optimiser of every stage but where a paper says another."""
-    return PlannedValue("AdamW", "its weight decay does not depend on the gradients, so that one value serves any rate", {})
-
-
-def wei(value: Any, what: str = "") -> PlannedValue:
-    """A number of the paper that stage grade follows."""
-    return PlannedValue(value, "Wei et al. 2022, arXiv 2208.10698" + (f": {what}" if what else ""), {})
-
-
-def method_choices() -> dict[str, PlannedValue]:
-    """What the paper's parameter study fixed; `spineclue_find_best_configuration` may say better."""
-    return {"temperature": PlannedValue(0.1, "not given in the paper; Khosla et al. 2020", {}),
-            "loss_weights": PlannedValue((0.1, 0.01, 1.0), "alpha, beta, gamma; the paper's beta of 0.5 on squared level distances "
-                                         "outweighs the "
-                                   "rest until nearly all levels are right: a short training named 0.35 of the vertebrae right with it, "
-                                   "0.48 with 0.01", {}),
-            "mc_samples": paper(20, "N, Fig. 7"),
-            "theta": paper(0.1, "Fig. 7"), "hops": paper(3, "Fig. 7"), "neighbours": paper(7, "Fig. 7, the target included"),
-            "decoder_penalties": PlannedValue({}, "empty: the decoder's own defaults", {}),
-            "classifier_weights": PlannedValue({"shape": 1.0, "geometry": 0.45, "appearance": 0.45}, "middle of the best range on the "
-                                               "validation "
-                                      "phantoms of fold 0 (0.3 to 0.6); the geometry classifier repeats part of what the decoder knows; as "
-                                      "much for the appearance classifier where it was trained", {}),
-            "evidence_model": PlannedValue({}, "empty: fitted on real scans for the shipped classifiers only; others are weighed by "
-                                               "classifier_weights", {})}
 
 
 def stage_plan(stage: str, data: Mapping[str, PlannedValue], network: Mapping[str, PlannedValue],

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from spineclue_v2.plans.plans import StagePlan
 
 from .centres import SPACING_MM
-from .planner import SpineCLUEPaperPlanner, SpineCLUEPlanner, adamw, stage_plan
+from .paper_planner import SpineCLUEPaperPlanner
+from .planner import SpineCLUEPlanner, stage_plan
 from .rules import PlannedValue
+from .sources import adamw
 
 THRESHOLDS_HU = (110.0, 160.0, 220.0)
 

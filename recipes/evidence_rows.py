@@ -60,21 +60,18 @@ def shape_raw(data: Path, masks: Path, weights: Path) -> dict[str, dict[str, tup
 def fused_shape(raw: dict[str, tuple[Any, Any]], names: tuple[str | None, ...], centres: np.ndarray, stage: Any,
                 run: Any) -> Evidence | None:
     """A window's shape rows after fusion; uniform where a vertebra has no mask, None without any."""
-    import torch
-
     from spineclue_v2.anatomy.vertebral_gaps import round_positions, vertebral_gaps
+    from spineclue_v2.stages.identify.arrays import fuse
     from spineclue_v2.stages.identify.evidence import shape_logs
-    from spineclue_v2.stages.identify.fusion import fusion_with
 
     known = [i for i, name in enumerate(names) if name in raw]
     if not known:
         return None
     positions = round_positions(vertebral_gaps(centres))[known]
-    with torch.no_grad():
-        fused = fusion_with(run.theta, run.hops, run.neighbours, stage.extra[0].get("phi"))(
-            torch.stack([raw[names[i]][0] for i in known]), torch.stack([raw[names[i]][1] for i in known]), torch.from_numpy(positions))
+    fused = fuse(np.stack([raw[names[i]][0] for i in known]), np.stack([raw[names[i]][1] for i in known]), positions, run.theta, run.hops,
+                 run.neighbours, stage.extra[0].get("phi"))
     rows = np.full((len(names), 24), 1 / 24)
-    rows[known] = fused.numpy()
+    rows[known] = fused
     return Evidence(shape_logs(rows))
 
 

@@ -31,7 +31,7 @@ def landmarks(classifier, weights: list[float], count: int) -> None:
     from spineclue_v2.anatomy import EMITTING_LEVEL, LEVEL_INDEX, LEVELS, region
     from spineclue_v2.anatomy.vertebral_gaps import vertebral_gaps
     from spineclue_v2.stages.base import Evidence
-    from spineclue_v2.stages.geometry.features import L6
+    from spineclue_v2.stages.geometry.landmarks import L6
     from spineclue_v2.stages.geometry.predictor import evidence_of
     from spineclue_v2.stages.geometry.training import sample_spine_curves
     from spineclue_v2.stages.identify.decoder import Decoder

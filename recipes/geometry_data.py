@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from spineclue_v2.anatomy import EMITTING_LEVEL, LEVEL_INDEX, ORDER_INDEX
-from spineclue_v2.stages.geometry.features import L6, NOT_A_VERTEBRA, Landmarks
+from spineclue_v2.stages.geometry.landmarks import L6, NOT_A_VERTEBRA, Landmarks
 
 SACRAL = ("S1", "S2")
 SAME_PATIENT_MM = 0.55       # mean difference of the gaps that two scans of one patient share

@@ -38,7 +38,8 @@ def fit(data: Path, scans: Sequence[LandmarkScan], members: int, steps: int, sta
     from torch.nn import functional
 
     from recipes.evidence_networks import start_geometry
-    from spineclue_v2.stages.geometry.features import UNKNOWN, Augmentation, Batch, augment
+    from spineclue_v2.stages.geometry.features import Augmentation, Batch, augment
+    from spineclue_v2.stages.geometry.landmarks import UNKNOWN
     from spineclue_v2.stages.geometry.training import COLLECTIONS
     from spineclue_v2.stages.geometry.variants import with_rare_numberings
     from spineclue_v2.stages.geometry.vid_landmarks import read_scans
@@ -88,7 +89,7 @@ def made_spines(count: int, seed: int) -> list[Any]:
     """As `sample_spine_curves`, with S1 found as one more vertebra in a third of those that reach it."""
     from spineclue_v2.anatomy import EMITTING_LEVEL, LEVEL_INDEX
     from spineclue_v2.phantom.spine import draw_fov, draw_subject
-    from spineclue_v2.stages.geometry.features import L6, NOT_A_VERTEBRA, Landmarks
+    from spineclue_v2.stages.geometry.landmarks import L6, NOT_A_VERTEBRA, Landmarks
     from spineclue_v2.stages.geometry.training import VARIANT_FRACTION
 
     generator = np.random.default_rng(seed)

@@ -124,7 +124,7 @@ def found_scans(home: Path, which: bool) -> list[dict[str, Any]]:
 
 
 def train_geometry(home: Path, landmark_file: Path) -> None:
-    from spineclue_v2.stages.geometry.features import L6, NOT_A_VERTEBRA, Landmarks
+    from spineclue_v2.stages.geometry.landmarks import L6, NOT_A_VERTEBRA, Landmarks
     from spineclue_v2.stages.geometry.training import train_for_pipeline
 
     def target(name: str) -> int:

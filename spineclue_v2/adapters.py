@@ -81,14 +81,14 @@ class _WatchedPools:
     """What nnU-Net's check uses of `multiprocessing` (`get_context(method).Pool(n).starmap`), with pools that notice a dead worker."""
 
     def get_context(self, method: str) -> Any:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
         from contextlib import contextmanager
         from types import SimpleNamespace
 
+        from .utilities.worker_pool import WorkerPool
+
         @contextmanager
         def pool(count: int) -> Iterator[Any]:
-            with ProcessPoolExecutor(count, multiprocessing.get_context(method)) as executor:
+            with WorkerPool(count) as executor:
                 yield SimpleNamespace(starmap=lambda function, rows: list(executor.map(function, *zip(*rows, strict=True))))
 
         return SimpleNamespace(Pool=pool)

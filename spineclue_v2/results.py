@@ -14,6 +14,7 @@ import numpy as np
 
 from . import anatomy
 from .anatomy.known import KnownInput, known_of
+from .anatomy.sacral_segment import first_sacral_segment
 from .errors import InputError
 from .export.case_files import remove_earlier, write_labels
 from .export.case_record import NO_VERTEBRA, case_record, mr_case_record
@@ -28,7 +29,6 @@ from .export.run_files import Provenance, check_target, write_run_files
 from .export.structures import NO_STRUCTURE, structure_records
 from .export.tables import html_table, mr_rows, vertebra_rows
 from .imageio.volume import Volume, write_volume
-from .measures.sacrum import first_sacral_segment
 from .measures.spine import measure_spine
 from .utilities.files import write_json
 from .utilities.pictures import draw_or_say
@@ -107,7 +107,7 @@ class SpineResult(LabelledSpine):
         started, (grid, mask_grid) = time.perf_counter(), self.grids()
         first = None
         if self.basis is not None and sacrum is None and self._made_by().options.get("sacrum", True):
-            first = first_sacral_segment(self.basis.names, self.basis.detections)
+            first = first_sacral_segment(self.basis.names, self.basis.detections, self.basis.below)
         own = None if first is None else Volume(first.known_mask.astype(np.uint8), mask_grid.cropped(first.known_mask_start,
                                                                                                      first.known_mask.shape))
         found = measure_spine(self.vertebrae, mask_grid, grid, scan or self.scan, sacrum, own)

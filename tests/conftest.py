@@ -15,6 +15,8 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
     os.environ.setdefault(_name, "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# An empty home has no network that was converted, and converting takes longer than most tests (`test_openvino` does).
+os.environ["SPINECLUE_ENGINE"] = "torch"
 # `benchmarks` is the folder of the repository, not tests/benchmarks: pytest puts tests/ first later.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 importlib.import_module("benchmarks")

@@ -7,7 +7,8 @@ from typing import Any
 
 from example_fingerprint import fingerprint
 
-from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
+from spineclue_v2.planning.paper_planner import SpineCLUEPaperPlanner
+from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans.plans import Plans
 
 NUMBERS = """

@@ -18,7 +18,8 @@ from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.volume import Volume
 from spineclue_v2.inference.model import load_stage
 from spineclue_v2.model_sharing.export_model import write_shipped_stage
-from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
+from spineclue_v2.planning.paper_planner import SpineCLUEPaperPlanner
+from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans.data import Data
 from spineclue_v2.plans.plans import StagePlan
 from spineclue_v2.stages.appearance import data as appearance_data

@@ -16,6 +16,7 @@ from spineclue_v2.cross_validation.run_training import train
 from spineclue_v2.errors import InputError
 from spineclue_v2.inference.model import load_stage
 from spineclue_v2.stages.geometry import features as gf
+from spineclue_v2.stages.geometry import landmarks as gl
 from spineclue_v2.stages.geometry import variants as gv
 from spineclue_v2.stages.geometry.network import GeometryNetwork, SequenceNetwork, Shape
 from spineclue_v2.stages.geometry.predictor import evidence_of, level_probabilities
@@ -28,7 +29,7 @@ POSITIONS = ("centres", "left", "right")
 SMALL = Shape(width=32, layers=2, heads=2, dropout=0.0)
 
 
-def made_spine(seed: int, first: int = 0, last: int = 23) -> gf.Landmarks:
+def made_spine(seed: int, first: int = 0, last: int = 23) -> gl.Landmarks:
     """A spine with gaps that grow downwards, two lordoses and a kyphosis, pedicles and region probabilities."""
     generator = np.random.default_rng(seed)
     level = np.arange(23)
@@ -41,7 +42,7 @@ def made_spine(seed: int, first: int = 0, last: int = 23) -> gf.Landmarks:
     region = np.array([0] * 7 + [1] * 12 + [2] * 5)
     ctl = np.where(np.arange(3) == region[:, None], 0.97, 0.03)
     cut = slice(first, last + 1)
-    return gf.Landmarks(centres[cut], np.arange(24)[cut], left[cut], right[cut], ctl[cut])
+    return gl.Landmarks(centres[cut], np.arange(24)[cut], left[cut], right[cut], ctl[cut])
 
 
 @dataclass
@@ -53,10 +54,10 @@ class Classifier:
 
     def log_probabilities(self, centres: np.ndarray, **optional: np.ndarray | None) -> np.ndarray:
         """(n, 25), an L6 counts as L5."""
-        scan = gf.Landmarks(np.asarray(centres, dtype=float).reshape(-1, 3), **optional)
+        scan = gl.Landmarks(np.asarray(centres, dtype=float).reshape(-1, 3), **optional)
         rows = level_probabilities(self.network, [scan], self.inputs)[0]
         folded = rows[:, :25].copy()
-        folded[:, 23] += rows[:, gf.L6]
+        folded[:, 23] += rows[:, gl.L6]
         return np.log(np.maximum(folded, 1e-12))
 
     @property
@@ -108,7 +109,7 @@ def test_does_not_care_how_the_patient_lies_but_knows_up_from_down(classifier):
 def test_a_false_detection_far_off_the_line_is_doubted(classifier):
     scan = made_spine(2000)
     centres = np.insert(scan.centres, 12, scan.centres[11] + [14.0, 16.0, -11.0], axis=0)
-    doubt = classifier.log_probabilities(centres)[:, gf.NOT_A_VERTEBRA]
+    doubt = classifier.log_probabilities(centres)[:, gl.NOT_A_VERTEBRA]
     # More likely false than not; of its neighbours at most the one it crowds is doubted too, the far ones are not.
     assert doubt[12] > np.log(0.5)
     assert np.delete(doubt, [11, 12, 13]).max() < np.log(0.2)
@@ -153,7 +154,7 @@ def test_inputs_that_training_never_showed_are_ignored(classifier):
 def test_no_or_one_detection_is_answered(classifier):
     assert classifier.log_probabilities(np.zeros((0, 3))).shape == (0, 25)
     assert np.isfinite(classifier.log_probabilities(np.zeros((1, 3)))).all()
-    rows = level_probabilities(classifier.network, [made_spine(1), gf.Landmarks(np.zeros((0, 3))), made_spine(2, 5, 9)])
+    rows = level_probabilities(classifier.network, [made_spine(1), gl.Landmarks(np.zeros((0, 3))), made_spine(2, 5, 9)])
     assert [len(row) for row in rows] == [24, 0, 5]
 
 
@@ -182,7 +183,7 @@ def test_features_are_finite_and_ratios_ignore_size_and_place(seed, factor, firs
     scan = made_spine(seed, first, min(first + length - 1, 23))
     moved = replace(scan, **{name: getattr(scan, name) * factor + 50.0 for name in POSITIONS})
     one, other = (gf.features(gf.Batch.of([s]))[0] for s in (scan, moved))
-    assert one.shape[-1] == gf.FEATURES and torch.isfinite(one).all() and torch.isfinite(other).all()
+    assert one.shape[-1] == gl.FEATURES and torch.isfinite(one).all() and torch.isfinite(other).all()
     ratios = slice(4, 9)                                  # gap to typical gap, next gap to last gap
     torch.testing.assert_close(one[:, ratios], other[:, ratios], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(one[:, 9:18], other[:, 9:18], atol=1e-3, rtol=1e-3)      # directions and bends
@@ -196,7 +197,7 @@ def test_augmented_scans_stay_spines(seed):
     how = gf.Augmentation(window=1.0, drop=1.0, drop_rate=0.5, insert=1.0, exchange=1.0)
     view = gf.augment(batch, how, torch.Generator().manual_seed(seed % 1000))
     assert (view.present.sum(dim=1) >= 1).all()
-    assert (view.targets[~view.present] == gf.UNKNOWN).all() and (view.targets[view.present] != gf.UNKNOWN).all()
+    assert (view.targets[~view.present] == gl.UNKNOWN).all() and (view.targets[view.present] != gl.UNKNOWN).all()
     for present, targets, centres in zip(view.present, view.targets, view.centres, strict=True):
         levels = targets[present & (targets < len(LEVELS))]
         assert (levels.diff() > 0).all()
@@ -225,7 +226,7 @@ def test_padding_does_not_change_an_answer():
 def test_a_sixth_lumbar_is_made_in_order_and_in_place():
     scan = made_spine(1, 17)
     made = gv.with_sixth_lumbar(scan, np.random.default_rng(0))
-    assert made.targets.tolist() == [17, 18, 19, 20, 21, 22, 23, gf.L6]
+    assert made.targets.tolist() == [17, 18, 19, 20, 21, 22, 23, gl.L6]
     gaps = np.linalg.norm(np.diff(made.centres, axis=0), axis=1)
     assert gaps.min() > 25 and gaps.max() < 45 and (np.diff(made.centres[:, 2]) < 0).all()
     assert len(made.ctl) == len(made.left) == 8

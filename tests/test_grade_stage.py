@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from spineclue_v2.errors import InputError
 from spineclue_v2.evaluation import grading
 from spineclue_v2.export.case_record import case_record
 from spineclue_v2.planning import memory, rules
-from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
+from spineclue_v2.planning.grade_checks import check_grades
+from spineclue_v2.planning.paper_planner import SpineCLUEPaperPlanner
+from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans.plans import Plans
 from spineclue_v2.results import SpineResult
 from spineclue_v2.stages.grade import trust
@@ -343,6 +346,19 @@ def test_grades_of_a_raw_dataset(raw: Path, tmp_path: Path, monkeypatch: pytest.
     assert fingerprint["grades"] == {"0": 1, "1": 0, "2": 1, "3": 0}
     assert any(f["check"] == "grades" and "T7" in f["detail"] for f in fingerprint["checks"])
     assert json.loads((folder / "grades.json").read_text()) == found.grades
+
+
+@pytest.mark.parametrize(("files", "said"), [
+    ({"case_00": {"L1": 0, "L2": 2}, "case_0l": {"L1": 1}},
+     {"case_0l.json": "warning gradesTr holds grades of no case: case_0l.json; .* case_00.json", "case_01": "note 2 of 3 cases have no"}),
+    ({"case_00": {"L1": 0}, "case_01": {"L2": 0}, "case_02": {}}, {"case_00": "warning .*: 2 of grade 0; .* not planned"}),
+    ({"case_00_0000": {"L1": 0}}, {"case_00_0000.json": "warning gradesTr holds grades of no case"}),
+    ({"case_00": {"T7": 1}, "case_01": {"L1": 0}, "case_02": {"L1": 1}}, {"case_00": "warning graded but not in the label map: T7"})])
+def test_gaps_in_grades_are_said(raw: Path, files: dict[str, dict[str, int]], said: dict[str, str]) -> None:
+    for name, content in files.items():
+        write_json(raw / "gradesTr" / f"{name}.json", content)
+    found = {f.case: f"{f.severity} {f.detail}" for f in check_grades(RawDataset(raw), {f"case_0{n}": ["L1", "L2"] for n in range(3)})}
+    assert sorted(found) == sorted(said) and all(re.match(said[case], found[case]) for case in said), found
 
 
 @pytest.mark.parametrize("content", [{"L1": 4}, {"L1": -1}, {"L1": "2"}, {"L1": True}, {"S1": 1}, {"L9": 0}, [1, 2], {"L1": 1.0}])

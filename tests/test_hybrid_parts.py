@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from spineclue_v2.stages.mr.cutmix import box_mask, mix
 from spineclue_v2.stages.mr.data import inside, other_discs
 from spineclue_v2.stages.mr.network import HybridNetwork, PixelHead, TwoBranches
 from spineclue_v2.stages.mr.plan import Hybrid2DNetwork, Hybrid3DNetwork
+from spineclue_v2.stages.mr.predictor import predict_3d
 from spineclue_v2.stages.mr.soft_labels import labels_of_pixels
 from spineclue_v2.stages.mr.trainer import batch_dice, dice_per_class, summarise_dice
 
@@ -179,6 +181,29 @@ def test_the_hybrid_starts_as_the_2d_answer_and_may_leave_it() -> None:
     network = HybridNetwork(DEEP, FLAT, kinds(4)).train()
     network(image).softmax(1)[:, 1].mean().backward()
     assert network.head.names.weight.grad.abs().sum() > 0 and network.head.decide[-1].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bright", [True, False])
+def test_the_3d_network_looks_where_the_branches_see_something(bright: bool) -> None:
+    image, asked = np.zeros((13, 256, 256), np.float32), []
+    if bright:
+        image[4:7, 120:150, 60:84] = 1.0
+
+    def branches(stacks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = stacks[:, 1]
+        return torch.zeros(len(seen), 2, *(n // 4 for n in seen.shape[1:])), torch.stack([1 - seen, seen], 1)
+
+    def refine(patch: torch.Tensor, prior: torch.Tensor, looked: torch.Tensor) -> torch.Tensor:
+        asked.append(float(patch.max()))
+        return torch.stack([1 - patch, patch], 1) * 40 - 20
+
+    plan = SimpleNamespace(network=SimpleNamespace(patch_size=(8, 64, 64), crop_size=(64, 64), in_plane_factor=2),
+                           run=SimpleNamespace(overlap=0.25, inference_batch=4))
+    network = SimpleNamespace(num_classes=2, branches=branches, refine=refine)
+    found = predict_3d(image, [network], SimpleNamespace(stage=lambda name: plan), torch.device("cpu"))
+    np.testing.assert_allclose(found[1], image, atol=1e-6)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-6)
+    assert len(asked) <= (4 if bright else 1)             # 50 to look at the whole
 
 
 def test_the_head_of_light_networks_sees_single_pixels() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from spineclue_v2.anatomy import NUM_LEVELS
-from spineclue_v2.planning.planner import method_choices
+from spineclue_v2.planning.sources import method_choices
 from spineclue_v2.stages.identify.fitting import HALVES, ScanRows, fit_halves, fit_rows, fitted_without
 from spineclue_v2.stages.identify.network import ShapeNetwork
 from spineclue_v2.stages.identify.plan import IdentifyRun

@@ -13,7 +13,7 @@ from spineclue_v2.anatomy import LEVELS
 from spineclue_v2.cli import _common
 from spineclue_v2.errors import InputError
 from spineclue_v2.stages.geometry import vid_landmarks
-from spineclue_v2.stages.geometry.features import L6, NOT_A_VERTEBRA
+from spineclue_v2.stages.geometry.landmarks import L6, NOT_A_VERTEBRA
 from spineclue_v2.utilities.paths import weights_folder
 from spineclue_v2.vid import evaluation as vid_evaluation
 from spineclue_v2.vid import model as vid_model

@@ -9,7 +9,7 @@ import torch
 from sklearn.tree import DecisionTreeRegressor
 
 from spineclue_v2.anatomy import LEVEL_INDEX
-from spineclue_v2.stages.geometry.features import Landmarks
+from spineclue_v2.stages.geometry.landmarks import Landmarks
 from spineclue_v2.stages.geometry.vid_landmarks import VidScan
 from spineclue_v2.vid.candidates import L1, NONE, T12, Seen
 from spineclue_v2.vid.features import features

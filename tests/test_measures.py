@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spineclue_v2.anatomy import LABEL_OF_NAME
+from spineclue_v2.anatomy.sacral_segment import first_sacral_segment
 from spineclue_v2.cli._common import main
 from spineclue_v2.evaluation.files import label_files
 from spineclue_v2.export.case_files import export_case
@@ -23,7 +24,6 @@ from spineclue_v2.imageio.grid import ImageGrid
 from spineclue_v2.imageio.volume import Volume, read_labels, write_volume
 from spineclue_v2.inference.measure_labels import measured
 from spineclue_v2.measures.parts import PART_VALUES, part_map
-from spineclue_v2.measures.sacrum import first_sacral_segment
 from spineclue_v2.results import SpineResult
 from spineclue_v2.stages.base import NumberingBasis
 from spineclue_v2.visualization.overlay import vertebrae_of
@@ -251,3 +251,6 @@ def test_only_what_follows_the_last_lumbar_vertebra_is_the_sacrum() -> None:
     far = replace(basis.detections[-1], body_centre=tuple(np.array(basis.detections[-1].known_body_centre) - [0, 0, 60]))
     assert first_sacral_segment(basis.names, (*basis.detections[:-1], far)) is None
     assert first_sacral_segment(basis.names, (*basis.detections[:-1], replace(basis.detections[-1], volume_ml=1.0))) is None
+    row = basis.names[:-1], basis.detections[:-1]
+    assert first_sacral_segment(*row, basis.detections[-1]) is basis.detections[-1] and first_sacral_segment(*row, far) is None
+    assert first_sacral_segment(basis.names, (*basis.detections[:-1], far), basis.detections[-1]) is basis.detections[-1]

@@ -111,6 +111,22 @@ def test_measures_of_vertebrae_and_discs_have_one_row_each():
     assert '<th scope="row">L1/L2</th>' in case_page(record, "p")
 
 
+def test_heights_have_one_row_a_vertebra_and_narrow_tables_stand_side_by_side():
+    def row(level: str, value: float | None, **more: object) -> dict[str, object]:
+        record = {"name": "height loss", "value": value, "unit": "%", "levels": [level], "confidence": 0.9, "position": "lying", "note": ""}
+        return record | more
+
+    heights = [row("T3", 2.0, where="anterior", measured_mm=[18.0, 18.7, 20.3], expected_mm=[18.3, 18.0, 19.6], loss=[2.0, -3.9, -3.6],
+                   interval=[-11.7, 15.6], reference="neighbours", grade_probabilities={"0": 0.93, "1": 0.07}),
+               row("T4", None, note="not measured: cut")]
+    angles = [{"name": "wedge angle", "value": 1.0, "unit": "deg", "levels": ["T3"], "note": ""}]
+    tables = page_content(blocks().to_dict() | {"measures": {"vertebrae": angles, "heights": heights, "bone": angles}})["measures"]
+    assert [table.title for table in tables] == ["Angles of the vertebrae", "Density of bone", "Heights"]
+    assert tables[2].rows[0] == ["T3", "2.0", "-11.7 to 15.6", "anterior", "18.0 / 18.7 / 20.3", "18.3 / 18.0 / 19.6", "neighbours",
+                                 "0 (93 %)"]
+    assert set(tables[2].rows[1][1:]) == {"–"} and tables[2].missing == [("T4 height loss", "not measured: cut")]
+
+
 def test_structures_of_an_mr_have_their_table():
     def row(name: str, kind: str, height: float, **more: object) -> dict[str, object]:
         at = {"centroid_mm": (1.0, 2.0, height), "touches_border": False}

@@ -12,7 +12,8 @@ from paper_step import one_step
 from tiny_dataset import trainer
 
 from spineclue_v2.inference.model import build_network
-from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner, find_planner
+from spineclue_v2.planning.paper_planner import SpineCLUEPaperPlanner
+from spineclue_v2.planning.planner import SpineCLUEPlanner, find_planner
 
 PAPER = [
     ("localize", "data", "spacing_mm", 1.0),

@@ -17,7 +17,8 @@ from test_hybrid_planning import fingerprint as mr_fingerprint
 
 from spineclue_v2.errors import InputError
 from spineclue_v2.planning.mr_planner import SSHSNetPlanner
-from spineclue_v2.planning.planner import SpineCLUEPaperPlanner, SpineCLUEPlanner
+from spineclue_v2.planning.paper_planner import SpineCLUEPaperPlanner
+from spineclue_v2.planning.planner import SpineCLUEPlanner
 from spineclue_v2.plans.data import Data
 from spineclue_v2.plans.plans import FORMAT, GROUPS, Plans
 from spineclue_v2.plans.schema import build_group, fields_of, note, old_names

@@ -377,7 +377,7 @@ def test_an_executor_predicts_what_this_process_would(trained_once, tmp_path, mo
         predict(tmp_path / "scans", tmp_path / "negative", loaded, model_source=source, num_processes=-1)
     stamp = (tmp_path / "there" / "a.json").stat().st_mtime_ns
     with ThreadPoolExecutor(2) as executor:
-        predict(tmp_path / "scans", tmp_path / "there", loaded, None, True, report=False, progress=False, executor=executor,
+        predict(tmp_path / "scans", tmp_path / "there", loaded, continue_prediction=True, report=False, progress=False, executor=executor,
                 model_source=source)
     assert (tmp_path / "there" / "a.json").stat().st_mtime_ns == stamp
 

@@ -131,6 +131,17 @@ def test_an_enhanced_multi_frame_ct_is_the_same_scan(tmp_path, packed):
 
 
 # ---- which slices belong to the scan ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("kinds", "said"), [(["ORIGINAL", "PRIMARY", "LOCALIZER"], "9 scout views .localizers. and no other image"),
+                                             (["ORIGINAL", "PRIMARY"], "3 slices, and 6 of other directions or sizes, as a localizer")])
+def test_a_localizer_alone_is_named_as_one(tmp_path, kinds, said):
+    def planes(number: int, ds) -> None:
+        ds.Modality, ds.ImageType = "MR", kinds
+        ds.ImageOrientationPatient = [[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1], [1, 0, 0, 0, 0, -1]][number // 3]
+
+    with pytest.raises(InputError, match=said):
+        read_volume(write_series(tmp_path / "s", hu((9, 12, 12)), edit=planes))
+
+
 def test_a_localizer_and_a_slice_of_another_orientation_are_left_out(tmp_path):
     def edit(number, ds):
         if number == 0:

@@ -176,6 +176,19 @@ def test_a_detection_that_was_no_vertebra_comes_back_with_its_mask(tmp_path):
     assert again.detections[3].mask.sum() == mask.sum() and len(vertebrae) == COUNT - 1
 
 
+def test_what_was_seen_below_the_row_is_kept(tmp_path):
+    spine = result("T7")
+    *rest, last = spine.basis.detections
+    shorter = replace(spine, vertebrae=spine.vertebrae[:-1], basis=replace(
+        spine.basis, detections=tuple(rest), names=spine.basis.names[:-1], free=spine.basis.free[:-1], below=replace(last, level=None),
+        evidence={name: Evidence(found.logs[:-1]) for name, found in spine.basis.evidence.items()}))
+    shorter.save(tmp_path, "a", report=False)
+    for _ in range(2):      # as it was stored, and as it is stored again under other names
+        below = read_result(tmp_path, "a").basis.below
+        assert below.mask.sum() == last.mask.sum() and np.allclose(below.body_centre, last.body_centre)
+        assert run(tmp_path, "--known", "lowest=L2") == 0
+
+
 def test_the_same_in_memory_and_stored(stored):
     assert [v.level for v in result().renumbered("lowest=L2")] == [v.level for v in read_result(stored, "a").renumbered("lowest=L2")]
     assert repr(result().renumbered("lowest=L2")).endswith("anchored by what was said>")

@@ -153,6 +153,7 @@ def test_shipped_weights_tell_a_rib_from_a_process():
     model, plans = load_stage(weights_folder() / "ribs.pth", "ribs", torch.device("cpu"))
     names = list(case.centroids)
     centres = np.array([case.centroids[name]["body"] for name in names])
-    groups = group_probabilities(to_network_space(volume, plans.stage("ribs").data), centres, model, plans.stage("ribs"))
+    plan = plans.stage("ribs")
+    groups = group_probabilities(to_network_space(volume, plan.data), centres, model, plan, torch.device("cpu"))
     ribs = dict(zip(names, groups[:, [k for k, group in enumerate(GROUPS) if group[0][0] == "T"]].sum(1), strict=True))
     assert min(ribs[name] for name in ("T9", "T10", "T11")) > 0.8 and max(ribs[name] for name in ("L2", "L3", "L4")) < 0.3

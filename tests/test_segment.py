@@ -19,7 +19,8 @@ from spineclue_v2.plans.data import Data
 from spineclue_v2.plans.plans import StagePlan
 from spineclue_v2.preprocessing.crops import crop_start
 from spineclue_v2.stages.plan_files import load_plans
-from spineclue_v2.stages.segment.data import CropBatches, crop_channels
+from spineclue_v2.stages.segment.crops import crop_channels
+from spineclue_v2.stages.segment.data import CropBatches
 from spineclue_v2.stages.segment.heatmap import heatmap
 from spineclue_v2.stages.segment.network import build_network, foreground_probability
 from spineclue_v2.stages.segment.plan import SegmentNetwork, SegmentRun

@@ -7,7 +7,7 @@ from example_fingerprint import fingerprint
 from torch.nn import functional as F
 
 from spineclue_v2.errors import InputError
-from spineclue_v2.planning.planner import SpineCLUEPaperPlanner
+from spineclue_v2.planning.paper_planner import SpineCLUEPaperPlanner
 from spineclue_v2.stages.segment.network import build_network
 from spineclue_v2.stages.segment.plan import SegmentNetwork
 from spineclue_v2.stages.segment.transunet import LAYERS_PER_BLOCK, TransformerBottleneck, TransUNet3D

@@ -101,8 +101,8 @@ def _outputs(trainings: dict[str, Training], plans: Plans, data: PreprocessedDat
             if not found:
                 raise InputError(f"The validation cases of fold {fold} hold no vertebra; an ablation has nothing to measure there.")
             for name, training in trainings.items():
-                trainer = train_or_load(name, training, plans, data, own, folder / f"fold_{fold}" / f"seed_{seed}", fold, seed, device,
-                                        workers)
+                trainer = train_or_load(name, training, plans, data, own, folder / f"fold_{fold}" / f"seed_{seed}", fold=fold, seed=seed,
+                                        device=device, workers=workers)
                 add_outputs(found, name, trainer, data)
                 networks[name][fold, seed] = trainer.network
                 records.append({"training": name, "title": training.title, "fold": fold, "seed": seed} | _cost(trainer))

@@ -88,7 +88,7 @@ def _change(title: str, **values: Any) -> Training:
 
 
 def train_or_load(name: str, training: Training, plans: Plans, dataset: PreprocessedDataset, cases: tuple[list[str], list[str]],
-            folder: Path, fold: int | str, seed: int, device: torch.device, workers: int | None = None
+            folder: Path, *, fold: int | str, seed: int, device: torch.device, workers: int | None = None
             ) -> IdentifyTrainer | AppearanceTrainer:
     """The trainer of `training` with its final weights: trained now, continued, or read when it is finished.
 

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
         output = Path(args.pred) / "summary.json"
     groups = read_groups(args.groups) if args.groups else None
     with workers(args) as (executor, processes):
-        summary = evaluate(reference, args.pred, output, processes, groups, args.centroids, executor, cases, progress=True)
+        summary = evaluate(reference, args.pred, output, num_processes=processes, groups=groups, centroids=args.centroids,
+                           executor=executor, cases=cases, progress=True)
     print("\n".join(table(summary, args.by_level)))
     if output is not None:
         print(f"\nAll figures: {output}")

@@ -24,5 +24,6 @@ def run(args: argparse.Namespace) -> int:
 
     with report_on_stdout(), workers(args) as (executor, count):
         return report(plan_and_preprocess(
-            args.d, args.pl, args.gpu_memory_target, device_of(args), args.overwrite_plans_name, args.verify_dataset_integrity,
-            not args.no_pp, args.clean, count, args.npfp, executor, not args.no_pbar, args.source))
+            args.d, args.pl, gpu_memory_target=args.gpu_memory_target, device=device_of(args), plans_name=args.overwrite_plans_name,
+            verify_integrity=args.verify_dataset_integrity, preprocess=not args.no_pp, clean=args.clean, num_processes=count,
+            num_processes_fingerprint=args.npfp, executor=executor, progress=not args.no_pbar, source=args.source))

@@ -202,9 +202,11 @@ def predict_and_report(args: argparse.Namespace, model: Model, known: Mapping[st
                       measures=not args.no_measures, sacrum=args.sacrum == "yes", levels=parse_levels(args.levels), modality=args.modality)
     scans = args.i if cases is None else cases
     with dask_executor(args.dask) if args.dask else nullcontext() as executor:
-        outcome = predict(scans, args.o, model, options, args.continue_prediction, args.num_parts, args.part_id,
-                          args.save_probabilities, not args.no_report, not args.disable_progress_bar, executor,
-                          (source or model_source(args)) if args.dask or args.np else None, known, wanted_formats(args), args.np)
+        outcome = predict(scans, args.o, model, options, continue_prediction=args.continue_prediction, num_parts=args.num_parts,
+                          part_id=args.part_id, save_probabilities=args.save_probabilities, report=not args.no_report,
+                          progress=not args.disable_progress_bar, executor=executor,
+                          model_source=(source or model_source(args)) if args.dask or args.np else None, known=known,
+                          also=wanted_formats(args), num_processes=args.np)
     failed = {name: why for name, why in outcome.items() if why}
     renumbered = after() if after is not None and not failed else {}
     if args.json:

@@ -254,7 +254,7 @@ class OutOfFold:
         fitted, _ = fitted_without(case, model.fitted[0], model.extra[0])
         mean = entropy = np.zeros((0,), dtype=np.float32)
         if found:
-            mean, entropy = (t.numpy() for t in shape_rows(found, model.networks[0], fitted, self.plan("identify"), self.device))
+            mean, entropy = shape_rows(found, model.networks[0], fitted, self.plan("identify"), self.device)
         rows = {"probabilities": mean.reshape(-1, anatomy.NUM_LEVELS), "entropy": entropy,
                 "centres": np.array([v.body_centre for v in found], dtype=float).reshape(-1, 3),
                 "names": np.array([name or "" for name in match_true_names(found, self.labels(case))], dtype="U4")}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None = None, plans_name: str = DEFAULT_PLANS_NAME,
+def train(dataset: str | int, stage: str, fold: int | str, trainer: str | None = None, *, plans_name: str = DEFAULT_PLANS_NAME,
           device: str | None = None, num_gpus: int = 1, pretrained_weights: str | None = None, resume: bool = False,
           only_validate: bool = False, validate_best: bool = False, save_probabilities: bool = False,
           validate: bool = True, tensorboard: bool = False, added: AddedCases | None = None) -> tuple[Path, dict[str, Any]]:

@@ -58,6 +58,12 @@ class RawDataset:
         return {case: read_grades(path) for case in self.cases if (path := self.folder / "gradesTr" / f"{case}.json").is_file()}
 
     @property
+    def stray_grades(self) -> list[str]:
+        """Names of files of `gradesTr` that belong to no case."""
+        known = {f"{case}.json" for case in self.cases}
+        return sorted(path.name for path in (self.folder / "gradesTr").glob("[!.]*") if path.name not in known)
+
+    @property
     def channel_name(self) -> str:
         """Name of the first channel, the one that is used ('CT')."""
         return str(self.json["channel_names"]["0"])

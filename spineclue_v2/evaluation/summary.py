@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 CENTROIDS = ("mask", "body")
 
 
-def evaluate(reference_folder: str | Path, prediction_folder: str | Path, output: str | Path | None = None,
+def evaluate(reference_folder: str | Path, prediction_folder: str | Path, output: str | Path | None = None, *,
              num_processes: int = 0, groups: Mapping[str, str] | None = None, centroids: str = "mask",
              executor: Executor | None = None, cases: Collection[str] | None = None,
              progress: bool = False) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`CASE_evidence.npz`: what a numbering rests on, so that a case can be numbered again without its scan and without a network.
 
-The masks of named vertebrae are in the label map; those of detections that the numbering takes for no vertebra are kept here.
+The masks of named vertebrae are in the label map; those of detections that the numbering takes for no vertebra are kept here, and so is
+what lies below the row where a sacrum was looked for.
 """
 from __future__ import annotations
 
@@ -49,6 +50,8 @@ def write_evidence(result: LabelledSpine, path: str | Path, labels: np.ndarray) 
               "free": basis.free, "classifiers": {name: found.weight for name, found in basis.evidence.items()},
               "penalties": dict(basis.penalties), "weights": dict(basis.weights), "model": dict(basis.model),
               "forbid_anomalies": basis.forbid_anomalies}
+    if basis.below is not None and (crop := _crop(basis.below, mask_grid, grid, labels)) is not None:
+        record["below"], (arrays["mask_below"], arrays["start_below"]) = _record(basis.below), crop
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, record=np.array(json.dumps(record)), **arrays)
 
@@ -85,12 +88,19 @@ def read_evidence(path: str | Path, labels: Volume) -> tuple[tuple[Vertebra, ...
             mask = np.ascontiguousarray(view.array[box] == LABEL_OF_NAME[name])
             vertebra = replace(vertebra, mask=mask, mask_start=int_triple(part.start for part in box))
         elif f"mask_{i}" in arrays:
-            crop = oriented_view(Volume(arrays[f"mask_{i}"], labels.geometry.cropped(arrays[f"start_{i}"], arrays[f"mask_{i}"].shape)))
-            start = np.round(view.geometry.world_to_index(crop.geometry.origin)).astype(int)
-            vertebra = replace(vertebra, mask=np.ascontiguousarray(crop.array), mask_start=int_triple(start))
+            vertebra = _with_mask(vertebra, arrays[f"mask_{i}"], arrays[f"start_{i}"], labels.geometry, view.geometry)
         found.append(vertebra)
+    if basis.below is not None:
+        basis = replace(basis, below=_with_mask(basis.below, arrays["mask_below"], arrays["start_below"], labels.geometry, view.geometry))
     named = tuple(v for v, name in zip(found, basis.names, strict=True) if name is not None)
     return named, replace(basis, detections=tuple(found)), view.geometry
+
+
+def _with_mask(vertebra: Vertebra, mask: np.ndarray, start: np.ndarray, grid: ImageGrid, view: ImageGrid) -> Vertebra:
+    """The vertebra with a mask that begins at index `start` of `grid`, as it lies on `view`, the same grid in LPS order."""
+    crop = oriented_view(Volume(mask, grid.cropped(start, mask.shape)))
+    first = np.round(view.world_to_index(crop.geometry.origin)).astype(int)
+    return replace(vertebra, mask=np.ascontiguousarray(crop.array), mask_start=int_triple(first))
 
 
 def detections_of(result: LabelledSpine) -> tuple[Vertebra, ...]:
@@ -120,14 +130,16 @@ def _record(vertebra: Vertebra) -> dict[str, Any]:
 
 
 def _vertebrae(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[Vertebra]:
-    found = []
-    for i, values in enumerate(record["vertebrae"]):
-        heights = values.pop("heights", None)
-        if heights is not None:
-            expected = heights.pop("expected")
-            values["heights"] = BodyHeights(**heights, expected=None if expected is None else tuple(expected))
-        found.append(vertebra_from_record(values, **{row: arrays[f"{row}_{i}"] for row in ROWS if f"{row}_{i}" in arrays}))
-    return found
+    return [_vertebra(values, **{row: arrays[f"{row}_{i}"] for row in ROWS if f"{row}_{i}" in arrays})
+            for i, values in enumerate(record["vertebrae"])]
+
+
+def _vertebra(values: dict[str, Any], **arrays: np.ndarray) -> Vertebra:
+    heights = values.pop("heights", None)
+    if heights is not None:
+        expected = heights.pop("expected")
+        values["heights"] = BodyHeights(**heights, expected=None if expected is None else tuple(expected))
+    return vertebra_from_record(values, **arrays)
 
 
 def _basis(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> NumberingBasis:
@@ -135,5 +147,6 @@ def _basis(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Numbe
     for name, weight in record["classifiers"].items():
         parts = {part: arrays.get(f"evidence_{name}_{part}") for part in ("variants", "landmarks")}
         evidence[name] = Evidence(arrays[f"evidence_{name}_logs"], weight=weight, **parts)
+    below = None if "below" not in record else _vertebra(record["below"])
     return NumberingBasis(tuple(_vertebrae(record, arrays)), tuple(record["names"]), tuple(record["free"]), evidence,
-                          record["penalties"], record["weights"], record["model"], bool(record["forbid_anomalies"]))
+                          record["penalties"], record["weights"], record["model"], bool(record["forbid_anomalies"]), below)

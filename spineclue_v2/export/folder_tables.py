@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import logging
 import os
@@ -115,15 +116,20 @@ def _cell(value: Any) -> Any:
 
 
 def _write_parquet(path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """The table by pyarrow alone: importing pandas for it would take longer than all else that a case writes."""
+    """The table by pyarrow's own readers and writers: whatever else makes a table of Python's values imports pandas, which takes longer
+    than all else that a case writes."""
     import pyarrow
+    from pyarrow import json as arrow_json
     from pyarrow import parquet
 
     said = [{"name": column.name, "field_name": column.name, "pandas_type": _TYPES[column.kind].replace("double", "float64"),
              "numpy_type": _DTYPES[column.kind], "metadata": None} for column in columns]
     schema = pyarrow.schema([(column.name, _TYPES[column.kind]) for column in columns],
                             {"pandas": json.dumps({"index_columns": [], "column_indexes": [], "columns": said, "pandas_version": "2.0.0"})})
-    table = pyarrow.Table.from_pydict({column.name: [row[column.name] for row in rows] for column in columns}, schema)
+    lines = "\n".join(json.dumps({column.name: row[column.name] for column in columns}) for row in rows)
+    table = arrow_json.read_json(io.BytesIO(lines.encode()), parse_options=arrow_json.ParseOptions(explicit_schema=schema)) if rows else \
+        schema.empty_table()
+    table = table.select(schema.names).replace_schema_metadata(schema.metadata)
     with atomic_path(path) as temporary:
         parquet.write_table(table, temporary)
     return path

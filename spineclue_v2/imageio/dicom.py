@@ -55,7 +55,8 @@ def read_dicom(source: Path, series: str | None = None, modality: str | None = N
     if len(headers) < MIN_SLICES:
         alone = source.is_file() and len(headers) == 1
         what = "one slice (give the folder of its series)" if alone else f"a DICOM series of {len(headers)} slices"
-        raise InputError(f"{source} holds {what}; expected {MIN_SLICES} or more.")
+        rest = f", and {len(left_out)} of other directions or sizes, as a localizer does" if left_out else ""
+        raise InputError(f"{source} holds {what}{rest}; expected {MIN_SLICES} or more.")
     stored = sum(path.stat().st_size for path in {header.path for header in headers})
     check_grid(source, (*headers[0].shape[::-1], len(headers)), (1.0, 1.0, 1.0), 1, stored)  # before anything is allocated
     headers, placed = _in_order(source, headers)

@@ -166,7 +166,9 @@ def choose_series(found: DicomFolder, wanted: str | None, modality: str | None) 
         if right and not any(header.grey for s in right for header in s.slices):
             raise InputError(f"The DICOM series in {where} is in colour; expected a CT.")
         if right:
-            raise InputError(f"{where} holds a DICOM series of {right[0].usable_slices} slices; expected {MIN_SLICES} or more.")
+            count, usable = sum(len(s.slices) for s in right), max(s.usable_slices for s in right)
+            held = f"a DICOM series of {usable} slices" if usable else f"{count} scout views (localizers) and no other image"
+            raise InputError(f"{where} holds {held}; expected a series of {MIN_SLICES} slices or more, so give the whole one's folder.")
         raise InputError(f"{where} holds {', '.join(s.describe() for s in found.series[:3])}; expected "
                          f"{modality or 'CT or MR'}. Give the folder of that series, or --series UID with --modality where the header is "
                          "wrong.")

@@ -3,16 +3,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..plans.plans import DEFAULT_PLANS_NAME, Plans
+from ..stages.converted import Kept, find_kept, keep
+from ..stages.engine import uses_openvino
 from ..stages.method import method_fingerprint
 from ..stages.plan_files import load_plans, plans_from_json
 from ..stages.registry import (
@@ -25,12 +25,16 @@ from ..stages.registry import (
     train_command,
     trainer_class,
 )
-from ..training.checkpoint import Checkpoint, load_weights, weights_sha256
 from ..training.stage_model import CHECKPOINT_NAME, StageModel
 from ..utilities import paths
 from ..utilities.files import read_json
 from ..utilities.memory import give_back_memory
 from ..utilities.plugins import is_importable
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -227,14 +231,14 @@ def _join(parts: Mapping[str, Plans]) -> Plans:
 def _assemble(files: Mapping[str, list[Path]], plans: Plans | None, device: torch.device, source: str,
               stand_ins: Mapping[str, list[Path]] | None = None) -> Model:
     everything = {**files, **(stand_ins or {})}
-    loaded = {stage: [Checkpoint.load(file, device) for file in wanted] for stage, wanted in everything.items()}
+    loaded = {stage: [_saved(file, stage, device) for file in wanted] for stage, wanted in everything.items()}
     own = {stage: plans_from_json(saved[0].meta["plans"], str(everything[stage][0])) for stage, saved in loaded.items()
            if plans is None or stage not in plans.stages}
     plans = _join(own) if plans is None else replace(plans, stages=plans.stages | {name: part.stage(name) for name, part in own.items()})
     if "segment" in plans.stages:
         _check_one_space(plans, source)
     ordered = [stage.name for stage in pipeline_of(modality_of(loaded)) if stage.name in loaded]
-    models = {name: stage_model(name, loaded[name], everything[name], plans, device) for name in ordered}
+    models = {name: stage_model(name, loaded[name], everything[name], plans, device, convert=True) for name in ordered}
     _warn_about_upstream(models, files)
     record = {"name": plans.plans_name, "dataset": plans.dataset_name, "source": source,
               "fingerprints": {name: plans.stage(name).model_fingerprint for name in ordered},
@@ -250,9 +254,9 @@ def _assemble(files: Mapping[str, list[Path]], plans: Plans | None, device: torc
 
 def load_stage(file: Path, stage: str, device: torch.device) -> tuple[StageModel, Plans]:
     """One stage alone from a file of weights that holds its own plan, and that plan."""
-    checkpoint = Checkpoint.load(file, device)
-    plans = plans_from_json(checkpoint.meta["plans"], str(file))
-    return stage_model(stage, [checkpoint], [file], plans, device), plans
+    saved = _saved(file, stage, device)
+    plans = plans_from_json(saved.meta["plans"], str(file))
+    return stage_model(stage, [saved], [file], plans, device), plans
 
 
 def load_stand_in(stage: str, device: torch.device) -> StageModel | None:
@@ -261,17 +265,72 @@ def load_stand_in(stage: str, device: torch.device) -> StageModel | None:
     return load_stage(file, stage, device)[0] if stage_of(stage).shipped_stands_in and file.exists() else None
 
 
-def stage_model(stage: str, checkpoints: list[Checkpoint], files: list[Path], plans: Plans, device: torch.device) -> StageModel:
-    """The networks of one stage, each with its own checkpoint's weights (`files`: where those came from)."""
-    networks = []
-    for checkpoint, file in zip(checkpoints, files, strict=True):
-        _check_fingerprint(checkpoint, plans, stage, file)
-        check_package(checkpoint.meta, file)
-        network = build_network(stage, plans, checkpoint.meta.get("trainer")).to(device)
-        load_weights(network, checkpoint, file, take=True)
-        networks.append(network.eval())
-    return StageModel(networks, [c.meta.get("fitted", {}) for c in checkpoints], [c.extra for c in checkpoints],
-                      [weights_sha256(c.network) for c in checkpoints])
+def _saved(file: Path, stage: str, device: torch.device) -> Checkpoint | Kept:
+    """What was kept of a file of weights where OpenVINO computes, else its checkpoint."""
+    kept = find_kept(file) if file.exists() and stage_of(stage).graphs is not None and uses_openvino(device) else None
+    if kept is not None:
+        return kept
+    from ..training.checkpoint import Checkpoint
+
+    return Checkpoint.load(file, device)
+
+
+def stage_model(stage: str, saved: Sequence[Checkpoint | Kept], files: list[Path], plans: Plans, device: torch.device,
+                convert: bool = False) -> StageModel:
+    """The networks of one stage, each with its own checkpoint's weights (`files`: where those came from). `convert`: those that OpenVINO
+    computes are converted now, where they never were: not worth its seconds for weights that are soon others."""
+    found = []
+    for one, file in zip(saved, files, strict=True):
+        _check_fingerprint(one, plans, stage, file)
+        check_package(one.meta, file)
+        found.append(_loaded(stage, one, file, plans, device, convert))
+    networks, extra, sha256 = ([part[k] for part in found] for k in range(3))
+    return StageModel(networks, [one.meta.get("fitted", {}) for one in saved], extra, sha256)
+
+
+def _loaded(stage: str, saved: Checkpoint | Kept, file: Path, plans: Plans, device: torch.device, convert: bool
+            ) -> tuple[Any, dict[str, Any], str]:
+    """A network, what its checkpoint holds beside it, and the sha256 of its weights."""
+    if isinstance(saved, Kept):
+        return saved.network(partial(_module, stage, file, plans, device)), dict(saved.extra), saved.sha256
+    from ..training.checkpoint import weights_sha256
+
+    network, sha256 = _module_of(stage, saved, file, plans, device), weights_sha256(saved.network)
+    kept = _convert(stage, saved, network, file, plans, sha256) if convert and uses_openvino(device) else None
+    if kept is None:
+        return network, dict(saved.extra), sha256
+    return kept.network(partial(_module, stage, file, plans, device)), dict(kept.extra), sha256
+
+
+def _module(stage: str, file: Path, plans: Plans, device: torch.device) -> torch.nn.Module:
+    from ..training.checkpoint import Checkpoint
+
+    return _module_of(stage, Checkpoint.load(file, device), file, plans, device)
+
+
+def _module_of(stage: str, checkpoint: Checkpoint, file: Path, plans: Plans, device: torch.device) -> torch.nn.Module:
+    from ..training.checkpoint import load_weights
+
+    network = build_network(stage, plans, checkpoint.meta.get("trainer")).to(device)
+    load_weights(network, checkpoint, file, take=True)
+    return network.eval()
+
+
+def _convert(stage: str, checkpoint: Checkpoint, network: torch.nn.Module, file: Path, plans: Plans, sha256: str) -> Kept | None:
+    """The network as OpenVINO has it; None of a stage or a trainer whose networks PyTorch computes, and where OpenVINO does not take it."""
+    make = stage_of(stage).graphs
+    if make is None or checkpoint.meta.get("trainer") not in (None, default_trainer_name(stage)):
+        return None
+    graphs = stage_of(stage).part(make)(network, plans.stage(stage))
+    if not graphs:
+        return None
+    logger.info("OpenVINO converts the network of stage %s, once for these weights.", stage)
+    try:
+        return keep(file, network, graphs, checkpoint.meta, checkpoint.extra, sha256)
+    except Exception as error:  # whatever OpenVINO finds strange in a network, PyTorch computes it
+        logger.warning("OpenVINO does not take the network of stage %s (%s: %s); PyTorch computes instead.", stage, type(error).__name__,
+                       str(error).strip().splitlines()[0] if str(error).strip() else "")
+        return None
 
 
 def check_package(meta: Mapping[str, Any], place: str | Path) -> None:
@@ -311,7 +370,7 @@ def _warn_about_upstream(stages: Mapping[str, StageModel], files: Mapping[str, l
                 logger.warning("%s was fitted to other weights of stage %s than those in use; fit it anew with %s.", file, stage, again)
 
 
-def _check_fingerprint(checkpoint: Checkpoint, plans: Plans, stage: str, file: Path) -> None:
+def _check_fingerprint(checkpoint: Checkpoint | Kept, plans: Plans, stage: str, file: Path) -> None:
     if checkpoint.meta.get("stage") != stage:
         raise InputError(f"Checkpoint {file} is of stage '{checkpoint.meta.get('stage')}', expected '{stage}'.")
     found, wanted = checkpoint.meta.get("model_fingerprint"), plans.stage(stage).model_fingerprint

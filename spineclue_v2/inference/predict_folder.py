@@ -24,6 +24,7 @@ from ..imageio.volume import FILE_ENDINGS, read_volume
 from ..results import SpineResult
 from ..utilities.files import read_json
 from ..utilities.parallel import make_executor, run_tasks, sentence
+from .ahead import prepare_ahead
 from .cases import Case, case_name, list_cases
 from .model import Model, ModelSource, model_of
 from .pipeline import Options, stages_of
@@ -49,7 +50,7 @@ class Wanted:
     also: tuple[str, ...] = ()
 
 
-def predict(source: str | Path | Sequence[Case], output: str | Path, model: Model, options: Options | None = None,
+def predict(source: str | Path | Sequence[Case], output: str | Path, model: Model, options: Options | None = None, *,
             continue_prediction: bool = False, num_parts: int = 1, part_id: int = 0, save_probabilities: bool = False, report: bool = True,
             progress: bool = True, executor: Executor | None = None, model_source: ModelSource | None = None,
             known: Mapping[str, Known] | None = None, also: Sequence[str] = (), num_processes: int = 0) -> dict[str, str | None]:
@@ -83,6 +84,8 @@ def predict(source: str | Path | Sequence[Case], output: str | Path, model: Mode
                 _write_index(output, outcome, report)
                 return outcome
     given = own[cases[0].name] if single and cases else options
+    if cases:
+        prepare_ahead(model, report)
     describe = cache(lambda: _describe(output, model, given, shown))  # once, after the first scan was predicted
     with RunProgress(len(cases), progress) as bar:
         for case in cases:

@@ -11,7 +11,7 @@ FIRST_GUESS = {"read": 1.0, "localize": 10.0, "centres": 1.0, "segment": 20.0, "
 """Seconds of each step before any case is done; only their ratios count. Steps not named here take next to nothing."""
 WORDS = {"read": "reading", "localize": "finding vertebrae", "centres": "following the row", "segment": "segmenting",
          "appearance": "looking", "ribs": "counting ribs", "geometry": "comparing gaps", "identify": "naming",
-         "heights": "measuring heights", "grade": "grading", "report": "writing"}
+         "sacrum": "looking below", "heights": "measuring heights", "grade": "grading", "report": "writing"}
 
 
 class RunProgress:

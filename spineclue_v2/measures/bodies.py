@@ -17,6 +17,8 @@ from ..stages.grade.comparison import USUAL
 from ..stages.grade.heights import axes_along, crossing, line_ends, measure, sample
 from ..stages.grade.trust import inside, voxel_along
 from ..utilities.triples import Floats3
+from .stairs import stair_slope
+from .usual_wedge import turns_to_usual
 
 STEP_MM = 1.0               # between columns
 Z_STEP_MM = 0.5             # along columns, as `crossing` counts
@@ -60,6 +62,19 @@ class EndPlate:
     def length_mm(self) -> float:
         """From the front to the back edge."""
         return float(np.linalg.norm(self.back - self.front))
+
+    def nod(self, axes: np.ndarray) -> float:
+        """Degrees by which it falls to the front in the frame `axes` (3, 3): rows cranial, posterior, left, LPS."""
+        up, back, _ = axes @ self.normal
+        return float(np.degrees(np.arctan2(-back, up)))
+
+    def nodded(self, degrees: float, axes: np.ndarray) -> EndPlate:
+        """The end plate turned about its centre and the left axis of `axes`, so that it falls `degrees` more to the front."""
+        cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        turn = axes.T @ np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]]) @ axes
+        front, back, right, left, surface = (self.centre + (points - self.centre) @ turn.T
+                                             for points in (self.front, self.back, self.right, self.left, self.surface))
+        return EndPlate(self.centre, turn @ self.normal, front, back, right, left, surface, self.residual_mm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +151,9 @@ def _fit_body(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
     if voxel > COARSEST * 2 * body.half_depth_mm:
         return replace(body, why_not=TOO_COARSE)
     values = mask_values(vertebra, grid)
-    upper, lower = (fit_plate(values, vertebra.known_mask_start, grid, frame, side) for side in (1, -1))
+    (upper, above), (lower, below) = (_plate_of(vertebra, values, grid, frame, side) for side in (1, -1))
+    if upper is not None and lower is not None and above is not None and below is not None:
+        upper, lower = _usually_wedged(body, upper, lower, (above, below))
     return replace(body, upper=upper, lower=lower, why_not=None if upper is not None and lower is not None else NO_PLATES)
 
 
@@ -166,7 +183,7 @@ def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
         frame = BodyFrame(centre, axes, (-half, half), (12.0, 12.0, 12.0), width, 0.0)
         if not inside(frame, np.array(vertebra.known_mask_start), grid, field):
             return _without(vertebra, grid, axis, CUT)
-        plate = fit_plate(values, vertebra.known_mask_start, grid, frame, -1)
+        plate, _ = _plate_of(vertebra, values, grid, frame, -1)
         if plate is None or voxel_along(axes[0], grid, field) > COARSEST * 2 * half:
             return _without(vertebra, grid, axis, NO_PLATES)
         axis = (plate.normal @ np.asarray(grid.direction))[::-1]
@@ -175,14 +192,35 @@ def _fit_axis(vertebra: Vertebra, grid: ImageGrid, field: ImageGrid, axis: np.nd
     return Body("C2", vertebra.confidence, middle, world, half, width, None, plate, "only its lower end plate is one")
 
 
+def _plate_of(vertebra: Vertebra, values: np.ndarray, grid: ImageGrid, frame: BodyFrame, side: int
+              ) -> tuple[EndPlate | None, float | None]:
+    """The fitted end plate. Where slices are thick it is nodded half way to what the ends of the columns in them say, and the standard
+    deviation (degrees) of its slope from front to back is told."""
+    plate = fit_plate(values, vertebra.known_mask_start, grid, frame, side)
+    slope = None
+    if plate is not None and thick_axis(vertebra, grid) is not None:
+        slope = stair_slope(vertebra.known_mask, grid.spacing, frame, side)
+    if plate is None or slope is None:
+        return plate, None
+    axes = np.stack([_lps(grid, row) for row in frame.axes])
+    tilt, deviation = np.degrees(np.arctan(slope))
+    return plate.nodded(0.5 * (float(tilt) - plate.nod(axes)), axes), float(deviation)
+
+
+def _usually_wedged(body: Body, upper: EndPlate, lower: EndPlate, deviations: tuple[float, float]) -> tuple[EndPlate, EndPlate]:
+    """Both end plates of thick slices, nodded as far as they are uncertain (`deviations`, degrees) towards the wedge that is usual at this
+    level."""
+    above, below = turns_to_usual(body.level, (upper.nod(body.axes), lower.nod(body.axes)), deviations)
+    return upper.nodded(above, body.axes), lower.nodded(below, body.axes)
+
+
 def mask_values(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:
     """The mask as float 0..1 with an edge that places surfaces to less than a voxel: the network's own where it was kept, between thick
     slices that of the distance to the mask's outline in each slice (shape-based interpolation, Raya and Udupa 1990)."""
     if vertebra.mask_probability is not None:
         return vertebra.mask_probability.astype(np.float32) / 255
-    mask, spacing = vertebra.known_mask, np.asarray(grid.spacing)
-    thick = int(np.argmax(spacing))
-    if spacing[thick] < THICK * spacing.min():
+    mask, spacing, thick = vertebra.known_mask, np.asarray(grid.spacing), thick_axis(vertebra, grid)
+    if thick is None:
         return mask.astype(np.float32)
     from scipy.ndimage import distance_transform_edt
 
@@ -194,6 +232,12 @@ def mask_values(vertebra: Vertebra, grid: ImageGrid) -> np.ndarray:
     in_plane = np.delete(spacing, thick)
     distance = np.stack([inside(slice_) for slice_ in np.moveaxis(mask, thick, 0)], axis=thick)
     return np.clip(0.5 + distance / (2 * SOFT_MM), 0, 1).astype(np.float32)
+
+
+def thick_axis(vertebra: Vertebra, grid: ImageGrid) -> int | None:
+    """The axis (0 z, 1 y, 2 x) along which a mask without probabilities has thick slices; None where voxels are about as long as wide."""
+    thick = int(np.argmax(grid.spacing))
+    return thick if vertebra.mask_probability is None and grid.spacing[thick] >= THICK * min(grid.spacing) else None
 
 
 def fit_plate(values: np.ndarray, start: Sequence[int], grid: ImageGrid, frame: BodyFrame, side: int) -> EndPlate | None:

@@ -2,9 +2,6 @@
 
 Columns run from the last lumbar end plate downwards, through the disc. Where they enter bone again, S1 begins. A mask of the sacrum serves
 in the same way: another tool's before the CT, our own of the first sacral segment where the CT shows no plate.
-
-The segment network, which looks one step beyond the ends of the row, finds the first sacral segment as it finds a vertebra, and the
-numbering then calls it none. So the mask is there where the last named vertebra is the last lumbar one.
 """
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..anatomy.vertebra import Vertebra
+from ..anatomy.sacral_segment import LOWEST_LUMBAR
 from ..imageio.orientation import oriented_view
 from ..imageio.volume import Volume
 from .bodies import Body, EndPlate
@@ -20,29 +17,9 @@ from .scan_plates import BONE_ABOVE_DISC, STEEPEST_DEG, Columns, find_plate
 
 REACH_MM = 28.0             # furthest end plate below the last lumbar one, at the front of a high and lordotic disc
 ABOVE_MM = 3.0              # the mask may end beyond the bone
-LOWEST_LUMBAR = ("L5", "L6")
 NOT_LOWEST = "not in view"
 NOT_SEEN = "not seen clearly enough below the last lumbar vertebra"
 ONLY_UPPER = "only its upper end plate is looked for"
-
-
-SACRAL_GAP = (0.6, 1.6)     # from the last lumbar vertebra, in gaps of the two above
-SACRAL_VOLUME = (0.3, 1.5)  # of the last lumbar vertebra's
-
-
-def first_sacral_segment(names: Sequence[str | None], detections: Sequence[Vertebra]) -> Vertebra | None:
-    """The detection that follows the last lumbar vertebra, which no numbering names; None where there is none, or none of such a place and
-    size. `detections` cranio-caudal with masks, `names` of them in the numbering (None: no vertebra)."""
-    named = [i for i, name in enumerate(names) if name is not None]
-    if len(named) < 2 or names[named[-1]] not in LOWEST_LUMBAR or named[-1] + 1 >= len(detections):
-        return None
-    above, last, found = detections[named[-2]], detections[named[-1]], detections[named[-1] + 1]
-    if last.touches_border or any(v.mask is None or v.body_centre is None for v in (above, last, found)):
-        return None
-    usual, gap = (float(np.linalg.norm(np.subtract(a.known_body_centre, b.known_body_centre))) for a, b in ((above, last), (last, found)))
-    size = found.known_volume_ml / max(last.known_volume_ml, 1e-3)
-    right = SACRAL_GAP[0] * usual <= gap <= SACRAL_GAP[1] * usual and SACRAL_VOLUME[0] <= size <= SACRAL_VOLUME[1]
-    return found if right else None
 
 
 def sacral_plate(bodies: Sequence[Body], scan: Volume | None, sacrum: Volume | None, own: Volume | None = None) -> Body | str:

@@ -104,7 +104,7 @@ def draw_subject(
             angle_sag[i:] += 0.5 * wedge
             angle_sag[:i] -= 0.5 * wedge
     bifid = {n: bool(rng.random() < BIFID.get(n, 0)) for n in names}
-    placed = _place(rng, names, params, gaps, angle_sag, angle_cor, turn, scale, bifid, grades)
+    placed = _place(rng, names, params, gaps, (angle_sag, angle_cor, turn), scale, bifid, grades)
     last = placed[-1]
     down = math.radians(angle_sag[-1])
     centre = last.centre + gaps[-1] * 0.97 * np.array([0, math.sin(down), -math.cos(down)])
@@ -152,8 +152,9 @@ def rotation(pitch: float, roll: float, yaw: float) -> np.ndarray:
     return y_rot @ x_rot @ z_rot
 
 
-def _place(rng: np.random.Generator, names: list[str], params: list[dict[str, float]], gaps: list[float], sagittal: np.ndarray,
-           coronal: np.ndarray, turn: np.ndarray, scale: float, bifid: dict[str, bool], grades: dict[str, int]) -> list[Placed]:
+def _place(rng: np.random.Generator, names: list[str], params: list[dict[str, float]], gaps: list[float],
+           angles: tuple[np.ndarray, np.ndarray, np.ndarray], scale: float, bifid: dict[str, bool], grades: dict[str, int]) -> list[Placed]:
+    sagittal, coronal, turn = angles  # degrees, of each vertebra
     placed, point = [], np.zeros(3)
     for i, name in enumerate(names):
         above, below = max(i - 1, 0), min(i, len(names) - 1)

@@ -100,7 +100,7 @@ def paint_trunk(canvas: Canvas, frame: Frame, rng: np.random.Generator, contrast
         slab.fill(box, flesh + 2 * blob[0], muscle_hu - 130 * streaks * (blob[1] - 0.3).clamp(0, 1.15) - between)
         _midline_fat(slab, q.x - cx, y, skin, fat_hu)
         if abdomen is not None and (part.level > 17.0).any():
-            _abdomen(slab, part, part.level > 17.0, x, y, flesh, blob, abdomen, fat_hu, contrast)
+            _abdomen(slab, part, (x, y), flesh, blob, abdomen, fat_hu, contrast)
         if ((part.level > 6.5) & (part.level < 18.5)).any():
             _chest(slab, part, x, y, blob)
         if neck is not None:
@@ -119,9 +119,9 @@ def _rows(mask: np.ndarray) -> slice:
     return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
-def _abdomen(canvas: Canvas, frame: Frame, low: np.ndarray, x: Tensor, y: Tensor, flesh: Tensor, blobs: Tensor, draws: np.ndarray,
+def _abdomen(canvas: Canvas, frame: Frame, place: tuple[Tensor, Tensor], flesh: Tensor, blobs: Tensor, draws: np.ndarray,
              fat_hu: float, contrast: float) -> None:
-    rows = _rows(low)
+    rows, (x, y) = _rows(frame.level > 17.0), place
     box = (rows, slice(None), slice(None))
     xs, ys, inner = x[rows], y[rows], flesh[rows]
     wall, share_of_fat = (float(v) for v in draws)

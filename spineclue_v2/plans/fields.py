@@ -112,3 +112,20 @@ class Run:
     extra: Annotated[dict[str, Any], planned(
         "free keys for trainers of your own: written, read again and looked at by nothing here")] = field(
         default_factory=dict, kw_only=True)
+
+
+# Fields that training schedules share, with the same words everywhere.
+Epochs = Annotated[Whole, planned("length of the training", "epochs")]
+Iterations = Annotated[Count, planned("training steps per epoch", "steps")]
+WeightDecay = Annotated[Amount, planned("weight decay of the optimiser")]
+
+
+@dataclass(frozen=True, config=CONFIG)
+class ScheduledRun(Run):
+    """Of a stage that trains in one go. A group that says of what its batches are names `batch_size` again, which leaves its place."""
+
+    batch_size: Annotated[Batch, planned("items per training step")]
+    epochs: Epochs
+    iterations_per_epoch: Iterations
+    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
+    weight_decay: WeightDecay

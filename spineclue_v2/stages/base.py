@@ -74,6 +74,7 @@ class NumberingBasis:
 
     `detections`: all, cranio-caudal; `names`: of them in the numbering, None = not a vertebra. `free`: the same with nothing known.
     `evidence`: of the classifiers that counted. `penalties`, `weights`, `model`: of the decoder, as the plan of identify has them.
+    `below`: what lies below the row where a sacrum was looked for, with a mask; no detection, and no numbering names it.
     """
 
     detections: tuple[Vertebra, ...]
@@ -84,6 +85,7 @@ class NumberingBasis:
     weights: Mapping[str, float] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     forbid_anomalies: bool = False
+    below: Vertebra | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Stage:
         predictor: function `(findings, model, context) -> findings`.
         data, network, run: dataclasses of the plan groups; None for a stage that learns nothing (it has no trainer either).
         builder: function `plans -> torch.nn.Module` with fresh weights.
+        graphs: function `(network, StagePlan) -> {name: converted.Graph}`: what of a network OpenVINO computes; {} for one that it does
+            not take. None: PyTorch computes.
         trainer: the default trainer class; others of the same module are found by name.
         headline: planned values that `spineclue_plan_experiment` shows, as "group.field".
         required: a model of this modality cannot do without it; never so for a stage of another package.
@@ -176,6 +180,7 @@ class Stage:
     needs_scan: bool = True
     shipped_stands_in: bool = False
     plan: str | None = None
+    graphs: str | None = None
 
     @property
     def trainable(self) -> bool:
@@ -198,7 +203,7 @@ class Stage:
             lacking = [part for part in ("data", "network", "run", "builder") if getattr(self, part) is None]
             raise InputError(f"Stage '{self.name}' has a trainer but no {', '.join(lacking)}; a stage that learns needs all of data, "
                              "network, run, builder, trainer and predictor.")
-        for part in ("predictor", "builder", "trainer", "plan"):
+        for part in ("predictor", "builder", "trainer", "plan", "graphs"):
             text = getattr(self, part)
             if text is not None and not (isinstance(text, str) and re.fullmatch(r"[\w.]+:\w+", text)):
                 raise InputError(f"Stage '{self.name}' has {part} {text!r}; expected a text 'module:name'.")

@@ -28,6 +28,7 @@ OWN = {  # name -> where its Stage is; in the order of prediction
     "ribs": "spineclue_v2.stages.ribs:STAGE",
     "geometry": "spineclue_v2.stages.geometry:STAGE",
     "identify": "spineclue_v2.stages.identify:STAGE",
+    "sacrum": "spineclue_v2.stages.segment:SACRUM",
     "heights": "spineclue_v2.stages.grade:HEIGHTS",
     "grade": "spineclue_v2.stages.grade:STAGE",
     "hybrid_2d": "spineclue_v2.stages.mr:HYBRID_2D",
@@ -110,7 +111,7 @@ def stages() -> dict[str, Stage]:
 def stage_names() -> tuple[str, ...]:
     """Names of the stages that can be trained; no package is imported for it."""
     foreign = [point.name for point in find_points(STAGE_POINTS)]
-    return (*(name for name in OWN if name != "heights"), *dict.fromkeys(name for name in foreign if name not in OWN))
+    return (*(name for name in OWN if name not in ("sacrum", "heights")), *dict.fromkeys(name for name in foreign if name not in OWN))
 
 
 def stage_of(name: str) -> Stage:

@@ -95,6 +95,8 @@ def _cause(error: BaseException) -> str:
 def _is_loss(error: BaseException) -> bool:
     """Whether a worker is gone, and not `make` at fault."""
     said = str(error).lower()
+    if isinstance(error, OSError | EOFError) and "in dataloader worker process" not in said:
+        return True  # the batch that it had sent cannot be fetched from it any more; torch hears of its end later
     return _no_shared_memory(error) or "exited unexpectedly" in said or "killed by signal" in said or "open files" in said
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 
 from ..errors import InputError
 from ..utilities.files import atomic_path
+
+logger = logging.getLogger("spineclue_v2.training")
 
 FORMAT = 1
 HALF_PRECISION_RATIO = 65504.0
@@ -114,3 +117,16 @@ def load_weights(network: torch.nn.Module, checkpoint: Checkpoint, source: Path,
         raise InputError(f"Checkpoint {source} does not fit the plan's network ('{name}' is {found.get(name, 'absent')}, "
                          f"expected {wanted.get(name, 'absent')}); use the plan it was trained with, or train again.")
     network.load_state_dict(checkpoint.network, assign=take)
+
+
+def load_fitting_weights(network: torch.nn.Module, checkpoint: Checkpoint, source: Path, stage: str) -> None:
+    """Put those weights into `network` that have its shapes; the others stay as initialised, and the log names the first. InputError
+    where none fits."""
+    own = network.state_dict()
+    fitting = {name: tensor for name, tensor in checkpoint.network.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise InputError(f"No tensor of {source} fits the network of stage {stage}; are these weights of another stage?")
+    left_out = sorted(set(own) - set(fitting))
+    if left_out:
+        logger.warning("Pretrained weights: %d tensors fit, %d start fresh (%s, ...).", len(fitting), len(left_out), left_out[0])
+    network.load_state_dict(own | fitting)

@@ -2,20 +2,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
-Network = TypeVar("Network", bound=torch.nn.Module)
+Network = TypeVar("Network")
 
 CHECKPOINT_NAME = "checkpoint_final.pth"
 
 
 @dataclass
 class StageModel(Generic[Network]):
-    """Networks of one stage (one per fold) in evaluation mode, with the checkpoints' fitted values and extra tensors."""
+    """Networks of one stage (one per fold) in evaluation mode, with the checkpoints' fitted values and extra tensors.
+
+    `networks` are modules of PyTorch, or stand for them (`stages.converted.ConvertedNetwork`); `extra` are then arrays.
+    """
 
     networks: list[Network]
     fitted: list[dict[str, Any]]
-    extra: list[dict[str, torch.Tensor]]
+    extra: list[dict[str, torch.Tensor | np.ndarray]]
     sha256: list[str]                         # of the weights, not of the files

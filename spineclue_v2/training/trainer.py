@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,10 +24,10 @@ from ..utilities.plugins import package_of
 from ..version import __version__
 from .added_cases import AddedCases, mixed_sampler
 from .batches import default_workers, iterate_batches
-from .checkpoint import Checkpoint, load_weights
-from .device import autocast
+from .checkpoint import Checkpoint, load_fitting_weights, load_weights
+from .device import autocast, out_of_memory, to_device
 from .distributed import any_process, mean_over_processes, parallel_loss, rank, shard_of, synchronise, world_size
-from .optimizers import build_optimizer, poly_schedule
+from .optimizers import build_optimizer, poly_schedule, restore_schedule
 from .progress import open_log
 from .stage_model import StageModel
 from .watch import TrainingWatch
@@ -338,30 +337,10 @@ class BaseTrainer:
         self.epoch = max(0, saved.meta["epoch"] - 1)
         self.on_epoch_start()
         self.epoch = saved.meta["epoch"]
-        self._restore_schedule(saved)
-        logger.info("Continuing after epoch %d.", self.epoch)
-
-    def _restore_schedule(self, saved: Checkpoint) -> None:
-        """Optimiser, scheduler and scaler of `saved`; rates, decay and kind are those of the plan, which may have been edited since."""
-        planned = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
-        state = saved.optimizer
-        if state is not None:
+        if saved.optimizer is not None:
             self.scaler.load_state_dict(saved.scaler or {})
-        # Moments of Adam mean nothing to SGD, nor the other way round: the plan's optimiser then starts afresh.
-        if state is not None and ("betas" in state["optimizer"]["param_groups"][0]) == ("betas" in planned[0]):
-            self.optimizer.load_state_dict(state["optimizer"])
-            unedited = all(before.get(key) == value for before, now in zip(self.optimizer.param_groups, planned, strict=True)
-                           for key, value in now.items() if key != "lr")
-            if unedited and _schedule(state["scheduler"]) == _schedule(self.scheduler.state_dict()):
-                self.scheduler.load_state_dict(state["scheduler"])
-                return
-        # Another plan, or a finished run, which keeps no optimiser: the plan's schedule from its start to this epoch.
-        for group, values in zip(self.optimizer.param_groups, planned, strict=True):
-            group.update(values)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step\\(\\)` before")
-            for _ in range((self.epoch - self.schedule_start()) * self.iterations):
-                self.scheduler.step()
+        restore_schedule(self.optimizer, self.scheduler, saved.optimizer, (self.epoch - self.schedule_start()) * self.iterations)
+        logger.info("Continuing after epoch %d.", self.epoch)
 
     def load(self, path: Path) -> Checkpoint:
         """Load weights, fitted values and extra tensors of a checkpoint that fits this plan."""
@@ -376,15 +355,7 @@ class BaseTrainer:
 
     def load_pretrained(self, path: Path) -> None:
         """Start from another model's weights (`-pretrained_weights`); tensors whose shape differs stay as initialised, and are named."""
-        saved = Checkpoint.load(path, self.device)
-        own = self.network.state_dict()
-        fitting = {k: v for k, v in saved.network.items() if k in own and own[k].shape == v.shape}
-        if not fitting:
-            raise InputError(f"No tensor of {path} fits the network of stage {self.stage}; are these weights of another stage?")
-        left_out = sorted(set(own) - set(fitting))
-        if left_out:
-            logger.warning("Pretrained weights: %d tensors fit, %d start fresh (%s, ...).", len(fitting), len(left_out), left_out[0])
-        self.network.load_state_dict(own | fitting)
+        load_fitting_weights(self.network, Checkpoint.load(path, self.device), path, self.stage)
 
     def perform_validation(self, save_probabilities: bool = False) -> dict[str, Any]:
         """Metrics of the stage alone over the validation cases, with the current weights."""
@@ -398,21 +369,6 @@ class BaseTrainer:
 
     def _request_stop(self, *_: Any) -> None:
         self._stop = True
-
-
-def _schedule(state: dict[str, Any]) -> dict[str, Any]:
-    """What a scheduler's state says of the schedule itself, without how far it has come."""
-    return {key: value for key, value in state.items() if not key.startswith("_") and key != "last_epoch"}
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch failed for lack of memory, on whatever device."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory"))
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 def _on_sigterm(handler: Any) -> Any:

@@ -5,11 +5,11 @@ A task that fails never stops the others: failures come back by name, with a sen
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
+import queue
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ..errors import InputError
 from .threads import usable_cores
+from .worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +30,16 @@ Result = TypeVar("Result")
 
 @contextmanager
 def make_executor(num_processes: int) -> Iterator[Executor | None]:
-    """Executor of `num_processes` fresh processes (never forked: torch and ITK hold threads), or None for 0, or where the system
-    gives no processes (a container without shared memory): the work is then done in this one, and the log says so."""
+    """Executor of `num_processes` fresh processes, or None for 0, or where the system gives no processes: the work is then done in this
+    one, and the log says so."""
     if num_processes < 0:
         raise InputError(f"The number of processes is {num_processes}; expected 0 (in this process) or more.")
     if num_processes == 0:
         yield None
         return
-    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     try:
-        pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context(kind), initializer=_one_thread)
-    except (OSError, ImportError, NotImplementedError) as error:  # no semaphores: Python names it in these three ways
+        pool = WorkerPool(num_processes, _one_thread)
+    except (OSError, ImportError, NotImplementedError) as error:  # how a system without them says so
         logger.warning("No worker processes can be started (%s); everything is done in this process.", error)
         yield None
         return
@@ -168,11 +168,14 @@ def _collect(function: Callable[..., Result], tasks: Mapping[Name, tuple[Any, ..
                     broken.append(futures[future])
                 else:
                     run(futures[future], future.result)
-            # A process that dies takes the pool with it, and only one of the tasks in it was the cause: each gets a pool of its own.
-            for name in sorted(broken, key=list(tasks).index):
+            if broken:
+                # Memory may have run out because there were several. Alone, one after another, they have all of it.
+                if isinstance(executor, WorkerPool):
+                    executor.release()
                 with make_executor(1) as own:
                     assert own is not None  # there were processes a moment ago
-                    run(name, own.submit(function, *tasks[name]).result)
+                    for name in sorted(broken, key=list(tasks).index):
+                        run(name, own.submit(function, *tasks[name]).result)
         except ExecutorLost as error:
             for future, name in futures.items():
                 future.cancel()
@@ -190,17 +193,25 @@ class ExecutorLost(Exception):
 
 def _completed(futures: Collection[Future[Result]], trouble: Callable[[], str]) -> Iterator[Future[Result]]:
     """The futures as they end; ExecutorLost where `trouble` lasts, for then none of the others ever will."""
-    waiting, since = set(futures), 0.0
-    while waiting:
-        done, waiting = wait(waiting, WATCH_S, FIRST_COMPLETED)
-        yield from done
-        reason = "" if done else trouble()
-        if not reason:
-            since = 0.0
-        elif not since:
-            since = time.monotonic()
-        elif time.monotonic() - since > LOST_AFTER_S:
-            raise ExecutorLost(reason)
+    ended: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    since = 0.0
+    for _ in futures:
+        while True:
+            try:
+                future = ended.get(timeout=WATCH_S)
+                break
+            except queue.Empty:
+                reason = trouble()
+            if not reason:
+                since = 0.0
+            elif not since:
+                since = time.monotonic()
+            elif time.monotonic() - since > LOST_AFTER_S:
+                raise ExecutorLost(reason)
+        since = 0.0
+        yield future
 
 
 def sentence(error: BaseException) -> str:

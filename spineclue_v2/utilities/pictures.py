@@ -21,6 +21,13 @@ def draw_or_say(draw: Callable[[], object], what: str) -> str:
     return ""
 
 
+def import_drawing() -> None:
+    """Import what the pictures need, so that nobody waits for it later."""
+    _import_matplotlib()
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+
+
 def _import_matplotlib() -> None:
     """Import it although MPLBACKEND may name a backend that is not installed here, at which the first import fails.
 

@@ -61,3 +61,11 @@ def choose_threads(environment: MutableMapping[str, str] | None = None) -> None:
         variables[WAITING] = "PASSIVE"
     if THREADS not in variables and "MKL_NUM_THREADS" not in variables:
         variables[THREADS] = str(threads_for(usable_cores(), os.cpu_count() or 1, busy_elsewhere()))
+
+
+def compute_threads() -> int:
+    """Threads of a network that does not run through torch: as OMP_NUM_THREADS says, or the cores of this process."""
+    try:
+        return max(1, int(os.environ[THREADS].split(",")[0]))
+    except (KeyError, ValueError):
+        return max(1, int(usable_cores()))

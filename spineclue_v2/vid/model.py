@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..stages.geometry.features import L6, NOT_A_VERTEBRA
+from ..stages.geometry.landmarks import L6, NOT_A_VERTEBRA
 from ..stages.geometry.vid_landmarks import VidScan
 from ..training.tensor_files import load_weights, save_weights
 from .candidates import CHAIN, NONE, SIXTH, Seen, candidates

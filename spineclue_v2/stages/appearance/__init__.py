@@ -10,4 +10,5 @@ from .plan import AppearanceNetworkPlan, AppearanceRun
 _HERE = __name__
 STAGE = Stage("appearance", "CT", f"{_HERE}.predictor:predict", Data, AppearanceNetworkPlan, AppearanceRun,
               f"{_HERE}.network:network_of_plans", f"{_HERE}.trainer:AppearanceTrainer",
-              headline=("network.spacing_mm", "network.crop_size", "run.batch_size"), required=False, names_masks=True)
+              headline=("network.spacing_mm", "network.crop_size", "run.batch_size"), required=False, names_masks=True,
+              graphs=f"{_HERE}.network:graphs")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...adapters import crop_and_pad
-from ...anatomy import IGNORED, LABEL_OF_NAME, LEVEL_INDEX_OF_LABEL, NUM_LEVELS
+from ...anatomy import IGNORED, LABEL_OF_NAME, LEVEL_INDEX_OF_LABEL
 from ...dataset.preprocessed import PreprocessedDataset
 from ...errors import InputError
 from ...imageio.grid import ImageGrid
-from ...imageio.orientation import oriented_view
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
-from ...preprocessing.crops import crop_start
 from ...preprocessing.moving_grids import moving_grid
-from ...preprocessing.resampling import to_network_space, windows
 from ...utilities.triples import box_slices
+from .crops import NOT_A_VERTEBRA, SACRUM, SKULL, cut_crops, to_coarse_grid
 
-NOT_A_VERTEBRA, SACRUM, SKULL = NUM_LEVELS, NUM_LEVELS + 1, NUM_LEVELS + 2
 FALSE_DISTANCE_MM = 30.0
 BEYOND_FRACTION = 0.6               # of false places, just beyond C1 or the last lumbar vertebra: a sacrum looks like one more vertebra
 BEYOND_MM = 8.0
@@ -31,28 +27,6 @@ CUT_FRACTION = 0.4                  # crops whose upper or lower end is cut off,
 GAIN, OFFSET, NOISE = 0.25, 0.12, 0.06   # of windowed intensities 0..1
 GAMMA, SHADING, SHADING_GRID = 0.4, 0.12, (3, 4, 4)   # logarithm of the exponent; slow changes across the crop and their grid
 BLUR_FRACTION, HIDDEN_FRACTION = 0.3, 0.5     # crops that are blurred; crops with a box of random intensity
-
-
-def to_coarse_grid(volume: Volume, plan: StagePlan, centres_xyz: np.ndarray | None = None) -> Volume:
-    """The scan on the classifier's grid, int16 HU; with `centres_xyz` (n, 3) LPS mm only what crops around them can touch."""
-    data, size = plan.data, plan.network.crop_size
-    view = oriented_view(volume, data.orientation)
-    if centres_xyz is not None:
-        spacing = np.array(view.geometry.spacing)
-        reach = (np.array(size) / 2 + 3) * plan.network.spacing_mm / spacing
-        centres = view.geometry.world_to_index(centres_xyz)
-        low = np.floor(np.clip(centres.min(0) - reach, 0, np.array(view.array.shape) - 1)).astype(int)
-        high = np.ceil(np.clip(centres.max(0) + reach + 1, low + 1, view.array.shape)).astype(int)
-        view = view.cropped(low, high)
-    return to_network_space(view, replace(data, spacing_mm=plan.network.spacing_mm))
-
-
-def cut_crops(volume: Volume, centres_xyz: np.ndarray, plan: StagePlan) -> np.ndarray:
-    """Network inputs (n, C, z, y, x) of a `to_coarse_grid` volume around centres (n, 3), LPS mm; air beyond the scan."""
-    size = plan.network.crop_size
-    places = volume.geometry.world_to_index(np.asarray(centres_xyz, dtype=float).reshape(-1, 3))
-    return np.stack([windows(crop_and_pad(volume.array, crop_start(place, size), size, pad_value=plan.data.hu_min), plan.data.windows_hu)
-                     for place in places])
 
 
 def beyond_ends(labels: Sequence[int], centres_xyz: np.ndarray) -> list[np.ndarray]:

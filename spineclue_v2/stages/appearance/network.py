@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import NUM_LEVELS
-from ...plans.plans import Plans
+from ...plans.plans import Plans, StagePlan
+from ..converted import Graph
 from ..identify.network import InceptionStem, ResidualBlock
 
 WIDTHS = (16, 32, 64, 96)
@@ -53,3 +54,14 @@ def network_of_plans(plans: Plans) -> AppearanceNetwork | AppearanceEnsemble:
     members = [AppearanceNetwork(len(plan.data.windows_hu), shape.widths, shape.pool_grid, shape.dropout, shape.landmarks)
                for _ in range(shape.members)]
     return members[0] if len(members) == 1 else AppearanceEnsemble(members)
+
+
+def class_logits(network: nn.Module, crops: Tensor) -> Tensor:
+    """Crops (B, C, z, y, x) -> logits (B, classes), float32."""
+    return network(crops).float()
+
+
+def graphs(network: nn.Module, plan: StagePlan) -> dict[str, Graph]:  # noqa: ARG001 - as in every stage
+    """What a prediction asks of the network."""
+    size = (len(plan.data.windows_hu), *plan.network.crop_size)
+    return {"class_logits": Graph(class_logits, (torch.zeros(2, *size),), ((-1, *size),), bfloat16=False)}

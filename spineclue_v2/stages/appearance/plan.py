@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic.dataclasses import dataclass
 
 from ...plans.data import Spacing
-from ...plans.fields import CONFIG, Amount, Batch, Box, Channels, Count, Fraction, Run, Whole, planned
+from ...plans.fields import CONFIG, Amount, Batch, Box, Channels, Count, Fraction, ScheduledRun, planned
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -21,11 +21,7 @@ class AppearanceNetworkPlan:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class AppearanceRun(Run):
+class AppearanceRun(ScheduledRun):
     batch_size: Annotated[Batch, planned("crops per training step, the levels equally often", "crops")]
-    epochs: Annotated[Whole, planned("length of the training", "epochs")]
-    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
-    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
-    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
     centre_jitter_mm: Annotated[Amount, planned("training moves the centre of a crop by about this much", "mm")]
     false_fraction: Annotated[Fraction, planned("part of a batch that lies around places that are no vertebra")]

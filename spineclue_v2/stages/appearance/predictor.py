@@ -3,16 +3,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ...anatomy import LEVELS, NUM_LEVELS, region
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...training.stage_model import StageModel
 from ..base import Context, Evidence, Findings
-from .data import SACRUM, SKULL, cut_crops, to_coarse_grid
+from ..engine import engine_of
+from .crops import SACRUM, SKULL, cut_crops, to_coarse_grid
+
+if TYPE_CHECKING:
+    import torch
 
 INSIDE_MM = 6.0              # from the scan's border: nearer, the place shows too little
 REGIONS = (*map(region, LEVELS), "none")   # of the 25 columns, for weights per region
@@ -77,7 +81,6 @@ def merge_landmarks(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([rows[:, :NUM_LEVELS], np.logaddexp.reduce(rows[:, NUM_LEVELS:], axis=1, keepdims=True)], axis=1)
 
 
-@torch.inference_mode()
 def class_logs(scan: Volume, centres_xyz: np.ndarray, model: StageModel, plan: StagePlan, device: torch.device) -> np.ndarray:
     """(n, 25) log-probabilities over the 24 levels and "not a vertebra", or (n, 27) with sacrum and skull base, mean over the folds.
 
@@ -91,10 +94,13 @@ def class_logs(scan: Volume, centres_xyz: np.ndarray, model: StageModel, plan: S
     centres = np.asarray(centres_xyz, dtype=float).reshape(-1, 3)
     if not len(centres):
         return np.zeros((0, NUM_LEVELS + (3 if plan.network.landmarks else 1)))
-    images = torch.from_numpy(cut_crops(to_coarse_grid(scan, plan, centres), centres, plan)).to(device)
-    fractions = [(network(images).double() / fitted.get("temperature", 1.0)).softmax(1)
-                 for network, fitted in zip(model.networks, model.fitted, strict=True)]
-    return torch.stack(fractions).mean(0).clamp(min=1e-12).log().cpu().numpy()
+    images = cut_crops(to_coarse_grid(scan, plan, centres), centres, plan)
+    engines = [engine_of(network, f"{__package__}.network:class_logits", device, bfloat16=False) for network in model.networks]
+    logits = [engine(images).astype(np.float64) / fitted.get("temperature", 1.0)
+              for engine, fitted in zip(engines, model.fitted, strict=True)]
+    fractions = np.mean([np.exp(rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)) for rows in logits], axis=0)
+    rows: np.ndarray = np.log(np.maximum(fractions, 1e-12))
+    return rows
 
 
 def weight_by_region(rows: np.ndarray, weight: float | Mapping[str, float]) -> np.ndarray:

@@ -11,4 +11,4 @@ from .plan import CentresNetwork, CentresRun
 _HERE = __name__
 STAGE = Stage("centres", "CT", f"{_HERE}.predictor:predict", Data, CentresNetwork, CentresRun, f"{_HERE}.network:network_of_plans",
               f"{_HERE}.trainer:CentresTrainer", headline=("data.spacing_mm", "network.patch_size", "run.batch_size"), required=False,
-              plan="spineclue_v2.planning.centres:plan_centres")
+              plan="spineclue_v2.planning.centres:plan_centres", graphs=f"{_HERE}.network:graphs")

@@ -6,21 +6,7 @@ from typing import Annotated
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from ...plans.fields import (
-    CONFIG,
-    Amount,
-    Batch,
-    Blocks,
-    Box,
-    Channels,
-    Count,
-    Fraction,
-    Run,
-    Whole,
-    check_multiples,
-    check_one_each,
-    planned,
-)
+from ...plans.fields import CONFIG, Amount, Batch, Blocks, Box, Channels, Fraction, ScheduledRun, check_multiples, check_one_each, planned
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -38,12 +24,8 @@ class CentresNetwork:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class CentresRun(Run):
+class CentresRun(ScheduledRun):
     batch_size: Annotated[Batch, planned("patches per training step", "patches")]
-    epochs: Annotated[Whole, planned("length of the training", "epochs")]
-    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
-    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
-    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
     inference_batch: Annotated[Batch, planned("patches at a time in prediction", "patches")]
     sigma_mm: Annotated[Amount, planned("width of the Gaussian at a body's centre in the target", "mm", gt=0)]
     peak_weight: Annotated[Amount, planned("how much more a voxel counts at a centre than away from all")]

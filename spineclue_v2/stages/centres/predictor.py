@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ...adapters import crop_and_pad
 from ...anatomy.vertebra import Vertebra
@@ -13,11 +13,13 @@ from ...imageio.orientation import oriented_view
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...preprocessing.resampling import to_network_space, windows
-from ...training.device import autocast
 from ...training.stage_model import StageModel
 from ..base import Context, Findings
-from .network import BODY
-from .row import Located, best_chain, fill_gaps, find_peaks, reconcile
+from ..engine import engine_of
+from .row import BODY, Located, best_chain, fill_gaps, find_peaks, reconcile
+
+if TYPE_CHECKING:
+    import torch
 
 REACH_MM = 60.0          # beyond the ends of the row
 STEP = 0.34              # of a patch's length: from one patch to the next; each place is seen three times, and as often mirrored
@@ -83,14 +85,14 @@ def heat_maps(array: np.ndarray, bodies: np.ndarray, networks: Sequence[torch.nn
     starts = patch_starts(bodies, shape, plan)
     edges = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n * EDGE_SIGMA)) ** 2) for n in size]
     trust = (edges[0][:, None, None] * edges[1][None, :, None] * edges[2]).astype(np.float32)
+    engines = [engine_of(network, f"{__package__}.network:heat", device) for network in networks]
     total, weight = np.zeros((2, *shape), np.float32), np.zeros(shape, np.float32)
     for first in range(0, len(starts), plan.run.inference_batch):
         batch = starts[first:first + plan.run.inference_batch]
         patches = [crop_and_pad(array, start, plan.network.patch_size, pad_value=plan.data.hu_min) for start in batch]
-        images = torch.from_numpy(np.stack([windows(patch, plan.data.windows_hu) for patch in patches])).to(device)
-        with torch.inference_mode(), autocast(device):
-            views = [view for network in networks for view in (network(images), network(images.flip(-1)).flip(-1))]
-            heat = torch.stack([view.float().sigmoid() for view in views]).mean(0).cpu().numpy()
+        images = np.stack([windows(patch, plan.data.windows_hu) for patch in patches])
+        views = [view for engine in engines for view in (engine(images), engine(images[..., ::-1])[..., ::-1])]
+        heat = np.mean(views, axis=0)
         for start, patch in zip(batch, heat, strict=True):
             low, high = np.maximum(start, 0), np.minimum(start + size, shape)
             if (high <= low).any():

@@ -11,6 +11,7 @@ from ...anatomy.vertebra import Vertebra
 from ...imageio.grid import ImageGrid
 from ...utilities.triples import float_triple
 
+BODY = 0                       # channel of the heat maps; 1 is the upper end of the sacrum
 PEAK_MM = (3.0, 7.5, 7.5)      # half the box in which a peak is the highest (z, y, x)
 LEAST_STEP_MM = 10.0           # of two centres
 DOWN = 0.3                     # of a step's length goes down at least

@@ -11,7 +11,8 @@ from ...imageio.volume import Volume
 from ...plans.plans import Plans
 from ...training.trainer import BaseTrainer
 from .data import PatchBatches, case_row
-from .network import BODY, network_of_plans
+from .network import network_of_plans
+from .row import BODY
 
 NEAR_MM = 10.0      # a peak so near a body's centre has found it
 

@@ -12,7 +12,8 @@ from ...anatomy.vertebral_gaps import sort_cranio_caudal
 from ...dataset.preprocessed import PreprocessedDataset
 from ...imageio.grid import ImageGrid
 from ...plans.plans import StagePlan
-from .features import L6, Augmentation, Batch, Landmarks, augment
+from .features import Augmentation, Batch, augment
+from .landmarks import L6, Landmarks
 from .training import sample_spine_curves
 from .variants import with_rare_numberings
 

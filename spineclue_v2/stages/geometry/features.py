@@ -1,7 +1,7 @@
 """What the geometry classifier sees: padded batches of detections, their features, and random views for training.
 
 Shapes: S scans, N detections per scan (padded), in cranio-caudal order. Positions are LPS millimetres (x left, y posterior, z up).
-Everything optional is NaN where it is unknown.
+Everything optional is NaN where it is unknown. `landmarks.row_features` has the same features of body centres alone.
 """
 from __future__ import annotations
 
@@ -14,40 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...anatomy import NUM_LEVELS
-
-NOT_A_VERTEBRA, L6 = NUM_LEVELS, NUM_LEVELS + 1
-"""Classes after the 24 levels."""
-CLASSES = NUM_LEVELS + 2
-UNKNOWN = -1
-
-UNIT_MM = 30.0
-"""Distances are divided by this, about one vertebra, to keep features near 1."""
-
-FEATURES = 51
-
-
-@dataclass(frozen=True)
-class Landmarks:
-    """One scan's detections in cranio-caudal order.
-
-    `centres` (n, 3) body centres; `targets` (n,) class per detection (0..23, `NOT_A_VERTEBRA`, `L6`) or None; `left`, `right`
-    (n, 3) pedicle centres; `ctl` (n, 3) probabilities of cervical, thoracic, lumbar, need not add up to 1; `extents` (n, 3)
-    millimetres (z, y, x); `rank` (n,) place in the detector's own order, 0 = surest .. 1 = least sure. NaN, or None for all,
-    where unknown.
-    """
-
-    centres: np.ndarray
-    targets: np.ndarray | None = None
-    left: np.ndarray | None = None
-    right: np.ndarray | None = None
-    ctl: np.ndarray | None = None
-    extents: np.ndarray | None = None
-    rank: np.ndarray | None = None
-
-
-POINTS = ("centres", "left", "right", "ctl", "extents")
-"""Fields of three numbers per detection; `rank` has one."""
+from .landmarks import NOT_A_VERTEBRA, POINTS, UNIT_MM, UNKNOWN, Landmarks
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...plans.plans import Plans
-from .features import CLASSES, FEATURES, Batch, along, features
+from ...plans.plans import Plans, StagePlan
+from ..converted import Graph
+from .features import Batch, along, features
+from .landmarks import CLASSES, FEATURES
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,16 @@ class SequenceNetwork(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(shape.width), nn.Linear(shape.width, CLASSES))
 
     def forward(self, batch: Batch) -> Tensor:
-        arc = along(batch)
+        return self.logits(features(batch), along(batch), batch.present)
+
+    def logits(self, rows: Tensor, arc: Tensor, present: Tensor) -> Tensor:
+        """`features` (S, N, FEATURES), `along` (S, N) and `present` (S, N) of a batch -> (S, N, CLASSES)."""
         apart = arc[:, None, :] - arc[:, :, None]
         scales = [torch.tanh(apart / s) for s in (1.0, 3.0, 9.0)] + [(-apart.abs() / s).exp() for s in (0.5, 1.5, 5.0)]
         apart = torch.stack(scales, dim=-1)
-        x = self.embed(features(batch))
+        x = self.embed(rows)
         for layer in self.layers:
-            x = layer(x, apart, batch.present)
+            x = layer(x, apart, present)
         return self.head(x)
 
 
@@ -82,3 +87,15 @@ def network_of_plans(plans: Plans) -> GeometryNetwork:
     """The plan's network with fresh weights."""
     plan = plans.stage("geometry").network
     return GeometryNetwork(Shape(plan.width, plan.layers, plan.heads, plan.dropout), plan.members)
+
+
+def member_logits(network: GeometryNetwork, rows: Tensor, arc: Tensor) -> Tensor:
+    """`features` (S, N, FEATURES) and `along` (S, N) of detections that are all present -> logits (members, S, N, CLASSES)."""
+    present = torch.ones_like(arc) > 0
+    return torch.stack([member.logits(rows, arc, present) for member in network.members])
+
+
+def graphs(network: GeometryNetwork, plan: StagePlan) -> dict[str, Graph]:  # noqa: ARG001 - as in every stage
+    """What a prediction asks of the network."""
+    return {"member_logits": Graph(member_logits, (torch.zeros(1, 5, FEATURES), torch.arange(5.0)[None]), ((-1, -1, FEATURES), (-1, -1)),
+                                   bfloat16=False)}

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from ...plans.fields import CONFIG, Amount, Batch, Channels, Count, Fraction, Run, Whole, planned
+from ...plans.fields import CONFIG, Amount, Batch, Channels, Count, Fraction, ScheduledRun, Whole, planned
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -25,12 +25,8 @@ class GeometryNetworkPlan:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class GeometryRun(Run):
+class GeometryRun(ScheduledRun):
     batch_size: Annotated[Batch, planned("scans that a member sees per training step", "scans")]
-    epochs: Annotated[Whole, planned("length of the training", "epochs")]
-    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
-    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
-    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
     label_smoothing: Annotated[Amount, planned("probability that the targets give to all levels alike", lt=1)]
     sampled_spines: Annotated[Whole, planned("spine curves of the phantom beside the dataset's own", "spines")]
     window: Annotated[Fraction, planned("part of the scans that training cuts to a random run of neighbours")]

@@ -12,7 +12,7 @@ from ...training.distributed import shard_of
 from ...training.temperature import fit_temperature
 from ...training.trainer import BaseTrainer
 from .data import SpineBatches, landmarks_of, member_batch
-from .features import UNKNOWN
+from .landmarks import UNKNOWN
 from .network import GeometryNetwork, network_of_plans
 from .predictor import LEAST, level_probabilities
 

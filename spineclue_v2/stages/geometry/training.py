@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,14 @@ from torch.nn import functional as F
 
 from ...anatomy import EMITTING_LEVEL, LEVEL_INDEX
 from ...errors import InputError
-from .features import L6, UNKNOWN, Augmentation, Batch, Landmarks, augment
+from .features import Augmentation, Batch, augment
+from .landmarks import L6, OPTIONAL, UNKNOWN, Landmarks
 from .network import GeometryNetwork, SequenceNetwork, Shape
 from .variants import with_rare_numberings
 from .vid_landmarks import read_scans
 
 logger = logging.getLogger(__name__)
 
-OPTIONAL = tuple(entry.name for entry in fields(Landmarks) if entry.name not in ("centres", "targets"))
 MEMBERS = 3
 
 COLLECTIONS = ("colonography", "pancreas")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...anatomy import LEVEL_INDEX
-from .features import L6, NOT_A_VERTEBRA, POINTS, Landmarks
+from .landmarks import L6, NOT_A_VERTEBRA, POINTS, Landmarks
 
 T7, T11, T12, L1, L4, L5 = (LEVEL_INDEX[name] for name in ("T7", "T11", "T12", "L1", "L4", "L5"))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...anatomy import LEVEL_INDEX
 from ...errors import InputError
-from .features import L6, NOT_A_VERTEBRA, Landmarks
+from .landmarks import L6, NOT_A_VERTEBRA, Landmarks
 
 HIT_MM = 20.0
 

@@ -124,12 +124,15 @@ def _towards_arch(spacing: np.ndarray, centre: np.ndarray, middle_of_mask: np.nd
 
 
 def sample(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: np.ndarray, along: Sequence[np.ndarray]) -> np.ndarray:
-    """`values` interpolated linearly at centre + z' a + y' b + x' c (mm), (len(a), len(b), len(c)); 0 outside."""
-    from scipy.ndimage import map_coordinates
+    """`values` interpolated linearly at centre + z' a + y' b + x' c (mm), (len(a), len(b), len(c)); 0 outside. Each of a, b and c has equal
+    steps."""
+    from scipy.ndimage import affine_transform
 
-    grid = np.stack(np.meshgrid(*along, indexing="ij"), axis=-1)
-    index = centre + grid @ axes / spacing
-    return map_coordinates(values, np.moveaxis(index, -1, 0), order=1, mode="constant", output=np.float32)
+    first = np.array([line[0] for line in along])
+    steps = np.array([(line[-1] - line[0]) / max(len(line) - 1, 1) for line in along])
+    result: np.ndarray = affine_transform(values, (steps[:, None] * axes / spacing).T, centre + first @ axes / spacing,
+                                          tuple(len(line) for line in along), output=np.float32, order=1, mode="constant")
+    return result
 
 
 def _profile(values: np.ndarray, spacing: np.ndarray, centre: np.ndarray, axes: np.ndarray, skew: float

@@ -14,8 +14,7 @@ from ...plans.fields import (
     Box,
     Channels,
     Count,
-    Run,
-    Whole,
+    ScheduledRun,
     Window,
     check_multiples,
     check_one_each,
@@ -40,13 +39,9 @@ class GradeNetwork:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class GradeRun(Run):
+class GradeRun(ScheduledRun):
     batch_size: Annotated[Batch, planned("vertebrae per training step, the four grades equally often; the contrastive loss sees each "
                                          "twice", "vertebrae")]
-    epochs: Annotated[Whole, planned("length of the training", "epochs")]
-    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
-    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
-    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
     contrastive_weight: Annotated[Amount, planned("of the supervised contrastive loss beside cross entropy; 0: cross entropy alone")]
     temperature: Annotated[Amount, planned("of the contrastive loss", gt=0)]
     detach_classifier: Annotated[bool, planned("the classifier learns on features that it cannot change")]

@@ -3,19 +3,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ...anatomy.vertebra import BodyHeights, Vertebra
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
-from ...training.device import autocast
 from ...training.stage_model import StageModel
 from ..base import Context, Findings
 from .comparison import GRADED
 from .ordinal_fusion import OrdinalFusion, grade_of_probabilities
+
+if TYPE_CHECKING:
+    import torch
 
 INFERENCE_BATCH = 4
 
@@ -32,6 +33,9 @@ def add_grades(vertebrae: tuple[Vertebra, ...], image: Volume, model: StageModel
                ) -> tuple[Vertebra, ...]:
     """Thoracic and lumbar vertebrae with `grade_probabilities`, the mean over the folds, and, where the folds were weighed against heights,
     `combined_grade_probabilities`; or with a `grade_doubt`. `image`: HU on the masks' grid; `vertebrae` with their heights."""
+    import torch
+
+    from ...training.device import autocast
     from .data import grade_crop
 
     doubts = [doubt_of_grade(v) for v in vertebrae]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...anatomy import NUM_LEVELS
-from ...plans.plans import Plans
+from ...plans.plans import Plans, StagePlan
+from ..converted import Graph
 from .plan import IdentifyNetwork
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -129,8 +130,8 @@ class LevelNetwork(nn.Module):
         weight = self.classifier.weight
         device = weight.device if generator is None else generator.device
         masks = []
-        for layer in (self.projection[1], self.classifier):
-            drawn = torch.rand((*shape, layer.get_parameter("weight").shape[1]), generator=generator, device=device) >= self.dropout
+        for width in mask_widths(self):
+            drawn = torch.rand((*shape, width), generator=generator, device=device) >= self.dropout
             masks.append((drawn / (1.0 - self.dropout)).to(weight))
         return masks
 
@@ -148,6 +149,12 @@ class LevelNetwork(nn.Module):
         for name, part in self.named_children():
             if name not in ("projection", "classifier"):
                 part.eval()
+
+
+def mask_widths(network: LevelNetwork) -> tuple[int, int]:
+    """Inputs of the head's last two linear layers, which dropout hides."""
+    first, second = network.projection[1], network.classifier
+    return int(first.get_parameter("weight").shape[1]), int(second.weight.shape[1])
 
 
 class ShapeNetwork(LevelNetwork):
@@ -206,3 +213,31 @@ def network_of_plans(plans: Plans) -> ShapeNetwork:
     """The network of the stage as `plans` has it, with fresh weights."""
     plan = plans.stage("identify")
     return build_network(plan.network, len(plan.data.windows_hu))
+
+
+def crop_features(network: LevelNetwork, crops: Tensor) -> Tensor:
+    """Mask crops (B, 1, z, y, x) -> features (B, feature_dim), float32."""
+    return network.features(crops).float()
+
+
+def draw_probabilities(network: LevelNetwork, features: Tensor, first: Tensor, second: Tensor, temperature: Tensor) -> Tensor:
+    """Probabilities (samples, n, levels) of the head under given dropout masks (see `LevelNetwork.dropout_masks`).
+
+    Args:
+        network: whose head it is.
+        features: (n, feature_dim).
+        first: (samples, n, inputs) masks of the last layer but one.
+        second: of the last layer.
+        temperature: (1,) divides the logits.
+    """
+    return (network.classify(features, (first, second)).float() / temperature).softmax(dim=-1)
+
+
+def graphs(network: LevelNetwork, plan: StagePlan) -> dict[str, Graph]:
+    """What a prediction asks of the network."""
+    size = (1, *plan.network.crop_size)
+    widths = mask_widths(network)
+    masks = tuple(torch.ones(2, 3, width) for width in widths)
+    return {"crop_features": Graph(crop_features, (torch.zeros(2, *size),), ((-1, *size),)),
+            "draw_probabilities": Graph(draw_probabilities, (torch.zeros(3, network.feature_dim), *masks, torch.ones(1)),
+                                        ((-1, network.feature_dim), *((-1, -1, width) for width in widths), (1,)), bfloat16=False)}

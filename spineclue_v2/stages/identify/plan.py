@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
-from ...plans.fields import CONFIG, Amount, Batch, Box, Count, Real, Run, Whole, one_of, planned
+from ...plans.fields import CONFIG, Amount, Batch, Box, Count, Iterations, Real, Run, WeightDecay, Whole, one_of, planned
 from ...plans.schema import nearest
 
 EvidenceValues = dict[str, Real | dict[str, Real | dict[str, Real | list[Real]]]]
@@ -81,10 +81,10 @@ class IdentifyRun(Run):
     batch_size: Annotated[Batch, planned("vertebrae per training step; the contrastive phase sees two views of each", "vertebrae")]
     contrastive_epochs: Annotated[Whole, planned("length of the contrastive phase", "epochs")]
     classifier_epochs: Annotated[Whole, planned("length of the classifier's phase", "epochs")]
-    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
+    iterations_per_epoch: Iterations
     contrastive_lr: Annotated[Amount, planned("first learning rate of the contrastive phase; it falls to 0 as (1 - t) ^ 0.9")]
     classifier_lr: Annotated[Amount, planned("first learning rate of the classifier's phase; it falls to 0 as (1 - t) ^ 0.9")]
-    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
+    weight_decay: WeightDecay
     contrastive_loss: Annotated[str, one_of("in", "out"), planned(
         "where the mean over positives stands: in the logarithm, as the paper prints it, or out of it")]
     temperature: Annotated[Amount, planned("of the contrastive loss", gt=0)]

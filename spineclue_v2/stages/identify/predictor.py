@@ -3,10 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ...anatomy import NUM_LEVELS
 from ...anatomy.vertebra import Vertebra
@@ -14,16 +13,18 @@ from ...anatomy.vertebral_gaps import round_positions, vertebral_gaps
 from ...errors import InputError
 from ...plans.plans import StagePlan
 from ...preprocessing.crops import mask_crop
-from ...training.device import autocast
 from ...training.stage_model import StageModel
 from ..base import Context, Evidence, Findings, NumberingBasis, is_enabled
+from ..converted import ConvertedNetwork
+from .arrays import dropout_masks, entropy, fuse
 from .evidence import shape_logs
-from .fusion import fusion_with
 from .numbering import apply_numbering, combined, explanation, number
 from .tool_levels import NAME as TOOL
 from .tool_levels import with_tool
 from .trust import EvidenceModel
-from .uncertainty import monte_carlo
+
+if TYPE_CHECKING:
+    import torch
 
 INFERENCE_BATCH = 8
 
@@ -88,20 +89,38 @@ def _enabled(evidence: Mapping[str, Evidence], context: Context) -> dict[str, Ev
 
 
 def shape_rows(vertebrae: Sequence[Vertebra], network: Any, fitted: Mapping[str, Any], plan: StagePlan, device: torch.device,
-               crops: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+               crops: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """One network's Monte-Carlo means (n, 24) and their entropies (n,), before fusion. `crops`: mask crops that exist already."""
     if crops is None:
         crops = mask_crops(vertebrae, plan)
+    temperature, samples = fitted.get("temperature", 1.0), plan.run.mc_samples
+    parts = [crops[i:i + INFERENCE_BATCH] for i in range(0, len(crops), INFERENCE_BATCH)]
+    if not isinstance(network, ConvertedNetwork):
+        return _rows_of_module(network, parts, samples, temperature, device)
+    engine = network.engine("crop_features")
+    features = np.concatenate([engine(part) for part in parts])
+    masks = dropout_masks((samples, len(features)), (plan.network.hidden, plan.network.projection_dim), plan.network.dropout)
+    drawn = network.engine("draw_probabilities")(features, *masks, np.array([temperature], np.float32))
+    mean = drawn.mean(0)
+    return mean, entropy(mean)
+
+
+def _rows_of_module(network: Any, parts: Sequence[np.ndarray], samples: int, temperature: float, device: torch.device
+                    ) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    from ...training.device import autocast
+    from .uncertainty import monte_carlo
+
     with torch.inference_mode(), autocast(device):
-        features = torch.cat([network.features(crops[i:i + INFERENCE_BATCH].to(device)).float()
-                              for i in range(0, len(crops), INFERENCE_BATCH)])
-    mean, entropy = monte_carlo(network, features, plan.run.mc_samples, fitted.get("temperature", 1.0))
-    return mean.cpu().clone(), entropy.cpu().clone()
+        features = torch.cat([network.features(torch.from_numpy(part).to(device)).float() for part in parts])
+    mean, nats = monte_carlo(network, features, samples, temperature)
+    return mean.cpu().numpy(), nats.cpu().numpy()
 
 
-def mask_crops(vertebrae: Sequence[Vertebra], plan: StagePlan) -> torch.Tensor:
-    """The network's input (n, 1, z, y, x)."""
-    return torch.from_numpy(np.stack([mask_crop(v.known_mask, plan.network.crop_size) for v in vertebrae]))[:, None]
+def mask_crops(vertebrae: Sequence[Vertebra], plan: StagePlan) -> np.ndarray:
+    """The network's input (n, 1, z, y, x), float32."""
+    return np.stack([mask_crop(v.known_mask, plan.network.crop_size) for v in vertebrae])[:, None]
 
 
 def shape_probabilities(vertebrae: Sequence[Vertebra], model: StageModel, plan: StagePlan, device: torch.device,
@@ -114,9 +133,7 @@ def shape_probabilities(vertebrae: Sequence[Vertebra], model: StageModel, plan: 
     fused_sum, entropy_sum = np.zeros((len(vertebrae), NUM_LEVELS)), np.zeros(len(vertebrae))
     run = plan.run
     for network, fitted, extra in zip(model.networks, model.fitted, model.extra, strict=True):
-        mean, entropy = shape_rows(vertebrae, network, fitted, plan, device, crops)
-        with torch.no_grad():
-            fused = fusion_with(run.theta, run.hops, run.neighbours, extra.get("phi"))(mean, entropy, torch.from_numpy(positions))
-        fused_sum += fused.numpy()
-        entropy_sum += entropy.numpy()
+        mean, nats = shape_rows(vertebrae, network, fitted, plan, device, crops)
+        fused_sum += fuse(mean, nats, positions, run.theta, run.hops, run.neighbours, extra.get("phi"))
+        entropy_sum += nats
     return fused_sum / len(model.networks), entropy_sum / len(model.networks)

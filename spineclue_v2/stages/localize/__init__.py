@@ -6,4 +6,5 @@ from .plan import LocalizeNetwork, LocalizeRun
 _HERE = __name__
 STAGE = Stage("localize", "CT", f"{_HERE}.predictor:predict", Data, LocalizeNetwork, LocalizeRun, f"{_HERE}.network:network_of_plans",
               f"{_HERE}.trainer:LocalizeTrainer",
-              headline=("data.spacing_mm", "network.scale", "network.slice_size", "run.slice_gap_mm", "run.batch_size"))
+              headline=("data.spacing_mm", "network.scale", "network.slice_size", "run.slice_gap_mm", "run.batch_size"),
+              graphs=f"{_HERE}.network:graphs")

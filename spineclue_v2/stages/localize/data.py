@@ -1,8 +1,4 @@
-"""Slices and boxes for the detector, cut straight from preprocessed volumes (no image files).
-
-A slice is (z, in-plane): sagittal slices hold (z, y) at one x, coronal ones (z, x) at one y. Cranial is up: row 0 of a slice
-image is its highest z, as a reader would see it.
-"""
+"""Slices and boxes for the detector, cut straight from preprocessed volumes (no image files)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,20 +12,14 @@ from ...anatomy import IGNORED
 from ...dataset.preprocessed import PreprocessedDataset
 from ...preprocessing.augmentation import augment_hu, field_ends
 from ...preprocessing.resampling import windows
+from .slices import PLANES, take_slice
 
-PLANES = ("sagittal", "coronal")
 MIN_SHARE_OF_LARGEST = 0.25   # a box is made where the section holds at least this share of the vertebra's largest section
 MIN_BOX_MM = 6.0
 BACKGROUND_FRACTION = 0.2        # share of training slices drawn anywhere instead of through a vertebra
 KEPT_FRACTION = 0.45             # a vertebra that the border cuts keeps its box while this much of the section is left
 CUT_PROBABILITY = 0.3         # of a slice that ends at a vertebra
 AIR_HU = -1024
-
-
-def take_slice(volume: Any, plane: str, index: int) -> np.ndarray:
-    """Slice (rows, columns) of a (z, y, x) volume, cranial up."""
-    cut = volume[:, :, index] if plane == "sagittal" else volume[:, index, :]
-    return np.asarray(cut)[::-1]
 
 
 def section_areas(labels: np.ndarray, values: list[int], starts: np.ndarray, stops: np.ndarray) -> dict[str, np.ndarray]:

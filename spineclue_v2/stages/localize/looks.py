@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ...plans.plans import StagePlan
 from ...preprocessing.resampling import windows
-from ...training.device import autocast
 from .clustering import Boxes
-from .data import PLANES, take_slice
+from .decoding import detector_of
+from .slices import PLANES, take_slice
+
+if TYPE_CHECKING:
+    import torch
 
 STRIDE = 32
 TILE_OVERLAP_MM = 64.0   # along the spine: the tallest vertebra with its processes lies whole in one of two neighbouring tiles,
@@ -147,11 +149,10 @@ def _detect(cuts: Sequence[np.ndarray], detectors: Detectors, min_score: float,
     """(position, boxes (n, 5): x0, y0, x1, y1 pixels within the picture, score) of equally large pictures, fold by fold."""
     pictures = np.stack([windows(cut, detectors.plan.data.windows_hu) for cut in cuts])
     height, width = pictures.shape[-2:]
-    padded = torch.zeros(len(pictures), pictures.shape[1], -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE)
-    padded[:, :, :height, :width] = torch.from_numpy(pictures)
+    padded = np.zeros((*pictures.shape[:2], -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE), np.float32)
+    padded[:, :, :height, :width] = pictures
     for network in detectors.networks:
-        with torch.inference_mode(), autocast(detectors.device, bfloat16=False):
-            found = network.boxes(padded.to(detectors.device), min_score, detectors.plan.run.nms_iou)
+        found = detector_of(network, detectors.device)(padded, min_score, detectors.plan.run.nms_iou)
         for position, boxes in zip(positions, found, strict=True):
-            rows = boxes.numpy().astype(float).reshape(-1, 5)
+            rows = boxes.astype(float).reshape(-1, 5)
             yield position, np.concatenate([np.clip(rows[:, :4], 0, [width, height, width, height]), rows[:, 4:]], axis=1)

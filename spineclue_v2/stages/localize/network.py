@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from ...errors import InputError
-from ...plans.plans import Plans
+from ...plans.plans import Plans, StagePlan
+from ..converted import Graph
+from .decoding import BINS, LEVEL_STRIDES, MAX_BOXES
 from .plan import LocalizeNetwork
 
 LOSS_GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
-MAX_BOXES = 100
 NMS_SECONDS = 60.0  # per slice; ultralytics' own limit leaves slices without boxes on a busy machine
 
 
@@ -77,6 +78,13 @@ class SliceDetector(torch.nn.Module):
         total, _ = self._criterion(heads, target)
         return total.sum() / len(slices)
 
+    def heads(self, slices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the sides (B, 4 * BINS, cells) and of the score (B, 1, cells), undecoded. Threads may share one detector."""
+        own = _with_own_head(self.model)
+        next(reversed(own.model._modules.values())).training = True     # the head alone: its convolutions stay as they are
+        found = own(slices)
+        return found["boxes"], found["scores"]
+
     @torch.no_grad()
     def boxes(self, slices: torch.Tensor, min_score: float, nms_iou: float) -> list[torch.Tensor]:
         """Per slice a float tensor (N, 5): x0, y0, x1, y1 in pixels and the score, best first. Threads may share one detector."""
@@ -128,3 +136,18 @@ def network_of_plans(plans: Plans) -> SliceDetector:
     """The network of the stage as `plans` has it, with fresh weights."""
     plan = plans.stage("localize")
     return build_network(plan.network, len(plan.data.windows_hu))
+
+
+def heads(network: SliceDetector, slices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`SliceDetector.heads`, which `decoding` turns into boxes."""
+    return network.heads(slices)
+
+
+def graphs(network: SliceDetector, plan: StagePlan) -> dict[str, Graph]:
+    """What a prediction asks of the network; nothing of a detector whose heads `decoding` does not know."""
+    head = next(reversed(network.model.model._modules.values()))
+    plain = type(head).__name__ == "Detect" and not head.end2end and head.reg_max == BINS and head.nc == 1
+    if not plain or tuple(int(stride) for stride in head.stride) != LEVEL_STRIDES:
+        return {}
+    channels = len(plan.data.windows_hu)
+    return {"heads": Graph(heads, (torch.zeros(2, channels, 96, 64),), ((-1, channels, -1, -1),), bfloat16=False)}

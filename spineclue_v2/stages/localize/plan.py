@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeGuard
 from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from ...plans.fields import CONFIG, Amount, Batch, Count, Fraction, Run, Whole, check_multiples, check_order, one_of, planned
+from ...plans.fields import CONFIG, Amount, Batch, Fraction, ScheduledRun, check_multiples, check_order, one_of, planned
 
 OLD_GAP_MM = 4.0          # a second look of plans that counted slices left no wider gaps
 STRIDE = 32               # the coarsest of the detector's maps
@@ -28,12 +28,8 @@ class LocalizeNetwork:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class LocalizeRun(Run):
+class LocalizeRun(ScheduledRun):
     batch_size: Annotated[Batch, planned("slices per training step", "slices")]
-    epochs: Annotated[Whole, planned("length of the training", "epochs")]
-    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
-    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
-    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
     slice_gap_mm: Annotated[float, Field(gt=0, le=50), planned(
         "distance of the slices of a plane (sagittal, coronal) where the spine is read; their number follows from the scan", "mm")]
     inference_batch: Annotated[Batch, planned("slices at a time in prediction", "slices")]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ...anatomy.vertebra import Vertebra
 from ...imageio.volume import Volume
@@ -22,6 +22,9 @@ from ..base import Context, Findings
 from .clustering import SPACING_PER_HEIGHT, Boxes, Cluster, cluster_boxes
 from .looks import Detectors, Field, look
 from .spine_path import find_spine_path
+
+if TYPE_CHECKING:
+    import torch
 
 FIRST_GAP_MM = 10.0
 LARGEST_GAP_MM = 4.0     # nothing is called empty that was not looked at so closely

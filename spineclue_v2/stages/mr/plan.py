@@ -15,9 +15,13 @@ from ...plans.fields import (
     Channels,
     Count,
     Edge,
+    Epochs,
     Fraction,
     Interval,
+    Iterations,
     Run,
+    ScheduledRun,
+    WeightDecay,
     Whole,
     check_multiples,
     one_of,
@@ -54,10 +58,10 @@ class Hybrid2DRun(Run):
                                          old_names=["label_shares"])]
     unlabelled_batch_size: Annotated[int, planned("slices in each of the two unlabelled batches; 0: supervised only", "slices", ge=0,
                                                   le=1 << 16)]
-    epochs: Annotated[Whole, planned("length of the training", "epochs")]
-    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
+    epochs: Epochs
+    iterations_per_epoch: Iterations
     initial_lr: Annotated[Amount, planned("learning rate of the first step")]
-    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
+    weight_decay: WeightDecay
     lr_drop_epochs: Annotated[tuple[Whole, ...], planned(
         "the learning rate is divided by 10 at each; none: it falls to 0, almost in a line", "epochs")]
     cps_weight: Annotated[Amount, planned("of the branches' supervision of each other (cross pseudo supervision)")]
@@ -97,12 +101,9 @@ class Hybrid3DNetwork:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class Hybrid3DRun(Run):
+class Hybrid3DRun(ScheduledRun):
     batch_size: Annotated[Batch, planned("patches of one volume per training step", "patches")]
-    epochs: Annotated[Whole, planned("length of the training", "epochs")]
-    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
     initial_lr: Annotated[Amount, planned("learning rate of the first step")]
-    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
     lr_drop_epochs: Annotated[tuple[Whole, ...], planned(
         "the learning rate is divided by 10 at each; none: it falls to 0, almost in a line", "epochs")]
     class_centred_fraction: Annotated[Fraction, planned(

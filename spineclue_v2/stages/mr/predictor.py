@@ -13,7 +13,7 @@ from ...imageio.volume import Volume
 from ...plans.data import MRData
 from ...plans.plans import Plans, StagePlan
 from ...preprocessing.mr import to_mr_space
-from ...training.device import autocast
+from ...training.device import autocast, items_at_once
 from ...training.stage_model import StageModel
 from ...utilities.triples import Box, box_slices
 from ..base import Context, Findings
@@ -21,6 +21,9 @@ from .discs import measure_discs
 from .labelling import label_scan
 from .mr_flags import flags_of
 from .network import FEATURE_STRIDE, STRIDE_IN_PLANE, HybridNetwork, TwoBranches, neighbour_stacks, shrink
+
+SEEN_FROM = 0.05       # where the 2D branches give all structures together so much the 3D network looks, too
+AROUND = (2, 12, 12)   # and so many slices, rows and columns around: half a body
 
 
 def predict_hybrid_2d(findings: Findings, model: StageModel, context: Context) -> Findings:
@@ -87,7 +90,8 @@ def predict_3d(image: np.ndarray, networks: Sequence[HybridNetwork], plans: Plan
             probability = probability.flip(1) if turned else probability
             total = probability if total is None else total + probability
     assert total is not None
-    return (total / (len(networks) * (2 if mirror else 1))).numpy()
+    total /= len(networks) * (2 if mirror else 1)
+    return total.numpy()
 
 
 def look(image: torch.Tensor, network: TwoBranches, plan: StagePlan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,17 +121,18 @@ def look(image: torch.Tensor, network: TwoBranches, plan: StagePlan, device: tor
 
 
 def _windows_3d(image: torch.Tensor, network: HybridNetwork, plan: StagePlan, plan_2d: StagePlan, device: torch.device) -> torch.Tensor:
-    """Probabilities (C, S, rows, columns) of one fold over windows of a padded image."""
+    """Probabilities (C, S, rows, columns) of one fold over windows of a padded image; background where the 2D branches see nothing else."""
     size, factor = plan.network.patch_size, plan_2d.network.in_plane_factor
     step = FEATURE_STRIDE * factor
     features = prior = None
     if network.branches is not None:
         features, prior = look(image, network.branches, plan_2d, device)
     total, seen = torch.zeros(network.num_classes, *image.shape), torch.zeros(image.shape)
-    windows = list(_starts(image.shape, size, plan.run.overlap, step))
-    for first in range(0, len(windows), plan.run.inference_batch):
-        some = windows[first:first + plan.run.inference_batch]
-        boxes = [box_slices(start, size) for start in some]
+    corner, span = ([0, 0, 0], list(image.shape)) if prior is None else _part_to_refine(prior, image.shape, size, factor)
+    windows = [box_slices(np.add(corner, start), size) for start in _starts(span, size, plan.run.overlap, step)]
+    batch = items_at_once(plan.run.inference_batch, device)
+    for first in range(0, len(windows), batch):
+        boxes = windows[first:first + batch]
         looked = [None if source is None else _coarse_windows(source, boxes, scale).to(device)
                   for source, scale in ((prior, factor), (features, step))]
         with torch.inference_mode(), autocast(device):
@@ -135,7 +140,25 @@ def _windows_3d(image: torch.Tensor, network: HybridNetwork, plan: StagePlan, pl
         for box, probability in zip(boxes, logits.float().softmax(1).cpu(), strict=True):
             total[:, box[0], box[1], box[2]] += probability
             seen[box] += 1
-    return total / seen
+    total[0][seen == 0] = 1.0
+    total /= seen.clamp_(min=1.0)
+    return total
+
+
+def _part_to_refine(prior: torch.Tensor, shape: Sequence[int], size: Sequence[int], factor: int) -> tuple[list[int], list[int]]:
+    """First voxel and shape of the part of a padded image (S, rows, columns) that holds every structure of the 2D branches' `prior`, with
+    a margin; rows and columns start and end where windows may. One window of the given `size` at least, for nothing."""
+    found = (1 - prior[0] >= SEEN_FROM).numpy()
+    first, spans = [], []
+    for axis, (length, window, around) in enumerate(zip(shape, size, AROUND, strict=True)):
+        scale, step = (factor, FEATURE_STRIDE * factor) if axis else (1, 1)
+        seen = np.flatnonzero(found.any(tuple(other for other in range(3) if other != axis))) * scale
+        low = max(0, int(seen[0]) - around) if len(seen) else 0
+        high = min(length, int(seen[-1]) + scale + around) if len(seen) else 0
+        low = min(low, length - window) // step * step
+        first.append(low)
+        spans.append(max(window, -(-(high - low) // step) * step))
+    return first, spans
 
 
 def _coarse_windows(source: torch.Tensor, boxes: Sequence[Box], scale: int) -> torch.Tensor:

@@ -11,4 +11,4 @@ from .plan import RibsNetwork, RibsRun
 _HERE = __name__
 STAGE = Stage("ribs", "CT", f"{_HERE}.predictor:predict", Data, RibsNetwork, RibsRun, f"{_HERE}.network:network_of_plans",
               f"{_HERE}.trainer:RibsTrainer", headline=("data.spacing_mm", "network.thresholds_hu", "run.batch_size"), required=False,
-              names_masks=True, plan="spineclue_v2.planning.ribs:plan_ribs")
+              names_masks=True, plan="spineclue_v2.planning.ribs:plan_ribs", graphs=f"{_HERE}.network:graphs")

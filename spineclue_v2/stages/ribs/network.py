@@ -4,7 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...plans.plans import Plans
+from ...plans.plans import Plans, StagePlan
+from ..converted import Graph
 from .features import feature_count
 from .groups import GROUPS
 
@@ -25,3 +26,14 @@ class RibsClassifier(nn.Module):
 def network_of_plans(plans: Plans) -> torch.nn.Module:
     """The plan's network with fresh weights."""
     return RibsClassifier(feature_count(len(plans.stage("ribs").network.thresholds_hu)))
+
+
+def group_logits(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Inputs (B, features) -> logits (B, groups), float32."""
+    return network(inputs).float()
+
+
+def graphs(network: nn.Module, plan: StagePlan) -> dict[str, Graph]:  # noqa: ARG001 - as in every stage
+    """What a prediction asks of the network."""
+    features = feature_count(len(plan.network.thresholds_hu))
+    return {"group_logits": Graph(group_logits, (torch.zeros(2, features),), ((-1, features),), bfloat16=False)}

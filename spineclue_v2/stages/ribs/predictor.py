@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,8 +14,12 @@ from ...plans.plans import StagePlan
 from ...preprocessing.resampling import to_network_space
 from ...training.stage_model import StageModel
 from ..base import Context, Evidence, Findings
+from ..engine import engine_of
 from .features import ABOVE_MM, BACK_MM, BELOW_MM, FRONT_MM, LAST_MM, inputs_of, reaches
 from .groups import RIB_GROUPS, spread
+
+if TYPE_CHECKING:
+    import torch
 
 UNSURE = 0.1            # of each row: contrast agent and metal beside the spine look like bone
 NO_VERTEBRA = 0.02      # it knows no such class; as for the shape classifier, a small constant keeps false detections possible
@@ -27,7 +32,7 @@ def predict(findings: Findings, model: StageModel, context: Context) -> Findings
         return findings
     centres = np.array([v.known_body_centre for v in findings.vertebrae])
     plan = context.plans.stage("ribs")
-    groups = group_probabilities(around(findings.volume, centres, plan), centres, model, plan)
+    groups = group_probabilities(around(findings.volume, centres, plan), centres, model, plan, context.device)
     return replace(findings, evidence={**findings.evidence, "ribs": evidence_of(groups, model.fitted[0].get("weight"))})
 
 
@@ -42,7 +47,7 @@ def around(scan: Volume, centres_xyz: np.ndarray, plan: StagePlan) -> Volume:
     return to_network_space(view.cropped(low, high), plan.data)
 
 
-def group_probabilities(volume: Volume, centres_xyz: np.ndarray, model: StageModel, plan: StagePlan) -> np.ndarray:
+def group_probabilities(volume: Volume, centres_xyz: np.ndarray, model: StageModel, plan: StagePlan, device: torch.device) -> np.ndarray:
     """(n, groups) probabilities of `network.GROUPS`, mean over the folds.
 
     Args:
@@ -50,14 +55,13 @@ def group_probabilities(volume: Volume, centres_xyz: np.ndarray, model: StageMod
         centres_xyz: (n, 3) body centres, LPS mm, cranio-caudal.
         model: networks with their temperatures in `fitted`.
         plan: of stage ribs.
+        device: where the networks are.
     """
-    import torch
-
-    inputs = torch.from_numpy(inputs_of(reaches(volume, centres_xyz, plan.network.thresholds_hu)))
-    with torch.inference_mode():
-        folds = [(network.cpu()(inputs).double() / fitted.get("temperature", 1.0)).softmax(1).numpy()
-                 for network, fitted in zip(model.networks, model.fitted, strict=True)]
-    mean: np.ndarray = np.mean(folds, axis=0)
+    inputs = inputs_of(reaches(volume, centres_xyz, plan.network.thresholds_hu))
+    engines = [engine_of(network, f"{__package__}.network:group_logits", device, bfloat16=False) for network in model.networks]
+    logits = [engine(inputs).astype(np.float64) / fitted.get("temperature", 1.0)
+              for engine, fitted in zip(engines, model.fitted, strict=True)]
+    mean: np.ndarray = np.mean([np.exp(rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)) for rows in logits], axis=0)
     return mean
 
 

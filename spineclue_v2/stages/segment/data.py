@@ -25,13 +25,6 @@ KEPT_FRACTION = 0.5       # of a vertebra's length that such an end leaves at le
 MARGIN = 1.2  # crops are taken this much larger, so that rotation and scaling bring in real voxels instead of padding
 
 
-def crop_channels(image: Any, centre: np.ndarray, size: tuple[int, ...], windows_hu: Any, hu_min: int, sigma: float) -> np.ndarray:
-    """Network input (C + 1, z, y, x) of `size` around `centre` (z, y, x index): CT windows 0..1, last channel the heat map."""
-    start = crop_start(centre, size)
-    ct = crop_and_pad(image, start, size, pad_value=hu_min)
-    return np.concatenate([windows(ct, windows_hu), heatmap(size, centre - start, sigma)[None]])
-
-
 @dataclass
 class CropBatches:
     """Training batches: random vertebrae (levels equally often), jittered centres, nnU-Net's augmentation. Targets are 0, 1 and, where

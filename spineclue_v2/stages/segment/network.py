@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ...errors import InputError
-from ...plans.plans import Plans
+from ...plans.plans import Plans, StagePlan
+from ..converted import Graph
 from .plan import SegmentNetwork
 
 CLASSES = 2
@@ -47,6 +48,18 @@ def residual_encoder_unet(features: Sequence[int], blocks: Sequence[int], channe
 def foreground_probability(logits: torch.Tensor) -> torch.Tensor:
     """Logits (B, 2, z, y, x) -> probability of the vertebra (B, z, y, x), float32."""
     return (logits[:, 1].float() - logits[:, 0].float()).sigmoid()
+
+
+def foreground(network: nn.Module, crops: torch.Tensor) -> torch.Tensor:
+    """Crops (B, C, z, y, x) -> probability of the vertebra (B, z, y, x), float32."""
+    return foreground_probability(network(crops))
+
+
+def graphs(network: nn.Module, plan: StagePlan) -> dict[str, Graph]:  # noqa: ARG001 - as in every stage
+    """What a prediction asks of the network."""
+    channels, size, shape = len(plan.data.windows_hu) + 1, plan.network.crop_size, plan.network
+    example = (2 ** (len(shape.features) + 1),) * 3 if shape.architecture == "ResEnc" else size    # a small one is traced sooner
+    return {"foreground": Graph(foreground, (torch.zeros(1, channels, *example),), ((-1, channels, *size),))}
 
 
 def network_of_plans(plans: Plans) -> nn.Module:

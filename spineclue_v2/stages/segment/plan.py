@@ -6,21 +6,7 @@ from typing import Annotated
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from ...plans.fields import (
-    CONFIG,
-    Amount,
-    Batch,
-    Blocks,
-    Box,
-    Channels,
-    Count,
-    Fraction,
-    Run,
-    Whole,
-    check_multiples,
-    check_one_each,
-    planned,
-)
+from ...plans.fields import CONFIG, Amount, Batch, Blocks, Box, Channels, Fraction, ScheduledRun, check_multiples, check_one_each, planned
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -43,12 +29,8 @@ class SegmentNetwork:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class SegmentRun(Run):
+class SegmentRun(ScheduledRun):
     batch_size: Annotated[Batch, planned("crops per training step", "crops")]
-    epochs: Annotated[Whole, planned("length of the training", "epochs")]
-    iterations_per_epoch: Annotated[Count, planned("training steps per epoch", "steps")]
-    initial_lr: Annotated[Amount, planned("learning rate of the first step; it falls to 0 as (1 - t) ^ 0.9")]
-    weight_decay: Annotated[Amount, planned("weight decay of the optimiser")]
     inference_batch: Annotated[Batch, planned("crops at a time in prediction", "crops")]
     centre_jitter_mm: Annotated[Amount, planned("training moves the centre of the heat map by up to this much", "mm")]
     min_volume_ml: Annotated[Amount, planned("smaller bodies are no vertebra", "ml")]

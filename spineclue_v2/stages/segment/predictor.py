@@ -4,21 +4,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ...anatomy.morphology import body_centre, component_at, fill_holes, largest_component
 from ...anatomy.vertebra import Vertebra, on_the_masks_side
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
 from ...preprocessing.crops import crop_start
-from ...training.device import autocast, items_at_once
+from ...training.device import items_at_once
 from ...utilities.triples import Floats3, float_triple, int_triple
-from .data import crop_channels
+from ..engine import engine_of
+from .crops import crop_channels
 from .fences import Fence, fence_in, fences_of, hand_over, shows_centre
-from .network import foreground_probability
-from .openvino import engine_of
+
+if TYPE_CHECKING:
+    import torch
 
 OWN_FRACTION = 0.5    # whose neighbours own more than the rest of its mask is no vertebra of its own,
 CONTESTED_DICE, SPLINTER = 0.2, 0.4   # nor is what is this small beside a mask it shares so much with
@@ -135,20 +137,15 @@ def _probabilities(volume: Volume, centres: np.ndarray, networks: list[torch.nn.
                    mirror: bool) -> list[np.ndarray]:
     """Foreground probability (z, y, x) float16 per crop, averaged over the folds (and left-right mirror images)."""
     data, sigma = plan.data, plan.network.heatmap_sigma_mm / plan.data.spacing_mm
-    shape = (len(data.windows_hu) + 1, *plan.network.crop_size)
-    engines = [engine_of(network, shape, device) for network in networks]
+    engines = [engine_of(network, f"{__package__}.network:foreground", device) for network in networks]
     at_once, result = items_at_once(plan.run.inference_batch, device), list[np.ndarray]()
     for first in range(0, len(centres), at_once):
         crops = np.stack([crop_channels(volume.array, c, plan.network.crop_size, data.windows_hu, data.hu_min, sigma)
                           for c in centres[first:first + at_once]])
-        batch = torch.from_numpy(crops).to(device)
-        total = torch.zeros(())
-        with torch.inference_mode(), autocast(device):
-            for engine in engines:
-                total = total + foreground_probability(engine(batch)).cpu()
-                if mirror:
-                    total = total + foreground_probability(engine(batch.flip(-1))).flip(-1).cpu()
-        result += list((total / (len(networks) * (2 if mirror else 1))).half().numpy())
+        views = [engine(crops) for engine in engines]
+        if mirror:
+            views += [engine(crops[..., ::-1])[..., ::-1] for engine in engines]
+        result += list((sum(views) / len(views)).astype(np.float16))
     return result
 
 

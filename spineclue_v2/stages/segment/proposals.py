@@ -47,7 +47,7 @@ def propose_missed(found: list[Vertebra], tried: list[Vertebra], geometry: Image
                 extents.append(ordered[last].extent)
     known = [np.array(v.box_centre) for v in tried]
     return [Vertebra(float_triple(position), extent, 0.0) for position, extent in zip(positions, extents, strict=True)
-            if _inside(position, geometry) and all(np.linalg.norm(position - other) > TRIED_MM for other in known)]
+            if inside(position, geometry) and all(np.linalg.norm(position - other) > TRIED_MM for other in known)]
 
 
 def drop_fragments(found: list[Vertebra]) -> list[Vertebra]:
@@ -78,6 +78,7 @@ def _ends_at_border(vertebra: Vertebra, geometry: ImageGrid, top: bool) -> bool:
     return start + vertebra.known_mask.shape[0] >= geometry.shape[0] if top else start <= 0
 
 
-def _inside(position: np.ndarray, geometry: ImageGrid) -> bool:
+def inside(position: np.ndarray, geometry: ImageGrid) -> bool:
+    """Whether a place (LPS mm) lies at least `INSIDE_MM` within a grid."""
     index, margin = geometry.world_to_index(position[None])[0], INSIDE_MM / np.array(geometry.spacing)
     return bool((index >= margin).all() and (index <= np.array(geometry.shape) - 1 - margin).all())

@@ -8,6 +8,7 @@ from typing import Any
 LEFT_OUT = ("lines_mm", "plane")   # for drawing, not for reading
 NOT_GIVEN = "not given: "
 UNITS = {"deg": "°"}
+WIDE = ("heights", "discs")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,13 @@ GROUPS = {
     "alignment": _Group("Alignment", "Thoracic kyphosis is positive as kyphosis, all other sagittal angles as lordosis."),
     "vertebrae": _Group("Angles of the vertebrae", "Positive: higher in front; higher on the right; front turned to the patient's left.",
                         "Level"),
+    "heights": _Group("Heights", "Loss is what the body lacks of the height that is expected, where it lacks most. Three heights: "
+                                 "anterior, middle, posterior.", "Level",
+                      (("interval", "95 % interval", "%"), ("where", "at", ""), ("measured_mm", "measured", "mm"),
+                       ("expected_mm", "expected", "mm"), ("reference", "expected from", ""),
+                       ("grade_probabilities", "likely grade", ""))),
     "discs": _Group("Discs", "Angles are positive where they open to the front. Listhesis is positive where the upper vertebra lies in "
-                             "front; some 3 mm lie within the error of masks.", "Disc"),
+                             "front; some 3 mm lie within the error of masks. Where a height is negative, the two masks overlap.", "Disc"),
     "bone": _Group("Density of bone", "Mean over the region in the middle of the body whose median is the trabecular HU above, of whole "
                                       "bodies with clear end plates. Contrast raises it, tube voltage and scanner shift it.", "Level",
                    (("sd", "standard deviation", "HU"), ("volume_ml", "region", "ml"))),
@@ -47,7 +53,7 @@ GROUPS = {
 def measure_tables(measures: Mapping[str, Any]) -> list[Table]:
     """A table for each group of `measures` in a CASE.json that is a list of records; groups of any other name and form, too."""
     tables = []
-    for name, records in sorted(measures.items(), key=lambda entry: entry[0] == "discs"):  # a wide table after the pair of narrow ones
+    for name, records in sorted(measures.items(), key=lambda entry: entry[0] in WIDE):  # after the pair of narrow ones
         if isinstance(records, Sequence) and not isinstance(records, str) and records and all(isinstance(r, Mapping) for r in records):
             group = GROUPS.get(name, _Group(words(name), ""))
             tables.append(_by_row(group, records) if group.by else _one_a_row(group, records))
@@ -63,13 +69,23 @@ def _by_row(group: _Group, records: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for key, given in found.items():
         cells = [plain(given[name].get("value")) if name in given else "" for name in names]
-        cells += [next((plain(row[more]) for row in given.values() if row.get(more) is not None), "") for more, _, _ in group.more]
+        cells += [next((_part(more, row[more]) for row in given.values() if row.get(more) is not None), "") for more, _, _ in group.more]
         rows.append([key, *(cell or "–" for cell in cells)])
     columns = [(group.by, ""), *((words(name), UNITS.get(unit, unit)) for name, unit in names.items()),
                *((words(name), unit) for _, name, unit in group.more)]
     missing = {(f"{key} {name}" if row.get("value") is None else key, _reason(row))
                for key, given in found.items() for name, row in given.items() if row.get("note")}
     return Table(group.title, columns, rows, _note(group, records), sorted(missing), numbers=True)
+
+
+def _part(key: str, value: Any) -> str:
+    """A further value of a row: ends of an interval, three heights, the likeliest grade with its probability."""
+    if key == "interval" and len(value) == 2:
+        return " to ".join(map(plain, value))
+    if key == "grade_probabilities" and value:
+        likeliest = max(value, key=value.__getitem__)
+        return f"{likeliest} ({percent(value[likeliest])})"
+    return " / ".join(map(plain, value)) if isinstance(value, Sequence) and not isinstance(value, str) else plain(value)
 
 
 def _one_a_row(group: _Group, records: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,0 +1,38 @@
+"""Tasks for worker processes. They import nothing, for every process that runs one of them does so, too."""
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+
+def kill_second(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def kill_first(number: int) -> int:
+    """Id of the process that did it."""
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def second_time(once: str) -> int:
+    """How many processes have the parent of this one for theirs; the first time with a file `once` its process dies."""
+    if once and not Path(once).exists():
+        Path(once).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sum(f"PPid:\t{os.getppid()}\n" in status(path) for path in Path("/proc").glob("[0-9]*/status"))
+
+
+def status(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def unpicklable() -> object:
+    return lambda: None
