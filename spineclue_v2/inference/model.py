@@ -284,8 +284,8 @@ def stage_model(stage: str, saved: Sequence[Checkpoint | Kept], files: list[Path
         _check_fingerprint(one, plans, stage, file)
         check_package(one.meta, file)
         found.append(_loaded(stage, one, file, plans, device, convert))
-    networks, extra, sha256 = ([part[k] for part in found] for k in range(3))
-    return StageModel(networks, [one.meta.get("fitted", {}) for one in saved], extra, sha256)
+    return StageModel([part[0] for part in found], [one.meta.get("fitted", {}) for one in saved], [part[1] for part in found],
+                      [part[2] for part in found])
 
 
 def _loaded(stage: str, saved: Checkpoint | Kept, file: Path, plans: Plans, device: torch.device, convert: bool

@@ -142,7 +142,8 @@ def keep(weights: Path, network: torch.nn.Module, graphs: Mapping[str, Graph], m
         try:
             for name, model in models.items():
                 openvino.save_model(model, own / f"{name}.xml", compress_to_fp16=False)
-            np.savez(own / EXTRA, **{name: value.cpu().numpy() for name, value in extra.items()})
+            arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in extra.items()}
+            np.savez(own / EXTRA, **arrays)
             (own / ABOUT).write_text(json.dumps(about), encoding="utf-8")
             if folder.exists() and find_kept(weights) is None:
                 shutil.rmtree(folder, ignore_errors=True)      # damaged

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,8 @@ def network_of_plans(plans: Plans) -> GeometryNetwork:
 def member_logits(network: GeometryNetwork, rows: Tensor, arc: Tensor) -> Tensor:
     """`features` (S, N, FEATURES) and `along` (S, N) of detections that are all present -> logits (members, S, N, CLASSES)."""
     present = torch.ones_like(arc) > 0
-    return torch.stack([member.logits(rows, arc, present) for member in network.members])
+    members: list[Any] = list(network.members)
+    return torch.stack([member.logits(rows, arc, present) for member in members])
 
 
 def graphs(network: GeometryNetwork, plan: StagePlan) -> dict[str, Graph]:  # noqa: ARG001 - as in every stage

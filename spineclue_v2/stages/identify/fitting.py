@@ -70,7 +70,7 @@ def fit_halves(network: LevelNetwork, scans: Sequence[ScanRows], run: IdentifyRu
     return entries, tensors
 
 
-def fitted_without(case: str, fitted: Mapping[str, Any], extra: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def fitted_without(case: str, fitted: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`fitted` and `extra` of a checkpoint as this case may be judged by them: temperature and phi of the half that it is not in.
 
     A case that nothing was fitted on gets what prediction uses.
