@@ -81,8 +81,8 @@ class SliceDetector(torch.nn.Module):
     def heads(self, slices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the sides (B, 4 * BINS, cells) and of the score (B, 1, cells), undecoded. Threads may share one detector."""
         own = _with_own_head(self.model)
-        layers: list[Any] = list(own.model.children())
-        layers[-1].training = True     # the head alone: its convolutions stay as they are
+        model: Any = own.model
+        next(reversed(model._modules.values())).training = True     # the head alone: its convolutions stay as they are
         found = own(slices)
         return found["boxes"], found["scores"]
 
