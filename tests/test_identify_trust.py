@@ -6,7 +6,7 @@ from spineclue_v2.anatomy import LEVEL_INDEX, LEVELS
 from spineclue_v2.stages.base import Evidence
 from spineclue_v2.stages.identify.decoder import Decoder
 from spineclue_v2.stages.identify.plan import Penalties
-from spineclue_v2.stages.identify.trust import EvidenceModel, decode_with_trust, remove_bias
+from spineclue_v2.stages.identify.trust import EvidenceModel, decode_with_trust, in_its_place, remove_bias
 
 ALL = ("shape", "geometry", "appearance")
 PENALTIES = Penalties(false_detection=-1.0)
@@ -158,3 +158,18 @@ def test_the_sum_obeys_its_weights():
     mostly_sum = model(sum_weight=0.99)
     assert decode(evidence, model=mostly_sum).names == names("T10", 7)
     assert decode(evidence, model=mostly_sum, weights={"geometry": 0.1, "appearance": 0.1}).names == names("T9", 7)
+
+
+@pytest.mark.parametrize("steps, dropped", [([1.0, 1.0, 1.0, 1.0], False), ([1.0, 0.5, 0.5, 1.0], True)])
+def test_a_detection_in_its_place_is_no_false_one(steps, dropped):
+    """One classifier takes the third of five for no vertebra and names the others as if it were none."""
+    doubting = np.log(np.vstack([np.exp(rows("T9", 2)), np.full((1, 25), 0.01), np.exp(rows("T11", 2))]))
+    doubting[2, 24] = np.log(0.76)
+    counting = rows("T9", 5, 0.3)
+    answer = decode_with_trust({"appearance": Evidence(doubting), "geometry": Evidence(counting)}, np.array(steps), model(), PENALTIES)
+    assert (answer.names[2] is None) == dropped
+
+
+@pytest.mark.parametrize("steps, inside", [([], [False]), ([1.0], [False, False]), ([1.0, 0.8, 1.4, 1.0], [False, True, False, False, False])])
+def test_a_place_in_the_row_needs_a_usual_step_on_both_sides(steps, inside):
+    assert in_its_place(np.array(steps)).tolist() == inside

@@ -34,6 +34,7 @@ LANDMARKS = {"sacrum": [ORDER_INDEX["L5"], ORDER_INDEX["L6"]], "skull": [ORDER_I
 RIBS = {"last rib": [ORDER_INDEX["T12"], ORDER_INDEX["T13"]], "first rib": [ORDER_INDEX["T1"]]}
 """Names by landmark: the columns of `Evidence.landmarks`, these after those."""
 FLOOR = 1e-4                 # of a row's probability: one zero forbids nothing
+EVEN, EVEN_ROW = (0.75, 1.3), -6.0   # steps on both sides of a detection that has its place in the row; log of how much rarer a false one
 LEAST_SET = 1e-4             # sets of classifiers with less posterior than this are left out
 
 
@@ -122,7 +123,8 @@ def _readings(evidence: Mapping[str, Evidence], known: Mapping[str, Evidence], g
     """Lattices and their log priors: the weighted sum of all evidence, then one per set of `known` classifiers that may be right."""
     logs, variants = combine_evidence(evidence, weights, tuple(evidence))
     opinions = {name: opinion(name, found, model) for name, found in known.items()}
-    none = np.sum([o.none for o in opinions.values()], axis=0) + decoder.penalties.false_detection
+    even = EVEN_ROW * in_its_place(gaps)
+    none = np.sum([o.none for o in opinions.values()], axis=0) + decoder.penalties.false_detection + even
     base = np.repeat(np.sum([o.vertebra for o in opinions.values()], axis=0)[:, None], NAMES, axis=1)
     base[:, VARIANTS] += (decoder.penalties.t13_offset, decoder.penalties.l6_offset)
     landmarks = LANDMARKS if decoder.known is None else LANDMARKS | decoder.known.landmarks
@@ -130,7 +132,7 @@ def _readings(evidence: Mapping[str, Evidence], known: Mapping[str, Evidence], g
     base += sum(ends[name] for name in RIBS)
     lattice = decoder.lattice(logs, gaps, variants)
     dearer = model.sum_false_detection - decoder.penalties.false_detection
-    lattices, priors = [replace(lattice, none=lattice.none + dearer)], [0.0]
+    lattices, priors = [replace(lattice, none=lattice.none + dearer + even)], [0.0]
     for trusted in product((True, False), repeat=len(opinions)):
         heard = [o.names for o, right in zip(opinions.values(), trusted, strict=True) if right]
         emission = base + sum(heard) if heard else base
@@ -139,6 +141,13 @@ def _readings(evidence: Mapping[str, Evidence], known: Mapping[str, Evidence], g
         priors.append(sum(np.log(model.trust[name] if right else 1.0 - model.trust[name])
                           for name, right in zip(opinions, trusted, strict=True)))
     return lattices, np.array(priors)
+
+
+def in_its_place(gaps: np.ndarray) -> np.ndarray:
+    """(n,) whether a detection lies a usual step from both of its neighbours, given the (n - 1,) steps: a body counted twice, or a place
+    between two bodies, does not."""
+    usual = (np.asarray(gaps) > EVEN[0]) & (np.asarray(gaps) < EVEN[1])
+    return np.concatenate([[False], usual]) & np.concatenate([usual, [False]])
 
 
 def _totals(lattices: Sequence[Lattice]) -> np.ndarray:
