@@ -95,7 +95,7 @@ def test_all_trains_the_stages_in_order_and_goes_on_where_it_stopped(tiny, tmp_p
     done.clear()
     done += [None, None, None, None]
     assert _common.main("train", [DATASET, "all", "0", "--c"]) == 0
-    assert done[4:] == [("appearance", True, None), ("geometry", False, None), ("identify", False, None)]
+    assert done[4:] == [("appearance", True, None), ("ribs", False, None), ("geometry", False, None), ("identify", False, None)]
 
 
 def test_what_belongs_to_one_stage_is_refused_for_all(tiny):

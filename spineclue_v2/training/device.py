@@ -94,6 +94,8 @@ def autocast(device: torch.device, smallest_grid: Sequence[int] | None = None, b
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether torch failed for lack of memory, on whatever device."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError) or any(
         text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory"))
 
