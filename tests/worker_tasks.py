@@ -20,11 +20,12 @@ def kill_first(number: int) -> int:
 
 
 def second_time(once: str) -> int:
-    """How many processes have the parent of this one for theirs; the first time with a file `once` its process dies."""
+    """How many living processes have the parent of this one for theirs; the first time with a file `once` its process dies."""
     if once and not Path(once).exists():
         Path(once).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return sum(f"PPid:\t{os.getppid()}\n" in status(path) for path in Path("/proc").glob("[0-9]*/status"))
+    found = [status(path) for path in Path("/proc").glob("[0-9]*/status")]
+    return sum(f"PPid:\t{os.getppid()}\n" in text and "State:\tZ" not in text for text in found)   # a dead one may not be collected yet
 
 
 def status(path: Path) -> str:
