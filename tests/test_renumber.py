@@ -160,12 +160,14 @@ def test_a_detection_that_was_no_vertebra_comes_back_with_its_mask(tmp_path):
     spine = result("T7", 0.9)
     logs = spine.basis.evidence["geometry"].logs.copy()
     logs[3] = np.log([1e-7] * 24 + [1.0])
-    basis = replace(spine.basis, names=(None,) * COUNT, evidence={"geometry": Evidence(logs)})
+    detections = list(spine.basis.detections)               # off its place in the row: one in its place is not left out
+    x, y, z = detections[3].body_centre
+    detections[3] = replace(detections[3], body_centre=(x, y, z + 9.0))
+    basis = replace(spine.basis, names=(None,) * COUNT, evidence={"geometry": Evidence(logs)}, detections=tuple(detections))
     numbered = number(basis, Known(), spine.grid, spine.grid)
     assert numbered.basis.names[3] is None
     first = replace(spine, vertebrae=apply_numbering(numbered, {}), basis=numbered.basis)
     first.save(tmp_path, "a", report=False)
-    x, y, z = spine.basis.detections[3].body_centre
     assert run(tmp_path, "--known", f"T10@{x},{y},{z}") == 0
     assert levels(tmp_path) == names("T7", COUNT)
     labels = read_labels(tmp_path / "a.nii.gz").array
