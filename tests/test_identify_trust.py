@@ -171,6 +171,7 @@ def test_a_detection_in_its_place_is_no_false_one(steps, dropped):
 
 
 @pytest.mark.parametrize("steps, inside", [
-    ([], [False]), ([1.0], [False, False]), ([1.0, 0.8, 1.4, 1.0], [False, True, False, False, False])])
+    ([], [False]), ([1.0], [False, False]), ([1.0] * 3, [False] * 4),
+    ([1.0, 1.0, 0.8, 1.0, 1.4, 1.0, 1.0], [False] * 2 + [True] * 2 + [False] * 4)])
 def test_a_place_in_the_row_needs_a_usual_step_on_both_sides(steps, inside):
     assert in_its_place(np.array(steps)).tolist() == inside

@@ -35,6 +35,7 @@ RIBS = {"last rib": [ORDER_INDEX["T12"], ORDER_INDEX["T13"]], "first rib": [ORDE
 """Names by landmark: the columns of `Evidence.landmarks`, these after those."""
 FLOOR = 1e-4                 # of a row's probability: one zero forbids nothing
 EVEN, EVEN_ROW = (0.75, 1.3), -6.0   # steps on both sides of a detection that has its place in the row; log of how much rarer a false one
+ENDS = 2                     # detections at either end of which nothing is said
 LEAST_SET = 1e-4             # sets of classifiers with less posterior than this are left out
 
 
@@ -145,9 +146,11 @@ def _readings(evidence: Mapping[str, Evidence], known: Mapping[str, Evidence], g
 
 def in_its_place(gaps: np.ndarray) -> np.ndarray:
     """(n,) whether a detection lies a usual step from both of its neighbours, given the (n - 1,) steps: a body counted twice, or a place
-    between two bodies, does not."""
+    between two bodies, does not. Never one of the two at either end: segments of a sacrum follow each other as evenly."""
     usual = (np.asarray(gaps) > EVEN[0]) & (np.asarray(gaps) < EVEN[1])
-    return np.concatenate([[False], usual]) & np.concatenate([usual, [False]])
+    inside = np.concatenate([[False], usual]) & np.concatenate([usual, [False]])
+    inside[:ENDS], inside[max(0, len(inside) - ENDS):] = False, False
+    return inside
 
 
 def _totals(lattices: Sequence[Lattice]) -> np.ndarray:
