@@ -21,7 +21,6 @@ from ..errors import InputError
 from ..flags import Flag
 from .grid import RIGHT_ANGLES, ImageGrid, NiftiForms
 from .grid_checks import SPACING_RANGE_MM, check_grid, check_placement
-from .nifti_header import NiftiHeader, header_bytes
 from .scanned import Scanned
 
 MAX_HEADER_BYTES = 64 << 20  # NIfTI extensions included
@@ -63,15 +62,20 @@ def _open(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
         yield stream
 
 
-def _nifti_header(path: Path, head: bytes) -> NiftiHeader:
-    header = NiftiHeader.read(head)     # as it is: nibabel's own checks would quietly fix a spacing of 0
-    if header is None:
-        raise InputError(f"{path} is no NIfTI file, whatever its name says.")
-    try:
-        header.get_data_dtype()
-    except ValueError as error:
-        raise InputError(f"{path} has an unknown NIfTI data type; fix the header.") from error
-    return header
+def _nifti_header(path: Path, head: bytes) -> Any:
+    import nibabel
+
+    # Unchecked: nibabel's own checks would quietly fix a spacing of 0.
+    for kind, size, magics in ((nibabel.Nifti1Header, 348, (b"n+1",)), (nibabel.Nifti2Header, 540, (b"n+2",))):
+        if head[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")) and len(head) >= size:
+            header = kind(head[:size], check=False)
+            if bytes(header["magic"])[:3] in magics and 1 <= int(header["dim"][0]) <= 7:
+                try:
+                    header.get_data_dtype()
+                except Exception as error:  # an unknown data type code raises a kind of its own
+                    raise InputError(f"{path} has an unknown NIfTI data type; fix the header.") from error
+                return header
+    raise InputError(f"{path} is no NIfTI file, whatever its name says.")
 
 
 def _nifti_voxels(path: Path, header: Any, shape: tuple[int, int, int]) -> np.ndarray:
@@ -174,11 +178,13 @@ def unit_of(header: Any) -> tuple[float, list[Flag]]:
 
 def _forms(header: Any, scale: float) -> NiftiForms:
     """Both forms in mm. A quaternion that is none counts as not stated."""
+    from nibabel.spatialimages import HeaderDataError
+
     stretch = np.array([scale, scale, scale, 1.0])[:, None]
     qform_code, sform_code = max(int(header["qform_code"]), 0), max(int(header["sform_code"]), 0)
     try:
         qform = stretch * header.get_qform() if qform_code else None
-    except Exception:       # a ValueError, or nibabel's own kind where the header is one of its
+    except (HeaderDataError, ValueError, FloatingPointError):
         qform = None
     if qform is not None and sform_code and not np.isfinite(qform).all():
         qform = None
@@ -218,18 +224,21 @@ def shear_flags(geometry: ImageGrid) -> list[Flag]:
 def write_nifti(array: np.ndarray, geometry: ImageGrid, path: Path) -> None:
     """`array` (z, y, x) as .nii or .nii.gz with the grid's own forms; without them qform and sform are both the grid (code 1), and a
     sheared grid, which no qform can say, is the sform alone."""
+    import nibabel
+
     forms, affine = geometry.forms, RAS_TO_LPS @ geometry.affine
     if forms is None or not (forms.qform_code or forms.sform_code):
         forms = NiftiForms(None if geometry.is_sheared else affine, 0 if geometry.is_sheared else 1, affine, 1)
     array = array.astype(np.uint8) if array.dtype == bool else array
-    head = header_bytes(array.T, forms.qform if forms.qform_code else None, forms.qform_code, forms.sform if forms.sform_code else None,
-                        forms.sform_code, np.asarray(geometry.spacing)[::-1])
-    voxels = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    image = nibabel.Nifti1Image(array.T, affine, dtype=array.dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(forms.sform, forms.sform_code)
+    image.set_qform(forms.qform, forms.qform_code)
+    if not forms.qform_code:
+        image.header["pixdim"][1:4] = np.asarray(geometry.spacing)[::-1]
     if path.name.lower().endswith(".gz"):
         with open(path, "wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as stream:
-            stream.write(head)
-            stream.write(voxels.data)
+            image.to_stream(stream)
     else:
         with open(path, "wb") as file:
-            file.write(head)
-            file.write(voxels.data)
+            image.to_stream(file)

@@ -18,7 +18,6 @@ from ..imageio.orientation import oriented_view
 from ..imageio.volume import ImageGrid, Volume
 from ..preprocessing.straighten import straightened
 from ..utilities.files import atomic_path
-from ..utilities.smoothing import smoothing_spline
 
 BONE_WINDOW = (-300.0, 1200.0)
 LOW_CONFIDENCE = 0.7
@@ -137,6 +136,8 @@ def _field(vertebrae: tuple[Vertebra, ...], centres: np.ndarray, model: ImageGri
 
 def _curve(centres: np.ndarray, rows: np.ndarray, axis: int, last: np.ndarray) -> np.ndarray:
     """Position along `axis` (mm) at the heights `rows`: a smoothing spline through the centres, straight beyond both ends."""
+    from scipy.interpolate import UnivariateSpline
+
     if len(centres) < 3:
         return np.full(len(rows), centres[:, axis].mean() if len(centres) else last[axis] / 2)
     z, position = centres[np.argsort(centres[:, 0])][:, (0, axis)].T
@@ -145,9 +146,10 @@ def _curve(centres: np.ndarray, rows: np.ndarray, axis: int, last: np.ndarray) -
     z, position = z[distinct], position[distinct]
     if len(z) < 3:
         return np.full(len(rows), position.mean())
-    value, slope = smoothing_spline(z, position, len(z) * SMOOTHING_MM ** 2, np.clip(rows, z[0], z[-1]))
-    beyond = rows - np.clip(rows, z[0], z[-1])
-    return np.clip(value + np.clip(slope, -MAX_SLOPE, MAX_SLOPE) * np.clip(beyond, -BEYOND_MM, BEYOND_MM), 0, last[axis])
+    spline = UnivariateSpline(z, position, k=3 if len(z) > 3 else 2, s=len(z) * SMOOTHING_MM ** 2)
+    inside = np.clip(rows, z[0], z[-1])
+    slope = np.clip(spline.derivative()(inside), -MAX_SLOPE, MAX_SLOPE)
+    return np.clip(spline(inside) + slope * np.clip(rows - inside, -BEYOND_MM, BEYOND_MM), 0, last[axis])
 
 
 def _window(array: np.ndarray) -> tuple[float, float]:

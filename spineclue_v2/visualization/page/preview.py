@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...anatomy.label_boxes import label_boxes
-from ...imageio.nifti_header import header_bytes
 from ...imageio.orientation import oriented_view
 from ...imageio.volume import ImageGrid, Volume
 from ...preprocessing.resampling import labels_to_network_space, resample_floats
@@ -70,6 +69,8 @@ def make_preview(scan: Volume, labels: Volume, value_range: tuple[float, float] 
 
 def nifti_gz(volume: Volume, slope: float = 1.0, intercept: float = 0.0) -> bytes:
     """An LPS volume (uint8) as `.nii.gz` in RAS order, with nothing in its header but the grid and the scale."""
+    import nibabel
+
     grid = volume.geometry
     corner = grid.index_to_world((0, grid.shape[1] - 1, grid.shape[2] - 1)) * (-1, -1, 1)
     affine = np.eye(4)
@@ -77,8 +78,10 @@ def nifti_gz(volume: Volume, slope: float = 1.0, intercept: float = 0.0) -> byte
     directions = np.diag([-1.0, -1.0, 1.0]) @ np.asarray(grid.direction) @ np.diag([-1.0, -1.0, 1.0])
     affine[:3, :3] = directions * np.asarray(grid.spacing)[::-1]
     affine[:3, 3] = corner
-    head = header_bytes(volume.array.T, affine, 0, affine, 2, np.asarray(grid.spacing)[::-1], (slope, intercept))
-    return gzip.compress(head + np.ascontiguousarray(volume.array[:, ::-1, ::-1]).tobytes(), compresslevel=6, mtime=0)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume.array[:, ::-1, ::-1].transpose(2, 1, 0)), affine)
+    image.header.set_slope_inter(slope, intercept)
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
 
 
 def _region(boxes: Sequence[tuple[slice, ...]], grid: ImageGrid) -> tuple[np.ndarray, np.ndarray]:
