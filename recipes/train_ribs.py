@@ -35,13 +35,16 @@ seen the patient."""
 
 @dataclass(frozen=True)
 class Case:
-    """A scan: `views` with moved centres to learn from, `still` to judge by."""
+    """A scan: `views` with moved centres, the first of which a left-out scan is judged by."""
 
     name: str
     kind: str
     fold: int
     views: tuple[Beside, ...]
-    still: Beside
+
+    @property
+    def judged(self) -> Beside:
+        return self.views[0]
 
 
 def read_case(path: Path) -> Case:
@@ -51,7 +54,7 @@ def read_case(path: Path) -> Case:
     names, centres = [scan.names[k] for k in chosen], scan.centres[chosen]
     rng = np.random.default_rng([5, *map(ord, scan.case)])
     views = tuple(beside(scan.volume, names, centres, THRESHOLDS_HU, JITTER_MM, rng) for _ in range(1 if kind == "phantom" else VIEWS))
-    return Case(scan.case, kind, scan.fold, views, views[0])
+    return Case(scan.case, kind, scan.fold, views)
 
 
 def shipped_plan() -> Any:
@@ -105,8 +108,8 @@ def run_alone(probabilities: np.ndarray, names: Sequence[str]) -> tuple[bool, fl
 def judge(left_out: Sequence[tuple[Case, torch.Tensor]], temperature: float) -> None:
     for kind in ("neck", "other"):
         rows = [(case, (logits / temperature).softmax(1).double().numpy()) for case, logits in left_out if case.kind == kind]
-        log = np.concatenate([np.log(p[np.arange(len(p)), [GROUP_OF[n] for n in case.still.names]]) for case, p in rows])
-        runs = {case.name: run_alone(p, case.still.names) for case, p in rows if len(case.still.names) >= 3}
+        log = np.concatenate([np.log(p[np.arange(len(p)), [GROUP_OF[n] for n in case.judged.names]]) for case, p in rows])
+        runs = {case.name: run_alone(p, case.judged.names) for case, p in rows if len(case.judged.names) >= 3}
         print(f"{kind}: {len(log)} vertebrae, log-likelihood {log.mean():.3f}; {sum(right for right, _ in runs.values())} of {len(runs)} "
               f"scans right, others: { {name: round(p, 2) for name, (right, p) in runs.items() if not right} }", flush=True)
 
@@ -152,11 +155,11 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     cases = [read_case(path) for part in ("real", "phantoms") for path in sorted((args.work / part).glob("[A-Za-z]*.npz"))]
-    cases = [case for case in cases if case.still.names]
+    cases = [case for case in cases if case.judged.names]
     folds = sorted({case.fold for case in cases if case.kind != "phantom"})
     networks = {fold: train([case for case in cases if case.fold != fold]) for fold in folds}
-    left_out = [(case, logits_of(networks[case.fold], case.still)) for case in cases if case.kind != "phantom"]
-    groups = torch.tensor([GROUP_OF[name] for case, _ in left_out for name in case.still.names])
+    left_out = [(case, logits_of(networks[case.fold], case.judged)) for case in cases if case.kind != "phantom"]
+    groups = torch.tensor([GROUP_OF[name] for case, _ in left_out for name in case.judged.names])
     temperature = float(fit_temperature(torch.cat([logits for _, logits in left_out]), groups))
     print(f"temperature {temperature:.3f}")
     judge(left_out, temperature)

@@ -4,7 +4,13 @@ from __future__ import annotations
 import numpy as np
 
 from ..anatomy import LEVEL_INDEX_OF_LABEL
+from ..errors import InputError
 from .preprocessed import PreprocessedDataset
+
+
+def nothing_to_learn_from(dataset: PreprocessedDataset, cases: list[str], what: str = "vertebra") -> InputError:
+    """The error of a sampler whose cases all lack what it learns from."""
+    return InputError(f"None of the {len(cases)} cases of {dataset.folder} shows a {what} to learn from; check the labels of the dataset.")
 
 
 def regular_rows(dataset: PreprocessedDataset, cases: list[str]) -> list[tuple[str, int, np.ndarray]]:

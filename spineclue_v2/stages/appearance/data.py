@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ...anatomy import IGNORED, LABEL_OF_NAME, LEVEL_INDEX_OF_LABEL
 from ...dataset.preprocessed import PreprocessedDataset
-from ...errors import InputError
+from ...dataset.vertebra_rows import nothing_to_learn_from
 from ...imageio.grid import ImageGrid
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
@@ -75,8 +75,7 @@ class AppearanceBatches:
                 row = (case, geometry.index_to_world(np.array(vertebra["body_centre"])))
                 self._rows.setdefault(LEVEL_INDEX_OF_LABEL[vertebra["label"]], []).append(row)
         if not self._rows:
-            raise InputError(f"None of the {len(self.cases)} cases of {self.folder} shows a regular vertebra (C1 to L5) to learn "
-                             "from; check the labels of the dataset.")
+            raise nothing_to_learn_from(dataset, self.cases, "regular vertebra (C1 to L5)")
 
     def rows_of(self, case: str) -> tuple[Tensor, Tensor]:
         """Inputs (n, C, z, y, x) and levels (n,) of one case's regular vertebrae, in cranio-caudal order, not augmented."""

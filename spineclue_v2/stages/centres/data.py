@@ -18,7 +18,7 @@ from torch.nn import functional
 from ...adapters import crop_and_pad
 from ...anatomy import IGNORED
 from ...dataset.preprocessed import PreprocessedDataset
-from ...errors import InputError
+from ...dataset.vertebra_rows import nothing_to_learn_from
 from ...imageio.grid import ImageGrid
 from ...plans.plans import StagePlan
 from ...preprocessing.moving_grids import rotations
@@ -189,8 +189,7 @@ class PatchBatches:
         dataset = PreprocessedDataset(self.folder)
         self._rows = {case: case_row(dataset, case) for case in self.cases}
         if not any(len(row.bodies) for row in self._rows.values()):
-            raise InputError(f"None of the {len(self.cases)} cases of {self.folder} shows a vertebra to learn from; check the labels of "
-                             "the dataset.")
+            raise nothing_to_learn_from(dataset, self.cases)
 
     def __call__(self, index: int) -> dict[str, Tensor]:
         self.prepare()

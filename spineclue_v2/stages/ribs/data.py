@@ -12,7 +12,7 @@ from torch import Tensor
 from ...anatomy import NAME_OF_LABEL
 from ...anatomy.vertebral_gaps import sort_cranio_caudal
 from ...dataset.preprocessed import PreprocessedDataset
-from ...errors import InputError
+from ...dataset.vertebra_rows import nothing_to_learn_from
 from ...imageio.grid import ImageGrid
 from ...imageio.volume import Volume
 from ...plans.plans import StagePlan
@@ -100,8 +100,7 @@ class RibsBatches:
             self._scans += [self.case(dataset, case, view if self.augment else None) for view in range(VIEWS if self.augment else 1)]
         self._scans = [scan for scan in self._scans if scan.names]
         if not self._scans:
-            raise InputError(f"None of the {len(self.cases)} cases of {self.folder} shows a vertebra to learn from; check the labels of "
-                             "the dataset.")
+            raise nothing_to_learn_from(dataset, self.cases)
 
     def case(self, dataset: PreprocessedDataset, case: str, view: int | None = None) -> Beside:
         """One case; `view`: its centres are moved, differently in each."""
