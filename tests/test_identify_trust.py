@@ -160,14 +160,20 @@ def test_the_sum_obeys_its_weights():
     assert decode(evidence, model=mostly_sum, weights={"geometry": 0.1, "appearance": 0.1}).names == names("T9", 7)
 
 
-@pytest.mark.parametrize("steps, dropped", [([1.0, 1.0, 1.0, 1.0], False), ([1.0, 0.5, 0.5, 1.0], True)])
+@pytest.mark.parametrize("steps, dropped", [([1.0] * 6, False), ([1.0, 1.0, 0.5, 0.5, 1.0, 1.0], True)])
 def test_a_detection_in_its_place_is_no_false_one(steps, dropped):
-    """One classifier takes the third of five for no vertebra and names the others as if it were none."""
-    doubting = np.log(np.vstack([np.exp(rows("T9", 2)), np.full((1, 25), 0.01), np.exp(rows("T11", 2))]))
-    doubting[2, 24] = np.log(0.76)
-    counting = rows("T9", 5, 0.3)
-    answer = decode_with_trust({"appearance": Evidence(doubting), "geometry": Evidence(counting)}, np.array(steps), model(), PENALTIES)
-    assert (answer.names[2] is None) == dropped
+    """One classifier takes the fourth of seven for no vertebra, and names those below it as if it were none."""
+    doubting = np.vstack([rows("T5", 3), np.log([[0.1 / 24] * 24 + [0.9]]), rows("T8", 3)])
+    evidence = {"appearance": Evidence(doubting), "geometry": Evidence(rows("T5", 7, 0.06))}
+    answer = decode_with_trust(evidence, np.array(steps), model(power=0.0), PENALTIES)
+    assert (answer.names[3] is None) == dropped
+
+
+def test_ribs_without_trust_are_told_and_decide_nothing():
+    seen = np.full((6, 4), np.nan)
+    seen[2:4, 2] = 0.97, 0.02
+    blind, told = ({"appearance": Evidence(rows("T10", 6, 0.3), landmarks=marks)} for marks in (None, seen))
+    np.testing.assert_array_equal(decode(told).posterior, decode(blind).posterior)
 
 
 @pytest.mark.parametrize("steps, inside", [
